@@ -1,0 +1,37 @@
+# Every target sets itself up in .venv on a machine that has Python 3.11 or later and make.
+PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+INPUTS = pyproject.toml constraints.txt
+
+.PHONY: demo test lint docs clean
+
+demo: .venv/.base
+	.venv/bin/sagefm demo --out sagefm-demo
+
+test: .venv/.test
+	.venv/bin/python -m pytest
+
+lint: .venv/.test
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+docs: .venv/.doc
+	.venv/bin/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
+# torch first: pip then keeps this build for everything that asks for torch.
+.venv/.base: $(INPUTS)
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing sagefm into .venv (several minutes the first time)"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e .
+	touch $@
+
+.venv/.test: .venv/.base
+	$(PIP) -e '.[test]'
+	touch $@
+
+.venv/.doc: .venv/.base
+	$(PIP) -e '.[doc]'
+	touch $@
+
+clean:
+	rm -rf .venv docs/_build docs/api/generated sagefm-demo
