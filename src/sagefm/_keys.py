@@ -1,0 +1,28 @@
+"""The names of every slot that sagefm reads or writes in an ``AnnData``, spelled here alone."""
+
+# Graph: obsp[f"{GRAPH}_connectivities"], obsp[f"{GRAPH}_distances"], uns[f"{GRAPH}_neighbors"], the
+# suffixes being squidpy's.
+GRAPH = "sage"
+CONNECTIVITIES = "{}_connectivities"
+DISTANCES = "{}_distances"
+NEIGHBORS = "{}_neighbors"
+FAR_NEIGHBORS = "{}_far_neighbors"
+
+SPATIAL = "spatial"
+ARRAY_ROW = "array_row"
+ARRAY_COL = "array_col"
+
+# Genes.
+GENE_INDEX = "sage_gene"  # var
+GENES = "sage_genes"  # uns
+ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")  # var, first one present is read
+
+# Results.
+EMBEDDING = "X_sage"
+IMPUTED = "sage_imputed"
+CLUSTER = "sage_cluster"
+
+
+def connectivities(key: str) -> str:
+    """Full ``obsp`` key of a graph: ``"sage"`` and ``"sage_connectivities"`` name the same one."""
+    return key if key.endswith("_connectivities") else CONNECTIVITIES.format(key)

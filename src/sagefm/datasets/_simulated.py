@@ -1,0 +1,211 @@
+"""A simulated Visium slide with known domains and known ligand-receptor effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sagefm import _keys
+from sagefm.models._vocabulary import hest1k
+from sagefm.pp._graph import _visium_neighbors
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Floats = NDArray[np.float64]
+
+MARKERS: dict[str, tuple[str, ...]] = {
+    "tumor": (
+        *("ERBB2", "KRT8", "KRT7", "CLDN3", "CLDN7", "EPCAM", "MUC1", "CDH1", "CLDN4", "GRB7"),
+        *("TFF3", "AGR2", "S100A14", "ELF3", "SPINT2", "CD24", "FASN", "STARD3", "MIEN1", "XBP1"),
+    ),
+    "stroma": (
+        *("COL1A1", "COL1A2", "COL3A1", "DCN", "LUM", "SPARC", "POSTN", "FN1", "VIM", "BGN"),
+        *("COL6A3", "THBS2", "FBLN1", "MMP2", "TAGLN", "ACTA2", "IGFBP7", "COL5A1", "AEBP1", "CTSK"),
+    ),
+    "immune": (
+        *("PTPRC", "CD74", "CD4", "CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "CXCL13", "LTB"),
+        *("TRBC2", "CORO1A", "CD52", "IL7R", "CCL5", "NKG7", "LCK", "CD37", "SELL", "TRAC"),
+    ),
+    "adipose": (
+        *("FABP4", "PLIN2", "PLIN1", "PLIN4", "LPL", "CD36", "PNPLA2", "CFD", "G0S2", "LIPE"),
+        *("SCD", "AQP7", "GPD1", "PPARG", "RBP4", "ADIRF", "CAVIN1", "CAV1", "TIMP4", "ACACB"),
+    ),
+}
+"""Default markers of each domain."""
+
+INTERACTIONS: tuple[tuple[str, str, float], ...] = (
+    ("CXCL12", "CXCR4", 0.8),
+    ("CCL19", "CCR7", 0.8),
+    ("VEGFC", "FLT4", 0.6),
+    ("TGFB1", "TGFBR2", -0.6),
+    ("CSF1", "CSF1R", 0.0),
+    ("IL6", "IL6R", 0.0),
+    ("PDGFB", "PDGFRB", 0.0),
+    ("WNT5A", "FZD2", 0.0),
+)
+"""Default interactions: effect on the receptor's log rate of one standard deviation of the ligand around it."""
+
+PITCH = 100.0  # centre to centre, µm, as on Visium
+DIAMETER = 55.0
+ABUNDANT = frozenset(
+    "ACTB ANXA2 B2M COX4I1 EEF1G EEF2 FTH1 FTL GAPDH HSP90AA1 LGALS1 MIF OAZ1 PFN1 RACK1 S100A6 SERF2 "
+    "TIMP1 TMSB10 TMSB4X UBA52 VIM".split()
+)
+
+
+def simulated_visium(
+    n_rows: int = 40,
+    n_cols: int = 40,
+    *,
+    n_genes: int = 12_000,
+    markers: Mapping[str, Sequence[str]] | None = None,
+    interactions: Sequence[tuple[str, str, float]] | None = None,
+    depth: float = 5_000,
+    dispersion: float = 0.3,
+    rng: int | np.random.Generator = 0,
+) -> AnnData:
+    """Simulate a Visium slide with planted domains and planted ligand-receptor effects.
+
+    Spots lie on the hexagonal lattice. Smooth random fields cut the tissue into domains, each raising its
+    markers. A ligand follows a field of its own, and one standard deviation of its mean log1p count over
+    the 14 neighbours multiplies the receptor's rate by ``exp(effect)``. Counts are gamma-Poisson around
+    these rates and the depth of the spot. Real sections hold far more structure than this: it tells
+    whether a method finds what is there, not how good a model is.
+
+    Parameters
+    ----------
+    n_rows, n_cols
+        Lattice rows, and spots in each.
+    n_genes
+        Genes of the slide, drawn from the 14,558 of the published model; those of ``markers`` and
+        ``interactions`` are always among them.
+    markers
+        Genes of each domain. By default tumour, stroma, immune and adipose tissue of the breast.
+    interactions
+        ``(ligand, receptor, effect)``; an effect of 0 plants a null pair. By default four of each kind.
+    depth
+        Median total count of a spot.
+    dispersion
+        Variance beyond Poisson: ``mean + dispersion * mean²``.
+    rng
+        Seed or generator.
+
+    Returns
+    -------
+    Slide with counts (CSR, float32) in ``X``; ``array_row``, ``array_col``, ``in_tissue`` and the true
+    ``domain`` in ``obs``; Ensembl ids in ``var["gene_ids"]``; µm in ``obsm["spatial"]``; and
+    ``uns["truth"]``: ``DataFrame`` of ``interactions`` (ligand, receptor, effect) and of ``markers``
+    (domain, gene, log_fold_change), and ``params``.
+
+    Raises
+    ------
+    ValueError
+        If a gene of ``markers`` or ``interactions`` is not in the vocabulary, or a size is too small.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
+    >>> adata.shape
+    (100, 500)
+    >>> adata.uns["truth"]["interactions"].columns.tolist()
+    ['ligand', 'receptor', 'effect']
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    markers = MARKERS if markers is None else markers
+    interactions = INTERACTIONS if interactions is None else interactions
+    vocabulary = hest1k()
+    planted = [gene for genes in markers.values() for gene in genes]
+    planted += [gene for ligand, receptor, _ in interactions for gene in (ligand, receptor)]
+    if unknown := [gene for gene, i in zip(planted, vocabulary.find_symbols(planted), strict=True) if i < 0]:
+        raise ValueError(f"not in the vocabulary of the published model: {sorted(set(unknown))}.")
+    if not len(set(planted)) <= n_genes <= len(vocabulary):
+        raise ValueError(f"n_genes={n_genes} has to lie between {len(set(planted))} (planted) and {len(vocabulary)}.")
+    if n_rows * n_cols < 15:
+        raise ValueError(f"{n_rows} x {n_cols} spots are fewer than the 15 of a neighbourhood.")
+    generator = np.random.default_rng(rng)
+
+    row, col = np.divmod(np.arange(n_rows * n_cols), n_cols)
+    array = np.column_stack([row, 2 * col + row % 2])
+    position = np.column_stack([array[:, 1] / 2, array[:, 0] * np.sqrt(3) / 2])  # in spacings, x before y
+    neighbors = _visium_neighbors(array, 14)[0]
+
+    others = generator.permutation(np.setdiff1d(vocabulary.symbols, planted))
+    chosen = {*planted, *others[: n_genes - len(set(planted))]}
+    genes = [gene for gene in vocabulary.symbols if gene in chosen]
+    column = {gene: i for i, gene in enumerate(genes)}
+
+    # Shares of a spot's RNA: log-normal, with the few abundant genes that every slide has.
+    log_share = generator.normal(-1.0, 1.5, n_genes)
+    log_share[[gene in ABUNDANT for gene in genes]] += 4.0
+    log_share[[column[gene] for gene in planted]] = 1.5
+    domain_fields = np.column_stack([_smooth_field(position, 6.0, generator) for _ in markers])
+    domain = domain_fields.argmax(axis=1)
+    log_fold = {gene: generator.uniform(1.5, 2.5) for genes in markers.values() for gene in genes}
+    log_rate = np.broadcast_to(log_share, (len(array), n_genes)).copy()
+    for i, genes_of_domain in enumerate(markers.values()):
+        for gene in genes_of_domain:
+            log_rate[domain == i, column[gene]] += log_fold[gene]
+    for ligand in dict.fromkeys(ligand for ligand, _, _ in interactions):
+        log_rate[:, column[ligand]] += 1.2 * _smooth_field(position, 3.0, generator)
+
+    # Ligands are drawn first: what reaches a receptor is what was there, not what was expected.
+    total = np.exp(log_rate).sum(axis=1)
+    spot_depth = depth * np.exp(generator.normal(0.0, 0.35, len(array)))
+    scale = spot_depth / total
+    ligands = [column[gene] for gene in dict.fromkeys(ligand for ligand, _, _ in interactions)]
+    drawn = _gamma_poisson(np.exp(log_rate[:, ligands]) * scale[:, None], dispersion, generator)
+    seen = dict(zip(ligands, np.log1p(drawn).T, strict=True))
+    for ligand, receptor, effect in interactions:
+        signal = seen[column[ligand]][neighbors].mean(axis=1)
+        log_rate[:, column[receptor]] += effect * (signal - signal.mean()) / max(signal.std(), 1e-12)
+
+    counts = _gamma_poisson(np.exp(log_rate) * scale[:, None], dispersion, generator)
+    counts[:, ligands] = drawn
+    adata = AnnData(
+        sparse.csr_matrix(counts),
+        obs=pd.DataFrame(
+            {
+                "in_tissue": 1,
+                _keys.ARRAY_ROW: array[:, 0],
+                _keys.ARRAY_COL: array[:, 1],
+                "domain": pd.Categorical.from_codes(domain, list(markers)),
+            },
+            index=[f"spot_{i}" for i in range(len(array))],
+        ),
+        var=pd.DataFrame(
+            {"gene_ids": [vocabulary.ensembl_ids[i] for i in vocabulary.find_symbols(genes)]}, index=genes
+        ),
+    )
+    adata.obsm[_keys.SPATIAL] = position * PITCH
+    adata.uns["truth"] = {
+        "interactions": pd.DataFrame(interactions, columns=["ligand", "receptor", "effect"]),
+        "markers": pd.DataFrame(
+            [(name, gene, log_fold[gene]) for name, genes in markers.items() for gene in genes],
+            columns=["domain", "gene", "log_fold_change"],
+        ),
+        "params": {"depth": float(depth), "dispersion": float(dispersion), "spot_diameter": DIAMETER},
+    }
+    for table in ("interactions", "markers"):
+        adata.uns["truth"][table].index = adata.uns["truth"][table].index.astype(str)
+    return adata
+
+
+def _smooth_field(position: Floats, length: float, rng: np.random.Generator, n_waves: int = 64) -> Floats:
+    """Gaussian random field of unit variance and a correlation length in spacings, by random Fourier features."""
+    waves = rng.normal(0.0, 1.0 / length, (2, n_waves))
+    phase = rng.uniform(0.0, 2 * np.pi, n_waves)
+    field = np.cos(position @ waves + phase).sum(axis=1)
+    return (field - field.mean()) / max(field.std(), 1e-12)
+
+
+def _gamma_poisson(mean: Floats, dispersion: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    rate = mean if dispersion == 0 else rng.gamma(1 / dispersion, mean * dispersion)
+    return rng.poisson(rate).astype(np.float32)

@@ -1,0 +1,20 @@
+"""Models: load by name or path; the networks they are made of."""
+
+from typing import TYPE_CHECKING, Any
+
+from sagefm.models._model import Model
+from sagefm.models._registry import available, load
+
+if TYPE_CHECKING:
+    from sagefm.models._gcn import GCN
+
+__all__ = ["GCN", "Model", "available", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch Geometric takes seconds to import, so the networks come when asked for.
+    if name == "GCN":
+        from sagefm.models._gcn import GCN
+
+        return GCN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,127 @@
+"""The form that every tool is written on: one linear layer on centre and neighbours, then an MLP.
+
+``h_i = c_i @ Wc + n_i @ Wn + b``, then trunk, then decoder. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Linear = tuple[Tensor, Tensor]
+"""Weight of shape (inputs, outputs) and bias of shape (outputs,)."""
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A masked-central-spot model without its graph.
+
+    Attributes
+    ----------
+    normalization
+        How centre and neighbours are weighted by the number of neighbours d: ``"gcn"`` divides the centre
+        and the sum over neighbours by d+1, as ``GCNConv`` does on a complete graph of d+1 nodes.
+    center, neighbors
+        First-layer weights, shape (genes, width). One tensor for both where the model cannot tell the
+        centre from its neighbours, as in the published GCN; it is then projected once.
+    bias
+        First-layer bias, shape (width,).
+    trunk
+        Linear layers after the first; leaky ReLU before each of them, none after the last.
+    decoder
+        Linear layer from the embedding to the genes, followed by ReLU.
+    """
+
+    normalization: Literal["gcn"]
+    center: Tensor
+    neighbors: Tensor
+    bias: Tensor
+    trunk: list[Linear]
+    decoder: Linear
+
+    negative_slope: ClassVar[float] = 0.01
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes of the vocabulary."""
+        return self.center.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Output width of the first layer."""
+        return self.center.shape[1]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embedding."""
+        return self.decoder[0].shape[0]
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether centre and neighbours go through the same matrix."""
+        return self.center is self.neighbors
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Canonical:
+        """Return the same model on another device, in another precision."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device=device, dtype=dtype)
+
+        center = move(self.center)
+        return replace(
+            self,
+            center=center,
+            neighbors=center if self.shares_weights else move(self.neighbors),
+            bias=move(self.bias),
+            trunk=[(move(weight), move(bias)) for weight, bias in self.trunk],
+            decoder=(move(self.decoder[0]), move(self.decoder[1])),
+        )
+
+    def first_layer(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor) -> Tensor:
+        """First layer before its activation.
+
+        Parameters
+        ----------
+        center
+            ``c_i @ Wc``, shape (spots, width).
+        neighbor_sum
+            Sum of ``x_j @ Wn`` over the neighbours j of i, shape (spots, width).
+        degree
+            Number of neighbours, shape (spots, 1).
+        """
+        return (center + neighbor_sum) / (degree + 1) + self.bias
+
+    def embed(self, h: Tensor) -> Tensor:
+        """Embedding from the first layer's output before its activation."""
+        for weight, bias in self.trunk:
+            h = torch.addmm(bias, F.leaky_relu(h, self.negative_slope), weight)
+        return h
+
+    def decode(self, z: Tensor, genes: Tensor | None = None) -> Tensor:
+        """Predicted log1p counts of ``genes`` (vocabulary indices; all by default) from the embedding."""
+        weight, bias = self.decoder
+        if genes is not None:
+            weight, bias = weight[:, genes], bias[genes]
+        return F.relu(torch.addmm(bias, z, weight))
+
+    def forward(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor) -> Tensor:
+        """All predictions from log1p counts: differentiable, for training and for tests.
+
+        Parameters
+        ----------
+        center
+            (Masked) log1p counts of the centre, shape (spots, genes).
+        neighbor_sum
+            Sum of the neighbours' log1p counts, shape (spots, genes).
+        degree
+            Number of neighbours, shape (spots, 1).
+        """
+        if self.shares_weights:  # one product instead of two
+            center, neighbor_sum = (center + neighbor_sum) @ self.center, center.new_zeros(())
+        else:
+            center, neighbor_sum = center @ self.center, neighbor_sum @ self.neighbors
+        return self.decode(self.embed(self.first_layer(center, neighbor_sum, degree)))

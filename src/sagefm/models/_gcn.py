@@ -1,0 +1,86 @@
+"""The published architecture, built of PyTorch Geometric's own layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import GCNConv
+
+from sagefm.models._canonical import Canonical
+
+PUBLISHED_HIDDEN = (1024, 512, 512, 512, 1024)
+
+
+class GCN(nn.Module):
+    """Masked-central-spot graph convolutional network (SAGE-FM, arXiv 2601.15504, as published in code).
+
+    Five ``GCNConv`` layers with leaky ReLU (slope 0.01) between them, then a linear decoder with ReLU. This
+    forward pass is the definition; :meth:`canonical` is the same function without the graph.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the vocabulary.
+    hidden
+        Output widths of the five convolutions; the last one is the embedding's.
+    """
+
+    architecture = "gcn"
+
+    def __init__(self, n_genes: int, hidden: Sequence[int] = PUBLISHED_HIDDEN) -> None:
+        super().__init__()
+        if len(hidden) != 5:
+            raise ValueError(f"hidden has to name the widths of five convolutions, got {tuple(hidden)}.")
+        self.hidden = tuple(hidden)
+        widths = (n_genes, *self.hidden)
+        for i in range(5):
+            self.add_module(f"conv{i + 1}", GCNConv(widths[i], widths[i + 1]))
+        self.fc_gene = nn.Linear(widths[-1], n_genes)
+
+    def _convs(self) -> list[GCNConv]:
+        return [self.get_submodule(f"conv{i}") for i in range(1, 6)]  # type: ignore[misc]
+
+    def embed(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Embedding of every node, shape (nodes, hidden[-1])."""
+        *first, last = self._convs()
+        for conv in first:
+            x = F.leaky_relu(conv(x, edge_index), negative_slope=Canonical.negative_slope)
+        return last(x, edge_index)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Predicted log1p counts of every node.
+
+        Parameters
+        ----------
+        x
+            log1p counts, shape (nodes, genes).
+        edge_index
+            Edges, shape (2, edges): one complete graph of 15 nodes per spot in the published model.
+        """
+        return F.relu(self.fc_gene(self.embed(x, edge_index)))
+
+    def canonical(self) -> Canonical:
+        """Same function as one first layer on centre and neighbours, an MLP and a decoder.
+
+        On a complete graph of d+1 nodes every entry of GCNConv's propagation matrix is 1/(d+1). So all
+        nodes are equal after ``conv1``, and further convolutions act as linear layers.
+        """
+        first, *rest = self._convs()
+        weight = first.lin.weight.T
+        return Canonical(
+            normalization="gcn",
+            center=weight,
+            neighbors=weight,
+            bias=first.bias,
+            trunk=[(conv.lin.weight.T, conv.bias) for conv in rest],
+            decoder=(self.fc_gene.weight.T, self.fc_gene.bias),
+        )
+
+
+def empty(n_genes: int, hidden: Sequence[int]) -> GCN:
+    """Build the module without allocating its weights; ``load_state_dict(..., assign=True)`` fills it."""
+    with torch.device("meta"):
+        return GCN(n_genes, hidden)

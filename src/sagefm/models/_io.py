@@ -1,0 +1,160 @@
+"""Weight files: our safetensors with a JSON header, and the layout of the published checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sagefm.models import _gcn, _vocabulary
+from sagefm.models._model import Model
+
+HEADER = "sagefm"
+FORMAT = 1
+PUBLISHED_KEYS = frozenset(
+    {
+        "model_state_dict",
+        "optimizer_state_dict",
+        "scheduler_state_dict",
+        "epoch",
+        "best_val_loss",
+        "hidden_channels",
+        "learning_rate",
+        "weight_decay",
+        "mask_percentage",
+        "batch_size",
+    }
+)
+
+
+def write_safetensors(model: Model, path: Path, *, half: bool = False) -> Path:
+    """Write a model; the file takes its name only when it is complete."""
+    header = {
+        "format": FORMAT,
+        "name": model.name,
+        "architecture": model.architecture,
+        "hidden": list(model.hidden),
+        "n_spots": model.n_spots,
+        "vocabulary": _vocabulary.to_header(model.vocabulary),
+        "card": model.card,
+    }
+    dtype = torch.float16 if half else torch.float32
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.network.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_safetensors(path: Path) -> Model:
+    """Read a file that :func:`write_safetensors` wrote, float32 whatever it stores.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, isn't sagefm's, is of an unknown architecture or format, or if names,
+        shapes or values of its tensors are not the architecture's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # safe_open is a context, not a mapping: iterating it needs keys().
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}. Fetch or copy it again.") from error
+    if HEADER not in metadata:
+        raise ValueError(f"{path} has no sagefm header: it holds weights of something else.")
+    header = json.loads(metadata[HEADER])
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is of format {header.get('format')!r}; this sagefm reads {FORMAT}. Update sagefm.")
+    if header["architecture"] != _gcn.GCN.architecture:
+        raise ValueError(f"{path}: unknown architecture {header['architecture']!r}. Update sagefm.")
+    return _build(
+        path,
+        name=header["name"],
+        hidden=header["hidden"],
+        tensors=tensors,
+        vocabulary=_vocabulary.from_header(header["vocabulary"]),
+        n_spots=header["n_spots"],
+        card=header["card"],
+    )
+
+
+def read_published(path: Path, name: str, card: dict[str, Any] | None = None) -> Model:
+    """Read a checkpoint in the layout of the published one; the optimizer's state is dropped.
+
+    The file is unpickled with ``weights_only=True``: it can hold tensors and plain values, never code.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such checkpoint, or if keys, shapes or values are not the published network's.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} can't be read as a PyTorch checkpoint of plain weights: {error}") from error
+    if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of the published layout: it has no 'model_state_dict'.")
+    if unknown := set(checkpoint) - PUBLISHED_KEYS:
+        raise ValueError(f"{path} is not a checkpoint of the published layout: unknown keys {sorted(unknown)}.")
+    tensors = checkpoint["model_state_dict"]
+    keys = [f"conv{i}.lin.weight" for i in range(1, 6)]
+    if not isinstance(tensors, dict) or any(not isinstance(tensors.get(key), Tensor) for key in keys):
+        raise ValueError(f"{path} doesn't hold the five convolutions of the published network.")
+    training = {
+        key: checkpoint[key]
+        for key in ("epoch", "best_val_loss", "learning_rate", "weight_decay", "mask_percentage", "batch_size")
+        if isinstance(checkpoint.get(key), int | float)
+    }
+    return _build(
+        path,
+        name=name,
+        hidden=[tensors[key].shape[0] for key in keys],
+        tensors=tensors,
+        vocabulary=_vocabulary.hest1k(),
+        n_spots=15,
+        card={**(card or {}), "training": training},
+    )
+
+
+def _build(
+    path: Path,
+    *,
+    name: str,
+    hidden: list[int],
+    tensors: dict[str, Tensor],
+    vocabulary: _vocabulary.Vocabulary,
+    n_spots: int,
+    card: dict[str, Any],
+) -> Model:
+    """Put tensors into the network, after checking every name, shape and value."""
+    network = _gcn.empty(len(vocabulary), hidden)
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"{path} lacks {missing}.")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{path} holds tensors that the network doesn't have: {extra}.")
+    for key, shape in expected.items():
+        if tuple(tensors[key].shape) != shape:
+            raise ValueError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}.")
+        if not torch.isfinite(tensors[key]).all():
+            raise ValueError(f"{path}: {key} holds values that are not finite.")
+    # A copy, so that nothing stays mapped to the file.
+    state = {key: tensors[key].to(torch.float32, copy=True).contiguous() for key in expected}
+    network.load_state_dict(state, assign=True)
+    network.requires_grad_(False).eval()
+    return Model(name=name, network=network, vocabulary=vocabulary, n_spots=n_spots, card=card)

@@ -1,0 +1,72 @@
+"""A loaded model: network, vocabulary and card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagefm.models._vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sagefm.models._canonical import Canonical
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model with its vocabulary and its card, as :func:`sagefm.models.load` returns it.
+
+    Parameters
+    ----------
+    name
+        Name of the model; results record it.
+    network
+        The PyTorch Geometric module that defines the model, such as :class:`sagefm.models.GCN`.
+    vocabulary
+        Genes in the order of the network's input columns.
+    n_spots
+        Spots of a neighbourhood in training, the centre included.
+    card
+        Where the weights come from: training data, metrics, licence.
+    """
+
+    name: str
+    network: nn.Module = field(repr=False)
+    vocabulary: Vocabulary
+    n_spots: int = 15
+    card: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """Short name of the network's family, ``"gcn"`` for the published one."""
+        return str(self.network.architecture)
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Output widths of the layers; the last is the embedding's."""
+        return tuple(self.network.hidden)  # type: ignore[arg-type]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def canonical(self) -> Canonical:
+        """Return the same function as one layer on centre and neighbours, then an MLP."""
+        return self.network.canonical()  # type: ignore[operator]
+
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write safetensors with a JSON header; :func:`sagefm.models.load` reads it back by path.
+
+        Parameters
+        ----------
+        path
+            File to write. It appears under this name only once it is complete.
+        half
+            Store float16, for half the size. Loading converts to float32.
+        """
+        from sagefm.models._io import write_safetensors
+
+        return write_safetensors(self, Path(path), half=half)

@@ -1,0 +1,213 @@
+"""Models by name: inside the package, or downloaded once into the cache by pooch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagefm._settings import logger, settings
+from sagefm._utils import get_device
+from sagefm.models._model import Model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OFFLINE = "sagefm-mini"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of ``registry.yaml``: either ``package_file``, or ``file``, ``url``, ``sha256`` and ``size``."""
+
+    name: str
+    description: str
+    architecture: str
+    licence: str
+    package_file: str | None = None
+    file: str = ""
+    url: str = ""
+    sha256: str = ""
+    size: int = 0
+    notice: str = ""
+
+    @property
+    def package_path(self) -> Path | None:
+        """Where the package holds the weights, if it does."""
+        return None if self.package_file is None else Path(str(files("sagefm.models") / "weights" / self.package_file))
+
+    @property
+    def download_path(self) -> Path:
+        """Where the cache holds the file as its authors publish it."""
+        return settings.cache_dir / self.file
+
+    @property
+    def converted_path(self) -> Path:
+        """Where the cache holds the same weights as safetensors; the name binds it to its source."""
+        return settings.cache_dir / f"{self.name}-{self.sha256[:12]}.safetensors"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model loads without a network."""
+        return self.package_path is not None or self.converted_path.exists() or self.download_path.exists()
+
+
+@cache
+def registry() -> dict[str, Entry]:
+    """Read ``registry.yaml``."""
+    import yaml
+
+    text = (files("sagefm.models") / "registry.yaml").read_text()
+    return {name: Entry(name=name, **entry) for name, entry in yaml.safe_load(text).items()}
+
+
+def available() -> pd.DataFrame:
+    """List the models that :func:`load` knows by name.
+
+    Returns
+    -------
+    One row per model, indexed by name: ``architecture``, ``size_mb`` (of the download, 0 where the package
+    holds the weights), ``local`` (loads without a network), ``licence`` and ``description``.
+    """
+    import pandas as pd
+
+    rows = {
+        entry.name: {
+            "architecture": entry.architecture,
+            "size_mb": round(entry.size / 1e6),
+            "local": entry.is_local,
+            "licence": entry.licence,
+            "description": entry.description,
+        }
+        for entry in registry().values()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+def load(model: str | Path | Model, *, device: str = "cpu") -> Model:
+    """Load a model by name or from a file.
+
+    Parameters
+    ----------
+    model
+        A name of :func:`available`, or the path of a ``.safetensors`` file that sagefm wrote, or of a
+        ``.pt`` checkpoint in the published layout. A :class:`Model` is returned as it is, on ``device``.
+    device
+        Where the network lies: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. The functions of
+        :mod:`sagefm.tl` move it by themselves.
+
+    Returns
+    -------
+    The model, in float32.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the file is damaged or not a model of sagefm.
+    FileNotFoundError
+        If a path doesn't exist.
+    RuntimeError
+        If the weights can't be downloaded, or what came isn't the registered file.
+    """
+    target = get_device(device)
+    if not isinstance(model, Model):
+        model = _load(model)
+    if target.type != "cpu" or any(p.device.type != "cpu" for p in model.network.parameters()):
+        model.network.to(target)
+    return model
+
+
+def _load(model: str | Path) -> Model:
+    if not isinstance(model, str | Path):
+        raise TypeError(f"model has to be a name, a path or a Model, got {type(model).__name__}.")
+    entry = registry().get(str(model))
+    if entry is not None:
+        return _load_entry(entry)
+    path = Path(model).expanduser()
+    if not path.exists():
+        if path.suffix or len(path.parts) > 1:
+            raise FileNotFoundError(f"no model file at {path}.")
+        raise ValueError(f"unknown model {str(model)!r}: give a path or one of {sorted(registry())}.")
+    from sagefm.models import _io
+
+    return _io.read_published(path, path.stem) if path.suffix == ".pt" else _io.read_safetensors(path)
+
+
+def _load_entry(entry: Entry) -> Model:
+    from sagefm.models import _io
+
+    if entry.package_path is not None:
+        return _io.read_safetensors(entry.package_path)
+    if entry.notice:
+        _notice(entry.notice)
+    if entry.converted_path.exists():
+        try:
+            _check_digest(entry.converted_path)
+            return _io.read_safetensors(entry.converted_path)
+        except ValueError as error:
+            logger.warning("%s Converting the download again.", error)
+    source = _download(entry)
+    card = {"licence": entry.licence, "description": entry.description, "source": entry.url, "sha256": entry.sha256}
+    model = _io.read_published(source, entry.name, card)
+    try:
+        model.save(entry.converted_path)
+        _digest_path(entry.converted_path).write_text(_sha256(entry.converted_path))
+        logger.info("Converted %s to %s.", entry.name, entry.converted_path)
+    except OSError as error:
+        logger.warning("Could not write %s (%s); the checkpoint is read again next time.", entry.converted_path, error)
+    return model
+
+
+@cache
+def _notice(text: str) -> None:
+    """Log the licence notice once a session."""
+    logger.info(text)
+
+
+def _download(entry: Entry) -> Path:
+    """Fetch the registered file into the cache, or check the one that lies there."""
+    import pooch
+    import requests
+
+    by_hand = (
+        f"Without a network: fetch {entry.url} elsewhere and put the file at {entry.download_path}, "
+        f"or use model={OFFLINE!r}, a small model that comes with the package."
+    )
+    downloader = pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=60)
+    try:
+        fetched = pooch.create(
+            path=settings.cache_dir,
+            base_url="",
+            registry={entry.file: f"sha256:{entry.sha256}"},
+            urls={entry.file: entry.url},
+            retry_if_failed=2,
+        ).fetch(entry.file, downloader=downloader)
+    except requests.RequestException as error:
+        raise RuntimeError(f"could not download {entry.name} ({error}). {by_hand}") from error
+    except ValueError as error:
+        raise RuntimeError(f"what was downloaded is not {entry.name} and was discarded: {error} {by_hand}") from error
+    except OSError as error:
+        raise RuntimeError(
+            f"can't use the cache folder {settings.cache_dir} ({error}). Set SAGEFM_CACHE or "
+            f"sg.settings.cache_dir to a folder that can be written. {by_hand}"
+        ) from error
+    return Path(fetched)
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _sha256(path: Path) -> str:
+    import pooch
+
+    return pooch.file_hash(str(path), alg="sha256")
+
+
+def _check_digest(path: Path) -> None:
+    """Refuse a converted file that is not the one written."""
+    recorded = _digest_path(path)
+    if not recorded.exists() or recorded.read_text().strip() != _sha256(path):
+        raise ValueError(f"{path} is not the file that was written there.")

@@ -1,0 +1,128 @@
+"""Gene vocabularies: which gene each input column of a model is, and what else it is called."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+HEST1K = "hest1k"
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Genes of a model in column order.
+
+    ``ensembl_ids`` and ``other_symbols`` (former and alias symbols that can mean one gene only) may be
+    empty; a slide is then matched by its symbols alone.
+    """
+
+    name: str
+    symbols: tuple[str, ...]
+    ensembl_ids: tuple[str, ...] = field(default=(), repr=False)
+    other_symbols: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if len(set(self.symbols)) != len(self.symbols):
+            raise ValueError(f"vocabulary {self.name!r} names a gene twice.")
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the symbols in order: two models with the same digest read the same columns."""
+        return hashlib.sha256("\n".join(self.symbols).encode()).hexdigest()
+
+    @cached_property
+    def by_symbol(self) -> pd.Index:
+        """Current symbols, in order."""
+        return pd.Index(self.symbols)
+
+    @cached_property
+    def by_ensembl_id(self) -> pd.Series:
+        """Index of the gene with each Ensembl gene id, without version."""
+        return pd.Series({gene_id: i for i, gene_id in enumerate(self.ensembl_ids) if gene_id}, dtype=np.int64)
+
+    @cached_property
+    def by_other_symbol(self) -> pd.Series:
+        """Index of the gene that each former or alias symbol stands for."""
+        genes = {name: i for i, names in enumerate(self.other_symbols) for name in names}
+        return pd.Series(genes, dtype=np.int64)
+
+    def find_symbols(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Index of the gene with each current symbol, -1 for what is none."""
+        return self.by_symbol.get_indexer(pd.Index(names, dtype=object)).astype(np.int64)
+
+    def find_ensembl_ids(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Index of the gene with each Ensembl id (without version), -1 for what is none."""
+        return self.by_ensembl_id.reindex(ids, fill_value=-1).to_numpy()
+
+    def find_other_symbols(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Index of the gene that each former or alias symbol stands for, -1 for what is none."""
+        return self.by_other_symbol.reindex(names, fill_value=-1).to_numpy()
+
+    def find(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""
+        index = self.find_symbols(names)
+        for more in (self.find_ensembl_ids(ensembl_ids(names)), self.find_other_symbols(names)):
+            index = np.where(index < 0, more, index)
+        return index
+
+
+def ensembl_ids(values: Iterable[object]) -> list[str]:
+    """Human Ensembl gene ids without version; empty for what is none."""
+    texts = [str(value) for value in values]
+    return [text.partition(".")[0] if text.startswith("ENSG") else "" for text in texts]
+
+
+@cache
+def hest1k() -> Vocabulary:
+    """Return the 14,558 genes of the published model, with Ensembl ids and other symbols."""
+    resource = files("sagefm.models") / "vocabulary" / "hest1k_genes.tsv.gz"
+    lines = gzip.decompress(resource.read_bytes()).decode().splitlines()
+    rows = [line.split("\t") for line in lines[1:]]
+    return Vocabulary(
+        name=HEST1K,
+        symbols=tuple(row[0] for row in rows),
+        ensembl_ids=tuple(row[1] for row in rows),
+        other_symbols=tuple(tuple(filter(None, row[2].split("|"))) if len(row) > 2 else () for row in rows),
+    )
+
+
+def from_header(header: dict[str, object]) -> Vocabulary:
+    """Vocabulary that a weights file names, its digest checked.
+
+    Raises
+    ------
+    ValueError
+        If the digest in the header is not the digest of the genes.
+    """
+    name = str(header.get("name"))
+    symbols = header.get("symbols")
+    if isinstance(symbols, Sequence) and not isinstance(symbols, str):
+        vocabulary = Vocabulary(name=name, symbols=tuple(map(str, symbols)))
+    elif name == HEST1K:
+        vocabulary = hest1k()
+    else:
+        raise ValueError(f"the weights use the vocabulary {name!r}, which this version of sagefm doesn't have.")
+    if header.get("sha256") != vocabulary.sha256:
+        raise ValueError(
+            f"the weights were made for another version of the vocabulary {name!r}: the digests of the genes differ."
+        )
+    return vocabulary
+
+
+def to_header(vocabulary: Vocabulary) -> dict[str, object]:
+    """What a weights file stores of its vocabulary; genes are listed unless the package ships them."""
+    header: dict[str, object] = {"name": vocabulary.name, "sha256": vocabulary.sha256}
+    if vocabulary.name != HEST1K:
+        header["symbols"] = list(vocabulary.symbols)
+    return header

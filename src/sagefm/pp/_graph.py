@@ -1,0 +1,350 @@
+"""Neighbourhoods of 15 spots: the graph that every tool reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagefm import _keys
+from sagefm._settings import logger
+from sagefm._utils import get_table, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+    from spatialdata import SpatialData
+
+Method = Literal["auto", "visium", "knn"]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# The tip of a 60 degree corner has its 14th neighbour 4.8 spacings away, so no spot of a connected tissue
+# is further from it than this.
+FAR_SPACINGS = 5.0
+# Distances are compared on a grid this fine, in units of the median spacing.
+TIE_TOLERANCE = 1e-6
+
+
+def neighborhood_graph(
+    adata: AnnData | SpatialData,
+    method: Method = "auto",
+    *,
+    n_spots: int = 15,
+    library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    key_added: str = _keys.GRAPH,
+    table_key: str = "table",
+    copy: bool = False,
+) -> AnnData | None:
+    """Connect every spot with its nearest spots: the neighbourhoods that SAGE-FM was trained on.
+
+    Parameters
+    ----------
+    adata
+        Slide, or several slides told apart by ``library_key``.
+    method
+        ``"visium"`` ranks spots by their exact distance on the hexagonal lattice, from
+        ``obs["array_row"]`` and ``obs["array_col"]``. Ties go to the smaller row offset, then to the
+        smaller column, then to the smaller row, so an interior spot gets two spots on each side of its row,
+        four on each adjacent row and one on each row beyond. ``"knn"`` ranks by Euclidean distance in
+        ``obsm[spatial_key]``, ties by y, then x. ``"auto"`` takes ``"visium"`` where the columns exist and
+        form the hexagonal lattice, else ``"knn"``.
+    n_spots
+        Spots of a neighbourhood, the centre included. The published model was trained on 15.
+    library_key
+        Categorical in ``obs`` naming the slide of each spot. Neighbours never cross it.
+    spatial_key
+        Coordinates in ``obsm``, shape (spots, 2 or 3), x before y.
+    key_added
+        Prefix of what is written.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    copy
+        Return a copy instead of writing in place.
+
+    Returns
+    -------
+    ``None``, or the copy. Writes
+
+    ``obsp["sage_connectivities"]``
+        CSR of ones, shape (spots, spots): ``n_spots - 1`` in row i, the neighbours of spot i. Directed,
+        nothing on the diagonal.
+    ``obsp["sage_distances"]``
+        CSR of the same pattern: centre-to-centre spacings of the lattice (``"visium"``), or the unit of the
+        coordinates (``"knn"``).
+    ``obs["sage_far_neighbors"]``
+        True where the last neighbour is more than five spacings away: the spot is scattered or on a small
+        island, and its neighbourhood isn't one the model has seen.
+    ``uns["sage_neighbors"]``
+        Keys and parameters, laid out as squidpy does, so ``connectivity_key="sage"`` works in ``squidpy.gr``.
+
+    Raises
+    ------
+    KeyError
+        If the coordinates or ``library_key`` are missing.
+    ValueError
+        If a slide has fewer than ``n_spots`` spots, or its coordinates can't be used.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Methods, neighbourhoods of 15 spots.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> adata.obsp["sage_connectivities"].shape
+    (100, 100)
+    """
+    from scipy.sparse import csr_matrix
+
+    if method not in ("auto", "visium", "knn"):
+        raise ValueError(f"method={method!r} is none of 'auto', 'visium', 'knn'.")
+    if isinstance(n_spots, bool) or not isinstance(n_spots, int | np.integer) or n_spots < 2:
+        raise ValueError(f"n_spots={n_spots!r}: a neighbourhood has at least 2 spots.")
+    adata = get_table(adata, table_key, copy=copy)
+    libraries = _libraries(adata, library_key)
+    for name, spots in libraries:
+        if len(spots) < n_spots:
+            raise ValueError(
+                f"{name} has {len(spots)} spots, fewer than the n_spots={n_spots} of a neighbourhood. "
+                "Remove it or set a smaller n_spots."
+            )
+    used, reason = _choose(adata, method, libraries)
+    k = n_spots - 1
+    neighbors = np.empty((adata.n_obs, k), dtype=np.int64)
+    distances = np.empty((adata.n_obs, k))
+    far = np.zeros(adata.n_obs, dtype=bool)
+    for name, spots in libraries:
+        if used == "visium":
+            found, length, spacing = _visium_neighbors(_array_positions(adata, spots, name), k)
+        else:
+            found, length, spacing = _knn_neighbors(_coordinates(adata, spatial_key, spots, name), k)
+        neighbors[spots], distances[spots] = spots[found], length
+        far[spots] = length[:, -1] > FAR_SPACINGS * spacing
+
+    # Sorted columns: CSR that every library takes as it is.
+    order = np.argsort(neighbors, axis=1)
+    indices = np.take_along_axis(neighbors, order, axis=1).ravel()
+    indptr = np.arange(0, adata.n_obs * k + 1, k)
+    shape = (adata.n_obs, adata.n_obs)
+    lengths = np.take_along_axis(distances, order, axis=1).ravel()
+
+    connectivities_key = _keys.CONNECTIVITIES.format(key_added)
+    distances_key = _keys.DISTANCES.format(key_added)
+    adata.obsp[connectivities_key] = csr_matrix((np.ones(len(indices), dtype=np.float32), indices, indptr), shape)
+    adata.obsp[distances_key] = csr_matrix((lengths, indices, indptr), shape)
+    adata.obs[_keys.FAR_NEIGHBORS.format(key_added)] = far
+    params: dict[str, object] = {"method": used, "n_spots": int(n_spots), "n_neighbors": int(k)}
+    params["distance_unit"] = "lattice spacing" if used == "visium" else f"obsm['{spatial_key}']"
+    if library_key is not None:
+        params["library_key"] = library_key
+    adata.uns[_keys.NEIGHBORS.format(key_added)] = {
+        "connectivities_key": connectivities_key,
+        "distances_key": distances_key,
+        "params": params,
+    }
+    if far.any():
+        logger.warning(
+            "%d of %d spots have their last neighbour more than %g spacings away (scattered spots or islands). "
+            "The model has seen no such neighbourhoods; they are True in obs['%s'].",
+            far.sum(),
+            adata.n_obs,
+            FAR_SPACINGS,
+            _keys.FAR_NEIGHBORS.format(key_added),
+        )
+    logger.info(
+        "Connected %d spots on %d slide(s) with %d neighbours each by method '%s'%s; wrote obsp['%s'], obsp['%s'].",
+        adata.n_obs,
+        len(libraries),
+        k,
+        used,
+        reason,
+        connectivities_key,
+        distances_key,
+    )
+    return adata if copy else None
+
+
+def _libraries(adata: AnnData, library_key: str | None) -> list[tuple[str, Ints]]:
+    """Return a printable name and the row numbers of each slide."""
+    if library_key is None:
+        return [("the slide", np.arange(adata.n_obs))]
+    if library_key not in adata.obs:
+        raise KeyError(f"library_key={library_key!r} not in adata.obs.")
+    column: pd.Series = adata.obs[library_key]
+    if column.isna().any():
+        raise ValueError(f"obs[{library_key!r}] is missing for {int(column.isna().sum())} spots.")
+    return [(f"{library_key} {name!r}", np.flatnonzero((column == name).to_numpy())) for name in column.unique()]
+
+
+def _choose(adata: AnnData, method: Method, libraries: list[tuple[str, Ints]]) -> tuple[str, str]:
+    """Method to use, and why where the choice was left open."""
+    if method != "auto":
+        return method, ""
+    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
+        return "knn", " (no array_row and array_col in obs)"
+    for name, spots in libraries:
+        try:
+            positions = _array_positions(adata, spots, name)
+        except ValueError as error:
+            return "knn", f" ({error})"
+        if not _is_hexagonal(positions):
+            return "knn", " (array_row and array_col are no hexagonal lattice)"
+    return "visium", ""
+
+
+def _array_positions(adata: AnnData, spots: Ints, name: str) -> Ints:
+    """Lattice rows and columns of the spots of one slide, shape (spots, 2)."""
+    columns = []
+    for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL):
+        if key not in adata.obs:
+            raise KeyError(f"{key!r} not in adata.obs. Use method='knn' for a slide without lattice positions.")
+        try:
+            values = adata.obs[key].to_numpy()[spots].astype(float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"obs[{key!r}] holds no numbers: {error}") from error
+        if not np.isfinite(values).all() or (values != np.rint(values)).any() or (abs(values) > 2**31).any():
+            raise ValueError(f"obs[{key!r}] of {name} holds values that are no whole lattice positions")
+        columns.append(values.astype(np.int64))
+    positions = np.column_stack(columns)
+    n_doubled = len(positions) - len(np.unique(positions, axis=0))
+    if n_doubled:
+        raise ValueError(
+            f"{n_doubled} spots of {name} share their array_row and array_col with another one; "
+            "several slides in one object need library_key"
+        )
+    return positions
+
+
+def _is_hexagonal(positions: Ints) -> bool:
+    """Whether row and column have one parity sum, and spots touch along rows and across them."""
+    if len(np.unique(positions.sum(axis=1) % 2)) > 1:
+        return False
+    lookup = _Lookup(positions)
+    along = (lookup(positions + (0, 2)) >= 0).mean()
+    across = ((lookup(positions + (1, 1)) >= 0) | (lookup(positions + (1, -1)) >= 0)).mean()
+    return bool(along > 0.02 and across > 0.02)
+
+
+class _Lookup:
+    """Number of the spot at a lattice position, -1 where there is none."""
+
+    def __init__(self, positions: Ints) -> None:
+        self.low = positions.min(axis=0)
+        self.span = positions.max(axis=0) - self.low + 1
+        code = self._encode(positions)
+        self.order = np.argsort(code)
+        self.codes = code[self.order]
+
+    def _encode(self, positions: Ints) -> Ints:
+        shifted = positions - self.low
+        return shifted[..., 0] * self.span[1] + shifted[..., 1]
+
+    def __call__(self, positions: Ints) -> Ints:
+        inside = ((positions >= self.low) & (positions < self.low + self.span)).all(axis=-1)
+        code = self._encode(positions)
+        at = np.minimum(np.searchsorted(self.codes, code), len(self.codes) - 1)
+        return np.where(inside & (self.codes[at] == code), self.order[at], -1)
+
+
+def _lattice_offsets(reach: int) -> Ints:
+    """Every offset (Δrow, Δcol, d²) up to ``reach`` rows away, in the order of the neighbourhood."""
+    row, col = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-2 * reach, 2 * reach + 1), indexing="ij")
+    row, col = row.ravel(), col.ravel()
+    square = col**2 + 3 * row**2
+    # Up to this radius the window is complete: what lies outside is further away.
+    keep = ((row + col) % 2 == 0) & (square > 0) & (square <= 3 * reach**2)
+    row, col = row[keep], col[keep]
+    order = _lattice_order(row, col)
+    return np.column_stack([row, col, square[keep]])[order]
+
+
+def _lattice_order(row: Ints, col: Ints) -> Ints:
+    """Order of lattice offsets: by d² = Δcol² + 3Δrow², ties by |Δrow|, then Δcol, then Δrow."""
+    return np.lexsort((row, col, abs(row), col**2 + 3 * row**2))
+
+
+def _visium_neighbors(positions: Ints, k: int) -> tuple[Ints, Floats, float]:
+    """Nearest k spots on the hexagonal lattice, their distances in spacings, and the spacing (1)."""
+    if len(np.unique(positions.sum(axis=1) % 2)) > 1:
+        raise ValueError(
+            "array_row + array_col is both even and odd: the spots are on no hexagonal lattice. Use method='knn'."
+        )
+    n = len(positions)
+    lookup = _Lookup(positions)
+    neighbors = np.empty((n, k), dtype=np.int64)
+    squares = np.empty((n, k), dtype=np.int64)
+    filled = np.zeros(n, dtype=np.int64)
+    todo = np.arange(n)
+    for row, col, square in _lattice_offsets(reach=32):
+        found = lookup(positions[todo] + (row, col))
+        spots, found = todo[found >= 0], found[found >= 0]
+        neighbors[spots, filled[spots]], squares[spots, filled[spots]] = found, square
+        filled[spots] += 1
+        todo = todo[filled[todo] < k]
+        if not len(todo):
+            break
+    for spot in todo:  # far islands: rank the whole slide
+        row, col = (positions - positions[spot]).T
+        nearest = _lattice_order(row, col)[1 : k + 1]  # the first is the spot itself
+        neighbors[spot], squares[spot] = nearest, (col**2 + 3 * row**2)[nearest]
+    return neighbors, np.sqrt(squares) / 2, 1.0
+
+
+def _coordinates(adata: AnnData, spatial_key: str, spots: Ints, name: str) -> Floats:
+    """Coordinates of the spots of one slide, checked."""
+    if spatial_key not in adata.obsm:
+        raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
+    found = np.asarray(adata.obsm[spatial_key])
+    if found.ndim != 2 or found.shape[1] not in (2, 3):
+        raise ValueError(f"obsm[{spatial_key!r}] has shape {found.shape}, expected (spots, 2) or (spots, 3).")
+    try:
+        coordinates = found[spots].astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"obsm[{spatial_key!r}] holds no numbers: {error}") from error
+    bad = ~np.isfinite(coordinates).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"obsm[{spatial_key!r}] is not finite for {int(bad.sum())} spots of {name}: "
+            f"{shorten(adata.obs_names[spots[bad]])}. Remove them first."
+        )
+    return coordinates
+
+
+def _knn_neighbors(coordinates: Floats, k: int) -> tuple[Ints, Floats, float]:
+    """Nearest k points by Euclidean distance, ties by y, x and number; distances; median spacing."""
+    from sklearn.neighbors import BallTree
+
+    n = len(coordinates)
+    tree = BallTree(coordinates)
+    nearest = tree.query(coordinates, k=2)[0][:, 1]
+    if not nearest.any():
+        raise ValueError("every spot coincides with another one: the coordinates tell no neighbourhood.")
+    spacing = float(np.median(nearest[nearest > 0]))
+    grid = TIE_TOLERANCE * spacing
+
+    neighbors = np.empty((n, k), dtype=np.int64)
+    distances = np.empty((n, k))
+    todo, n_queried = np.arange(n), min(n, 2 * k + 4)
+    while len(todo):
+        # More than k are fetched, until those tied with the k-th are all among them.
+        distance, found = tree.query(coordinates[todo], k=n_queried)
+        rounded = np.rint(distance / grid)
+        offset = np.rint((coordinates[found] - coordinates[todo][:, None]) / grid)
+        rounded[found == todo[:, None]] = -1  # the spot itself goes first, then out
+        keys = (found, *(offset[..., axis] for axis in (2, 0, 1) if axis < offset.shape[2]), rounded)
+        order = np.lexsort(keys, axis=1)
+        ranked = np.take_along_axis(rounded, order, axis=1)
+        complete = (ranked[:, 0] == -1) & (ranked[:, k] < ranked[:, -1])
+        if n_queried == n:
+            complete[:] = True
+        done, chosen = todo[complete], order[complete, 1 : k + 1]
+        neighbors[done] = np.take_along_axis(found[complete], chosen, axis=1)
+        distances[done] = np.take_along_axis(distance[complete], chosen, axis=1)
+        todo, n_queried = todo[~complete], min(n, 2 * n_queried)
+    return neighbors, distances, spacing

@@ -1,0 +1,118 @@
+"""Embedding of spots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sagefm import _keys
+from sagefm._settings import logger
+from sagefm._utils import get_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from sagefm.models import Model
+
+
+def sage_embed(
+    adata: AnnData | SpatialData,
+    model: str | Path | Model = "sage-fm-hest1k",
+    *,
+    key_added: str = _keys.EMBEDDING,
+    layer: str | None = None,
+    connectivity_key: str = _keys.GRAPH,
+    device: str = "auto",
+    batch_size: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    table_key: str = "table",
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed every spot with its neighbourhood.
+
+    Parameters
+    ----------
+    adata
+        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    model
+        Name, path or loaded model, see :func:`sagefm.models.load`.
+    key_added
+        Where the embedding goes in ``obsm``.
+    layer
+        Layer with the raw counts; ``X`` by default.
+    connectivity_key
+        Graph in ``obsp``, with or without ``_connectivities``. Only its pattern is read; weights and the
+        diagonal are not. A spot with d neighbours is one of a complete graph of d+1.
+    device
+        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
+    batch_size
+        Spots at a time; it changes memory and speed only. By default 1,024.
+    dtype
+        Precision of the products. ``"bfloat16"`` is for GPUs and loses about two digits.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    copy
+        Return a copy instead of writing in place.
+
+    Returns
+    -------
+    ``None``, or the copy. Writes
+
+    ``obsm["X_sage"]``
+        Embedding, float32, shape (spots, width of the model's last hidden layer; 1,024 as published).
+    ``uns["X_sage"]``
+        ``params``: the model and what it read.
+    ``var["sage_gene"]``, ``uns["sage_genes"]``
+        As :func:`sagefm.pp.align_genes`, if it hasn't run on these genes.
+
+    Raises
+    ------
+    KeyError
+        If the graph or the layer is missing.
+    ValueError
+        If the counts are no raw counts, too few genes are known, or an argument is wrong.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Methods: output of the fifth graph convolution at the central spot, nothing
+    masked.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.sage_embed(adata, "sagefm-mini")
+    >>> adata.obsm["X_sage"].dtype
+    dtype('float32')
+    """
+    from sagefm.tl import _engine
+
+    adata = get_table(adata, table_key, copy=copy)
+    engine, loaded, alignment, is_new = _engine.prepare(
+        adata,
+        model,
+        layer=layer,
+        connectivity_key=connectivity_key,
+        device=device,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+    engine.project()
+    embedding = np.empty((adata.n_obs, engine.canonical.embedding_dim), dtype=np.float32)
+    for rows in engine.blocks("Embedding"):
+        for hidden in engine.hidden(rows):
+            embedding[rows] = _engine.to_numpy(engine.embed(hidden))
+
+    if is_new:
+        alignment.write(adata)
+    adata.obsm[key_added] = embedding
+    params = {"model": loaded.name, "connectivity_key": connectivity_key, "dtype": dtype}
+    if layer is not None:
+        params["layer"] = layer
+    adata.uns[key_added] = {"params": params}
+    logger.info("Embedded %d spots with %s; wrote obsm['%s'] %s.", *(adata.n_obs, loaded.name), key_added, embedding.shape)
+    return adata if copy else None

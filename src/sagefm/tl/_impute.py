@@ -1,0 +1,219 @@
+"""Prediction of genes from the rest of the spot and its neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagefm import _keys
+from sagefm._settings import logger
+from sagefm._utils import get_table, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from sagefm.models import Model
+    from sagefm.models._vocabulary import Vocabulary
+    from sagefm.pp._genes import Alignment
+
+# Seed of the gene folds. Part of the method: a gene is in the same fold on every slide.
+FOLD_SEED = 2601
+
+
+def impute(
+    adata: AnnData | SpatialData,
+    genes: str | Sequence[str] | None = None,
+    model: str | Path | Model = "sage-fm-hest1k",
+    *,
+    mask: Literal["center", "everywhere"] = "center",
+    n_folds: int = 4,
+    key_added: str = _keys.IMPUTED,
+    layer: str | None = None,
+    connectivity_key: str = _keys.GRAPH,
+    device: str = "auto",
+    batch_size: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    table_key: str = "table",
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict genes, each from everything but itself.
+
+    Measured genes are split into folds; each fold is predicted while all of it is masked, so no predicted
+    value has seen the measured one. Genes that the slide lacks are predicted with nothing masked.
+
+    Parameters
+    ----------
+    adata
+        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    genes
+        Genes to predict, as ``var_names``, symbols, former symbols or Ensembl ids of the model's vocabulary,
+        measured or not. By default every measured gene that the model knows.
+    model
+        Name, path or loaded model, see :func:`sagefm.models.load`.
+    mask
+        Where a fold is masked: at the spot alone (``"center"``, the model's training task, which lets it
+        read the gene in the neighbours), or in its neighbours too (``"everywhere"``, as if the slide
+        lacked it).
+    n_folds
+        Number of folds; each masks about ``1 / n_folds`` of the genes. Fixed by the position of the gene
+        in the vocabulary and a fixed seed, so not by the order or choice of genes.
+    key_added
+        Where the predictions go, in ``layers`` and ``obsm``.
+    layer
+        Layer with the raw counts; ``X`` by default.
+    connectivity_key
+        Graph in ``obsp``, as in :func:`sage_embed`.
+    device
+        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
+    batch_size
+        Spots at a time; it changes memory and speed only. By default 1,024.
+    dtype
+        Precision of the products. ``"bfloat16"`` is for GPUs and loses about two digits.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    copy
+        Return a copy instead of writing in place.
+
+    Returns
+    -------
+    ``None``, or the copy. Writes
+
+    ``layers["sage_imputed"]``
+        Predicted log1p counts of measured genes, float32, shape (spots, columns); NaN for columns not asked
+        for or unknown to the model. Columns that are one gene get its prediction each. Not written when
+        only absent genes are asked for.
+    ``obsm["sage_imputed"]``
+        ``DataFrame`` of log1p counts of genes asked for that the slide lacks, shape (spots, genes), named
+        by the vocabulary's symbols. Not written when there are none.
+    ``uns["sage_imputed"]``
+        ``params``: the model and what it read.
+    ``var["sage_gene"]``, ``uns["sage_genes"]``
+        As :func:`sagefm.pp.align_genes`, if it hasn't run on these genes.
+
+    Raises
+    ------
+    KeyError
+        If the graph or the layer is missing, or the model knows none of the names of a gene.
+    ValueError
+        If the counts are no raw counts, too few genes are known, or an argument is wrong.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Methods: masked central spot prediction.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.impute(adata, ["KRT8", "COL1A1"], "sagefm-mini")
+    >>> adata[:, "KRT8"].layers["sage_imputed"].shape
+    (100, 1)
+    """
+    import pandas as pd
+    import torch
+
+    from sagefm.tl import _engine
+
+    if mask not in ("center", "everywhere"):
+        raise ValueError(f"mask={mask!r} is none of 'center', 'everywhere'.")
+    if isinstance(n_folds, bool) or not isinstance(n_folds, int | np.integer) or n_folds < 2:
+        raise ValueError(f"n_folds={n_folds!r}: at least 2 are needed, so that something is left to predict from.")
+    adata = get_table(adata, table_key, copy=copy)
+    engine, loaded, alignment, is_new = _engine.prepare(
+        adata,
+        model,
+        layer=layer,
+        connectivity_key=connectivity_key,
+        device=device,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+    measured, absent = _requested(adata, genes, alignment, loaded.vocabulary)
+
+    fold_of = gene_folds(len(loaded.vocabulary), n_folds)
+    folds = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of[measured])]
+    targets = [np.intersect1d(fold, measured) for fold in folds]
+    columns = [_columns_of(alignment.index, target) for target in targets]
+    to_predict = [torch.from_numpy(target).to(engine.device) for target in targets]
+    absent_to_predict = torch.from_numpy(absent).to(engine.device)
+
+    predicted = _empty_layer(adata) if len(measured) else None
+    predicted_absent = np.empty((adata.n_obs, len(absent)), dtype=np.float32)
+    engine.project(folds)
+    for rows in engine.blocks("Imputing"):
+        if predicted is not None:
+            for hidden, wanted, (into, source) in zip(engine.hidden(rows, mask), to_predict, columns, strict=True):
+                predicted[rows, into] = engine.decode(engine.embed(hidden), wanted)[:, source]
+        if len(absent):
+            for hidden in engine.hidden(rows):
+                predicted_absent[rows] = engine.decode(engine.embed(hidden), absent_to_predict)
+
+    if is_new:
+        alignment.write(adata)
+    written = []
+    if predicted is not None:
+        adata.layers[key_added] = predicted
+        written.append(f"layers['{key_added}'] ({len(measured)} measured genes)")
+    if len(absent):
+        names = [loaded.vocabulary.symbols[gene] for gene in absent]
+        adata.obsm[key_added] = pd.DataFrame(predicted_absent, index=adata.obs_names, columns=names)
+        written.append(f"obsm['{key_added}'] ({len(absent)} absent genes)")
+    params = {"model": loaded.name, "mask": mask, "n_folds": int(n_folds), "dtype": dtype}
+    params["connectivity_key"] = connectivity_key
+    if layer is not None:
+        params["layer"] = layer
+    adata.uns[key_added] = {"params": params}
+    logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, " and ".join(written))
+    return adata if copy else None
+
+
+def gene_folds(n_genes: int, n_folds: int) -> NDArray[np.int64]:
+    """Fold of each gene of a vocabulary, of sizes that differ by one at most."""
+    return np.random.default_rng(FOLD_SEED).permutation(n_genes) % n_folds
+
+
+def _requested(
+    adata: AnnData, genes: str | Sequence[str] | None, alignment: Alignment, vocabulary: Vocabulary
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Vocabulary indices of the genes asked for: measured (ascending), and absent (as asked)."""
+    measured = alignment.measured
+    if genes is None:
+        return measured, np.empty(0, dtype=np.int64)
+    names = [genes] if isinstance(genes, str) else list(genes)
+    if not names:
+        raise ValueError("genes is empty; leave it out to impute every measured gene.")
+    of_column = dict(zip(adata.var_names, alignment.index, strict=True))
+    by_column = np.array([of_column.get(name, -1) for name in names], dtype=np.int64)
+    wanted = np.where(by_column >= 0, by_column, vocabulary.find(names))
+    unknown = [name for name, gene in zip(names, wanted, strict=True) if gene < 0]
+    if unknown:
+        raise KeyError(
+            f"not in the vocabulary of the model ({vocabulary.name}, {len(vocabulary)} genes): {shorten(unknown)}."
+        )
+    wanted = np.array(list(dict.fromkeys(wanted)))  # once each, in the order asked
+    is_measured = np.isin(wanted, measured)
+    return np.sort(wanted[is_measured]), wanted[~is_measured]
+
+
+def _columns_of(index: NDArray[np.int64], target: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Columns of the slide that are genes of ``target``, and the position there of each."""
+    columns = np.flatnonzero(np.isin(index, target))
+    return columns, np.searchsorted(target, index[columns])
+
+
+def _empty_layer(adata: AnnData) -> NDArray[np.float32]:
+    size = adata.n_obs * adata.n_vars * 4
+    if size > 2**30:
+        logger.info(
+            "The layer of predictions takes %.1f GB (%d spots x %d columns, float32).",
+            size / 1e9,
+            adata.n_obs,
+            adata.n_vars,
+        )
+    return np.full((adata.n_obs, adata.n_vars), np.nan, dtype=np.float32)

@@ -1,0 +1,76 @@
+"""The published pipeline, literally: one complete graph of 15 nodes per spot, dense, GCNConv on every node.
+
+Independent truth for the parity tests and the slow side of the benchmarks. Shares nothing with the package
+but the module of GCNConv layers that it runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.neighbors import BallTree
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+
+def dense_log1p(adata, symbols, layer=None):
+    """log1p counts of the vocabulary, dense, by symbol; genes that the slide lacks are 0."""
+    counts = adata.X if layer is None else adata.layers[layer]
+    counts = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
+    column = {name: i for i, name in enumerate(adata.var_names)}
+    dense = np.zeros((adata.n_obs, len(symbols)), dtype=np.float32)
+    for gene, symbol in enumerate(symbols):
+        if symbol in column:
+            dense[:, gene] = np.log1p(counts[:, column[symbol]])
+    return dense
+
+
+def nearest_spots(coordinates, n_spots=15):
+    """Each spot and its nearest ones, as the published notebook finds them."""
+    found = BallTree(coordinates).query(coordinates, k=n_spots)[1]
+    return [[i, *[j for j in row if j != i][: n_spots - 1]] for i, row in enumerate(found)]
+
+
+def neighborhoods_of(graph):
+    """Each spot and its neighbours, from a connectivity matrix."""
+    return [[i, *graph.indices[graph.indptr[i] : graph.indptr[i + 1]]] for i in range(graph.shape[0])]
+
+
+def complete_edges(n):
+    """Edges of the complete directed graph on n nodes, without loops: GCNConv adds those."""
+    source, target = np.nonzero(~np.eye(n, dtype=bool))
+    return torch.from_numpy(np.stack([source, target]))
+
+
+def ego_graphs(dense, neighborhoods, center_mask=None, everywhere_mask=None):
+    """One PyG graph per spot; masked genes are set to 0 at the centre or on all 15 nodes."""
+    for spots in neighborhoods:
+        x = dense[spots].copy()
+        if center_mask is not None:
+            x[0, center_mask] = 0
+        if everywhere_mask is not None:
+            x[:, everywhere_mask] = 0
+        yield Data(x=torch.from_numpy(x), edge_index=complete_edges(len(spots)))
+
+
+@torch.no_grad()
+def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
+    """Output at the central spots: the embedding (``"embed"``) or all genes (``"predict"``)."""
+    graphs = list(ego_graphs(dense, neighborhoods, **masks))
+    forward = network.embed if what == "embed" else network
+    results = []
+    for batch in DataLoader(graphs, batch_size=batch_size):
+        results.append(forward(batch.x, batch.edge_index)[batch.ptr[:-1]])
+    return torch.cat(results).numpy()
+
+
+@torch.no_grad()
+def embed_streaming(network, dense, neighborhoods, batch_size=64):
+    """Embed without holding all the graphs at once (for timing)."""
+    results = []
+    for start in range(0, len(neighborhoods), batch_size):
+        graphs = list(ego_graphs(dense, neighborhoods[start : start + batch_size]))
+        (batch,) = DataLoader(graphs, batch_size=batch_size)
+        results.append(network.embed(batch.x, batch.edge_index)[batch.ptr[:-1]])
+    return torch.cat(results).numpy()
