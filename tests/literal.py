@@ -14,16 +14,22 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 
-def dense_log1p(adata, symbols, layer=None):
-    """log1p counts of the vocabulary, dense, by symbol; genes that the slide lacks are 0."""
-    counts = adata.X if layer is None else adata.layers[layer]
-    counts = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
-    column = {name: i for i, name in enumerate(adata.var_names)}
+def dense_log1p(adata, symbols, index=None):
+    """log1p counts of the vocabulary, dense; genes that the slide lacks are 0.
+
+    Columns are found by symbol, or given as vocabulary indices (-1 for none), to be added up per gene.
+    """
+    counts = adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
+    if index is None:
+        position = {symbol: gene for gene, symbol in enumerate(symbols)}
+        index = np.array([position.get(name, -1) for name in adata.var_names])
     dense = np.zeros((adata.n_obs, len(symbols)), dtype=np.float32)
-    for gene, symbol in enumerate(symbols):
-        if symbol in column:
-            dense[:, gene] = np.log1p(counts[:, column[symbol]])
-    return dense
+    known, first = np.unique(index[index >= 0], return_index=True)
+    columns = np.flatnonzero(index >= 0)
+    dense[:, known] = counts[:, columns[first]]
+    for column in np.setdiff1d(columns, columns[first]):
+        dense[:, index[column]] += counts[:, column]
+    return np.log1p(dense)
 
 
 def nearest_spots(coordinates, n_spots=15):

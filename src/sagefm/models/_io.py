@@ -153,8 +153,10 @@ def _build(
             raise ValueError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}.")
         if not torch.isfinite(tensors[key]).all():
             raise ValueError(f"{path}: {key} holds values that are not finite.")
-    # A copy, so that nothing stays mapped to the file.
-    state = {key: tensors[key].to(torch.float32, copy=True).contiguous() for key in expected}
+    # A copy, so that nothing stays mapped to the file. Columns first: each gene's weights lie together, in
+    # the first layer for picking inputs; the decoder's rows do already.
+    state = {key: tensors[key].to(torch.float32, copy=True) for key in expected}
+    state["conv1.lin.weight"] = state["conv1.lin.weight"].T.contiguous().T
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False).eval()
     return Model(name=name, network=network, vocabulary=vocabulary, n_spots=n_spots, card=card)

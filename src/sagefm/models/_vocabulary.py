@@ -42,32 +42,29 @@ class Vocabulary:
         return hashlib.sha256("\n".join(self.symbols).encode()).hexdigest()
 
     @cached_property
-    def by_symbol(self) -> pd.Index:
-        """Current symbols, in order."""
-        return pd.Index(self.symbols)
+    def _symbols(self) -> _Lookup:
+        return _Lookup(self.symbols, range(len(self)))
 
     @cached_property
-    def by_ensembl_id(self) -> pd.Series:
-        """Index of the gene with each Ensembl gene id, without version."""
-        return pd.Series({gene_id: i for i, gene_id in enumerate(self.ensembl_ids) if gene_id}, dtype=np.int64)
+    def _ensembl_ids(self) -> _Lookup:
+        return _Lookup(self.ensembl_ids, range(len(self.ensembl_ids)))
 
     @cached_property
-    def by_other_symbol(self) -> pd.Series:
-        """Index of the gene that each former or alias symbol stands for."""
-        genes = {name: i for i, names in enumerate(self.other_symbols) for name in names}
-        return pd.Series(genes, dtype=np.int64)
+    def _other_symbols(self) -> _Lookup:
+        pairs = [(name, gene) for gene, names in enumerate(self.other_symbols) for name in names]
+        return _Lookup([name for name, _ in pairs], [gene for _, gene in pairs])
 
     def find_symbols(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Index of the gene with each current symbol, -1 for what is none."""
-        return self.by_symbol.get_indexer(pd.Index(names, dtype=object)).astype(np.int64)
+        return self._symbols(names)
 
     def find_ensembl_ids(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Index of the gene with each Ensembl id (without version), -1 for what is none."""
-        return self.by_ensembl_id.reindex(ids, fill_value=-1).to_numpy()
+        return self._ensembl_ids(ids)
 
     def find_other_symbols(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Index of the gene that each former or alias symbol stands for, -1 for what is none."""
-        return self.by_other_symbol.reindex(names, fill_value=-1).to_numpy()
+        return self._other_symbols(names)
 
     def find(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""
@@ -75,6 +72,17 @@ class Vocabulary:
         for more in (self.find_ensembl_ids(ensembl_ids(names)), self.find_other_symbols(names)):
             index = np.where(index < 0, more, index)
         return index
+
+
+class _Lookup:
+    """Position of names in a list of unique names, vectorised."""
+
+    def __init__(self, names: Sequence[str], genes: Sequence[int]) -> None:
+        self._names = pd.Index(names, dtype=object)
+        self._genes = np.array([*genes, -1], dtype=np.int64)  # -1, not found, reads the last
+
+    def __call__(self, names: Sequence[str]) -> NDArray[np.int64]:
+        return self._genes[self._names.get_indexer(pd.Index(names, dtype=object))]
 
 
 def ensembl_ids(values: Iterable[object]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,25 @@ from scipy import sparse
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# Rows that the density of genes is estimated on.
+DENSITY_SPOTS = 512
 # Values per block that are looked at to tell counts from normalised data.
 N_SAMPLED = 2000
+
+
+@dataclass(frozen=True)
+class Block:
+    """log1p counts of some rows: a dense array, and the non-zeros of the remaining genes as in CSR."""
+
+    dense: NDArray[np.float32]
+    genes: NDArray[np.int32]
+    values: NDArray[np.float32]
+    indptr: NDArray[np.int64]
+
+    def nonzeros(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
+        """Gene (counted from ``start``), value, and first entry of each row, for sparse genes start to stop."""
+        picked = np.flatnonzero((self.genes >= start) & (self.genes < stop))
+        return self.genes[picked] - np.int32(start), self.values[picked], np.searchsorted(picked, self.indptr[:-1])
 
 
 class Counts:
@@ -49,45 +67,61 @@ class Counts:
         self._hint = _other_counts(adata, layer)
         self.n_obs: int = adata.n_obs
         self.index = index
-        self.genes = self._genes()
-        """Vocabulary indices of the genes that the slide has, ascending, without those known to be all zero."""
+        has_gene = np.zeros(index.max(initial=-1) + 1, dtype=bool)
+        has_gene[index[index >= 0]] = True
+        self.genes: NDArray[np.int64] = np.flatnonzero(has_gene)
+        """Vocabulary indices of the genes that the slide has, ascending."""
 
-    def _genes(self) -> NDArray[np.int64]:
-        known = self.index >= 0
-        if sparse.issparse(self._matrix):
-            # A gene that is zero on the whole slide adds nothing to any product.
-            seen = np.zeros(len(self.index), dtype=bool)
-            seen[self._matrix.indices] = True
-            known &= seen
-        return np.unique(self.index[known])
+    def density(self) -> NDArray[np.float64]:
+        """Share of spots that each of ``genes`` is found in, estimated on some of them."""
+        start = max(0, (self.n_obs - DENSITY_SPOTS) // 2)
+        block = self._read(slice(start, min(start + DENSITY_SPOTS, self.n_obs)))
+        found = np.bincount(block.indices, minlength=len(self.index)) / max(1, block.shape[0])
+        density = np.zeros(self.index.max(initial=-1) + 2)
+        np.maximum.at(density, self.index, found)
+        return density[self.genes]
 
-    def reader(self, genes: NDArray[np.int64]) -> Callable[[slice], NDArray[np.float32]]:
-        """Return a function that reads rows as dense log1p counts of ``genes``, in this order.
+    def reader(self, dense: NDArray[np.int64], sparse_: NDArray[np.int64]) -> Callable[[slice], Block]:
+        """Return a function that reads rows as log1p counts of some genes.
 
-        Its result is a view of a buffer that the next call overwrites.
+        Parameters
+        ----------
+        dense
+            Genes (vocabulary indices) to return as a dense array, in this order. It is a view of a buffer
+            that the next call overwrites.
+        sparse_
+            Genes to return as a list of non-zeros, numbered in this order.
         """
-        position = np.full(max(self.index.max(initial=-1), genes.max(initial=-1)) + 2, len(genes), dtype=np.int32)
-        position[genes] = np.arange(len(genes))
-        target = position[self.index]  # index -1 reads the last entry, which no gene has
-        kept = target[target < len(genes)]
-        is_doubled = len(np.unique(kept)) < len(kept)
-        buffer = np.empty((0, len(genes) + 1), dtype=np.float32)
+        # Where each column goes: 0..D-1 are dense, D is cut off, from D+1 on are sparse.
+        n_dense, n_codes = len(dense), len(dense) + 1 + len(sparse_)
+        code_of = np.full(self.index.max(initial=-1) + 2, n_dense, dtype=np.int32)
+        code_of[dense] = np.arange(n_dense)
+        code_of[sparse_] = np.arange(n_dense + 1, n_codes)
+        code_of[-1] = n_dense  # what index -1 reads
+        target = code_of[self.index]
+        is_doubled = int((target != n_dense).sum()) > n_codes - 1
+        buffer = np.empty((0, n_dense + 1), dtype=np.float32)
 
-        def read(rows: slice) -> NDArray[np.float32]:
+        def read(rows: slice) -> Block:
             nonlocal buffer
             block = self._read(rows)
-            # Other columns all go to one more column at the end, which is cut off. What is read may be the
-            # user's own matrix, so nothing is changed in place.
-            moved = sparse.csr_matrix(
-                (block.data, np.take(target, block.indices), block.indptr), shape=(block.shape[0], len(genes) + 1)
-            )
+            n = block.shape[0]
+            # This may share memory with the user's matrix, so nothing is changed in place.
+            coded = sparse.csr_matrix((block.data, np.take(target, block.indices), block.indptr), shape=(n, n_codes))
             if is_doubled or not block.has_canonical_format:
-                moved = moved.copy()
-                moved.sum_duplicates()  # before the logarithm
-            moved.data = np.log1p(moved.data)
-            if len(buffer) < block.shape[0]:
-                buffer = np.empty((block.shape[0], len(genes) + 1), dtype=np.float32)
-            return moved.toarray(out=buffer[: block.shape[0]])[:, :-1]
+                coded = coded.copy()
+                coded.sum_duplicates()  # before the logarithm
+            values, codes = np.log1p(coded.data), coded.indices
+            if len(buffer) < n:
+                buffer = np.empty((n, n_dense + 1), dtype=np.float32)
+            cut = sparse.csr_matrix((values, np.minimum(codes, n_dense), coded.indptr), shape=(n, n_dense + 1))
+            picked = np.flatnonzero(codes > n_dense)
+            return Block(
+                dense=cut.toarray(out=buffer[:n])[:, :-1],
+                genes=codes[picked] - np.int32(n_dense + 1),
+                values=values[picked],
+                indptr=np.searchsorted(picked, coded.indptr),
+            )
 
         return read
 

@@ -1,0 +1,78 @@
+"""Slides and models that the tests share."""
+
+import logging
+import os
+from pathlib import Path
+
+import anndata as ad
+import pytest
+import torch
+
+import sagefm as sg
+from sagefm.models._vocabulary import hest1k
+
+SECTIONS = Path(os.environ.get("SAGEFM_TEST_SECTIONS", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch, tmp_path):
+    """No progress bars, and a cache of the test's own."""
+    monkeypatch.setattr(sg.settings, "progress_bars", False)
+    monkeypatch.setenv("SAGEFM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def log(caplog):
+    """Records of the sagefm logger, which doesn't propagate."""
+    logger = logging.getLogger("sagefm")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def section():
+    """Reader of real sections by name; skips where they are absent."""
+
+    def read(name: str) -> ad.AnnData:
+        path = SECTIONS / f"{name}.h5ad"
+        if not path.exists():
+            pytest.skip(f"real section {name} is not at {SECTIONS}")
+        return ad.read_h5ad(path)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def _slide():
+    adata = sg.datasets.simulated_visium(10, 11, n_genes=10_500, rng=1)
+    sg.pp.neighborhood_graph(adata)
+    return adata
+
+
+@pytest.fixture
+def slide(_slide):
+    """Small simulated slide with its graph, the test's own copy."""
+    return _slide.copy()
+
+
+def random_model(hidden, seed=0):
+    """Model of the published architecture with random weights, embeddings of order 1."""
+    torch.manual_seed(seed)
+    network = sg.models.GCN(len(hest1k()), hidden).requires_grad_(False).eval()
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.1)
+    return sg.models.Model("random", network, hest1k())
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Random model of the published architecture, narrow."""
+    return random_model((16, 8, 8, 8, 12))
+
+
+@pytest.fixture(scope="session")
+def published_size():
+    """Random model of the published size."""
+    return random_model((1024, 512, 512, 512, 1024))
