@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,10 +54,7 @@ INTERACTIONS: tuple[tuple[str, str, float], ...] = (
 
 PITCH = 100.0  # centre to centre, µm, as on Visium
 DIAMETER = 55.0
-ABUNDANT = frozenset(
-    "ACTB ANXA2 B2M COX4I1 EEF1G EEF2 FTH1 FTL GAPDH HSP90AA1 LGALS1 MIF OAZ1 PFN1 RACK1 S100A6 SERF2 "
-    "TIMP1 TMSB10 TMSB4X UBA52 VIM".split()
-)
+MIN_LOG_SHARE = -8.5  # of planted genes: about one count a spot at the default depth
 
 
 def simulated_visium(
@@ -71,7 +70,7 @@ def simulated_visium(
 ) -> AnnData:
     """Simulate a Visium slide with planted domains and planted ligand-receptor effects.
 
-    Spots lie on the hexagonal lattice. Smooth random fields cut the tissue into domains, each raising its
+    Spots lie on the hexagonal lattice. Genes are as abundant as on average in real sections. Smooth random fields cut the tissue into domains, each raising its
     markers. A ligand follows a field of its own, and one standard deviation of its mean log1p count over
     the 14 neighbours multiplies the receptor's rate by ``exp(effect)``. Counts are gamma-Poisson around
     these rates and the depth of the spot. Real sections hold far more structure than this: it tells
@@ -142,17 +141,16 @@ def simulated_visium(
     genes = [gene for gene in vocabulary.symbols if gene in chosen]
     column = {gene: i for i, gene in enumerate(genes)}
 
-    # Shares of a spot's RNA: log-normal, with the few abundant genes that every slide has.
-    log_share = generator.normal(-1.0, 1.5, n_genes)
-    log_share[[gene in ABUNDANT for gene in genes]] += 4.0
-    log_share[[column[gene] for gene in planted]] = 1.5
+    log_share = _log_shares()[vocabulary.find_symbols(genes)]
+    at = [column[gene] for gene in planted]
+    log_share[at] = np.maximum(log_share[at], MIN_LOG_SHARE)
     domain_fields = np.column_stack([_smooth_field(position, 6.0, generator) for _ in markers])
     domain = domain_fields.argmax(axis=1)
-    log_fold = {gene: generator.uniform(1.5, 2.5) for genes in markers.values() for gene in genes}
+    log_fold = {gene: generator.uniform(2.5, 4.0) for names in markers.values() for gene in names}
     log_rate = np.broadcast_to(log_share, (len(array), n_genes)).copy()
-    for i, genes_of_domain in enumerate(markers.values()):
-        for gene in genes_of_domain:
-            log_rate[domain == i, column[gene]] += log_fold[gene]
+    for i, names in enumerate(markers.values()):
+        for gene in names:
+            log_rate[:, column[gene]] += np.where(domain == i, 0.5, -0.5) * log_fold[gene]
     for ligand in dict.fromkeys(ligand for ligand, _, _ in interactions):
         log_rate[:, column[ligand]] += 1.2 * _smooth_field(position, 3.0, generator)
 
@@ -196,6 +194,12 @@ def simulated_visium(
     for table in ("interactions", "markers"):
         adata.uns["truth"][table].index = adata.uns["truth"][table].index.astype(str)
     return adata
+
+
+def _log_shares() -> Floats:
+    """Logarithm of each vocabulary gene's typical share of a spot's counts, see scripts/gene_abundance.py."""
+    table = (files("sagefm.datasets") / "gene_abundance.txt.gz").read_bytes()
+    return np.array(gzip.decompress(table).decode().split(), dtype=float)
 
 
 def _smooth_field(position: Floats, length: float, rng: np.random.Generator, n_waves: int = 64) -> Floats:

@@ -52,6 +52,8 @@ def write_safetensors(model: Model, path: Path, *, half: bool = False) -> Path:
     try:
         save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
         partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"could not write {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

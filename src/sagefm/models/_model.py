@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sagefm.models._canonical import Canonical
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A model with its vocabulary and its card, as :func:`sagefm.models.load` returns it.
 
@@ -33,10 +33,10 @@ class Model:
     """
 
     name: str
-    network: nn.Module = field(repr=False)
+    network: nn.Module
     vocabulary: Vocabulary
     n_spots: int = 15
-    card: dict[str, Any] = field(default_factory=dict, repr=False)
+    card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -52,6 +52,12 @@ class Model:
     def n_parameters(self) -> int:
         """Number of weights and biases."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.name!r}, {self.architecture} {'-'.join(map(str, self.hidden))}, "
+            f"{self.n_parameters:,} parameters, {len(self.vocabulary):,} genes)"
+        )
 
     def canonical(self) -> Canonical:
         """Return the same function as one layer on centre and neighbours, then an MLP."""

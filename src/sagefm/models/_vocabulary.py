@@ -25,7 +25,7 @@ class Vocabulary:
     """
 
     name: str
-    symbols: tuple[str, ...]
+    symbols: tuple[str, ...] = field(repr=False)
     ensembl_ids: tuple[str, ...] = field(default=(), repr=False)
     other_symbols: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 

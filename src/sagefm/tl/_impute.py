@@ -89,7 +89,8 @@ def impute(
         only absent genes are asked for.
     ``obsm["sage_imputed"]``
         ``DataFrame`` of log1p counts of genes asked for that the slide lacks, shape (spots, genes), named
-        by the vocabulary's symbols. Not written when there are none.
+        by the vocabulary's symbols. Not written when there are none. What an earlier call wrote under the
+        same key is removed from both slots.
     ``uns["sage_imputed"]``
         ``params``: the model and what it read.
     ``var["sage_gene"]``, ``uns["sage_genes"]``
@@ -156,6 +157,9 @@ def impute(
 
     if is_new:
         alignment.write(adata)
+    # One key holds one result: what an earlier call left there would carry this call's parameters.
+    for slot in (adata.layers, adata.obsm):
+        slot.pop(key_added, None)
     written = []
     if predicted is not None:
         adata.layers[key_added] = predicted

@@ -1,0 +1,220 @@
+"""Command line: ``sagefm demo | embed | impute | models``.
+
+Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagefm import __version__, _keys, datasets, models, pl, pp, tl
+from sagefm._settings import logger, settings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+EXPECTED = (ValueError, KeyError, TypeError, OSError, RuntimeError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.quiet:
+        settings.verbosity, settings.progress_bars = "ERROR", False
+    try:
+        arguments.run(arguments)
+    except EXPECTED as error:
+        # KeyError quotes its message.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        logger.error("error: %s", message)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted; nothing was written.")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sagefm", description="SAGE-FM on spatial transcriptomics slides.")
+    parser.add_argument("--version", action="version", version=f"sagefm {__version__}")
+    parser.add_argument("--quiet", action="store_true", help="errors only, no progress bars")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="run the main job on a simulated slide, offline")
+    demo.add_argument("--out", type=Path, default=Path("sagefm-demo"), help="folder to write (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    slide = argparse.ArgumentParser(add_help=False)
+    slide.add_argument("input", type=Path, help="slide with raw counts, .h5ad or .zarr")
+    slide.add_argument("-o", "--out", type=Path, required=True, help="slide to write, .h5ad or .zarr")
+    slide.add_argument("--model", default="sage-fm-hest1k", help="name or path (default: %(default)s)")
+    slide.add_argument("--layer", help="layer with the raw counts (default: X)")
+    slide.add_argument("--library-key", help="column of obs that names the slide of each spot")
+    slide.add_argument("--min-coverage", type=float, help="share of the model's genes to ask for (default: 0.3)")
+    slide.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
+    slide.add_argument("--batch-size", type=int, help="spots at a time")
+    slide.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+    embed = commands.add_parser("embed", parents=[slide], help="embed every spot: obsm['X_sage']")
+    embed.set_defaults(run=_embed)
+
+    impute = commands.add_parser("impute", parents=[slide], help="predict genes: layers['sage_imputed']")
+    impute.add_argument("--genes", nargs="+", help="genes to predict (default: all that were measured)")
+    impute.add_argument("--mask", choices=["center", "everywhere"], default="center", help="default: %(default)s")
+    impute.set_defaults(run=_impute)
+
+    listing = commands.add_parser("models", help="list the models")
+    listing.set_defaults(run=_models)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    from sklearn.metrics import adjusted_rand_score
+
+    model, genes = "sagefm-mini", ["CD74", "COL1A1"]
+    adata = datasets.simulated_visium()
+    pp.neighborhood_graph(adata)
+    tl.sage_embed(adata, model)
+    tl.cluster(adata)
+    tl.impute(adata, None, model)
+
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {"clusters.png": "clusters of the embedding, on the tissue", "imputed.png": "genes, measured and predicted"}
+    with _headless():
+        pl.cluster(adata, show=False, save=out / "clusters.png")
+        pl.impute(adata, genes, show=False, save=out / "imputed.png")
+    _write(adata, out / "demo.h5ad", overwrite=True)
+
+    agreement = adjusted_rand_score(adata.obs["domain"], adata.obs[_keys.CLUSTER])
+    n_clusters = adata.obs[_keys.CLUSTER].nunique()
+    neighbors = adata.obsp[_keys.connectivities(_keys.GRAPH)]
+    correlation = []
+    for gene in genes:
+        measured = np.log1p(adata.obs_vector(gene))
+        predictors = (adata.obs_vector(gene, layer=_keys.IMPUTED), neighbors @ measured)
+        correlation.append([np.corrcoef(measured, values)[0, 1] for values in predictors])
+    print(f"\nA simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {model}:\n")
+    print(f"  embedding   {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot")
+    print(
+        f"  clusters    {n_clusters}, where the slide has {adata.obs['domain'].nunique()} domains "
+        f"(adjusted Rand index {agreement:.2f}; 1 is perfect, 0 is chance)"
+    )
+    for gene, (r, r_neighbors) in zip(genes, correlation, strict=True):
+        print(
+            f"  {gene:10s}  predicted without being seen at the spot: r = {r:.2f} with the measured counts "
+            f"(mean of the neighbours: {r_neighbors:.2f})"
+        )
+    print(f"\nWritten to {out}/:\n")
+    print("  demo.h5ad     the slide with all results; open it with anndata.read_h5ad")
+    for name, text in figures.items():
+        print(f"  {name:13s} {text}")
+    print(
+        f"\n{model} is a small model for trying things out. On a simulated slide these figures show that the "
+        "steps work,\nnot how good a model is. Your own slide: sagefm embed SLIDE.h5ad -o OUT.h5ad"
+    )
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    adata = _read(arguments)
+    tl.sage_embed(
+        adata,
+        arguments.model,
+        layer=arguments.layer,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+    )
+    _write(adata, arguments.out, arguments.overwrite)
+
+
+def _impute(arguments: argparse.Namespace) -> None:
+    adata = _read(arguments)
+    tl.impute(
+        adata,
+        arguments.genes,
+        arguments.model,
+        mask=arguments.mask,
+        layer=arguments.layer,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+    )
+    _write(adata, arguments.out, arguments.overwrite)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    for name, entry in models.available().iterrows():
+        where = "ready" if entry["local"] else f"downloaded on first use, {entry['size_mb']} MB"
+        print(f"{name:16s} {entry['description']}\n{'':16s} licence: {entry['licence']}; {where}")
+
+
+def _read(arguments: argparse.Namespace) -> AnnData:
+    """Read the slide and give it the graph and genes that it lacks, after checking that the output can be written."""
+    import anndata
+
+    path: Path = arguments.input
+    for argument in (path, arguments.out):
+        if argument.suffix not in (".h5ad", ".zarr"):
+            raise ValueError(f"{argument} is neither .h5ad nor .zarr.")
+    if not path.exists():
+        raise FileNotFoundError(f"no slide at {path}.")
+    if arguments.out.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{arguments.out} exists already; --overwrite replaces it.")
+    if not arguments.out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {arguments.out.absolute().parent} to write into.")
+    try:
+        adata = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+    except Exception as error:  # whatever the readers raise on a damaged file
+        raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
+    if arguments.min_coverage is not None:
+        pp.align_genes(adata, arguments.model, min_coverage=arguments.min_coverage)
+    if _keys.connectivities(_keys.GRAPH) not in adata.obsp:
+        pp.neighborhood_graph(adata, library_key=arguments.library_key)
+    else:
+        logger.info("The slide has its graph already, obsp['%s'].", _keys.connectivities(_keys.GRAPH))
+    return adata
+
+
+def _write(adata: AnnData, path: Path, overwrite: bool) -> None:
+    """Write under another name first, so that ``path`` is complete or absent."""
+    import shutil
+
+    partial = path.with_name(f".{path.name}.part{path.suffix}")
+
+    def remove(target: Path) -> None:
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    try:
+        if path.suffix == ".zarr":
+            adata.write_zarr(partial)
+        else:
+            adata.write_h5ad(partial, compression="gzip")
+        if overwrite:
+            remove(path)
+        partial.rename(path)
+    finally:
+        remove(partial)
+    logger.info("Wrote %s.", path)
+
+
+class _headless:
+    """Draw without a screen, and leave the backend as it was."""
+
+    def __enter__(self) -> None:
+        import matplotlib.pyplot as plt
+
+        self.backend = plt.get_backend()
+        plt.switch_backend("agg")
+
+    def __exit__(self, *exception: object) -> None:
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend(self.backend)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Figures of imputed genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from sagefm import _keys
+from sagefm._utils import get_table
+from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+
+def impute(
+    adata: AnnData | SpatialData,
+    genes: str | Sequence[str],
+    *,
+    key: str = _keys.IMPUTED,
+    spatial_key: str = _keys.SPATIAL,
+    cmap: str = "viridis",
+    table_key: str = "table",
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Show measured genes beside their predictions on the tissue, and absent genes by their prediction alone.
+
+    Both panels of a gene share one colour scale, up to the 99th percentile of the measured values or of the
+    predicted ones, whichever is larger.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.impute`.
+    genes
+        Genes that were predicted: ``var_names``, or columns of ``obsm[key]``.
+    key
+        Where :func:`sagefm.tl.impute` wrote, its ``key_added``.
+    spatial_key
+        Coordinates in ``obsm``.
+    cmap
+        Colour map.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    show
+        Show the figure; else return it.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    ``None``, or the figure: one row per gene, measured and predicted log1p counts side by side.
+
+    Raises
+    ------
+    KeyError
+        If a gene was not predicted, or the coordinates are missing.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.impute(adata, ["KRT8"], "sagefm-mini")
+    >>> figure = sg.pl.impute(adata, "KRT8", show=False)
+    """
+    import matplotlib.pyplot as plt
+
+    adata = get_table(adata, table_key)
+    names = [genes] if isinstance(genes, str) else list(genes)
+    if not names:
+        raise ValueError("genes is empty: name at least one.")
+    coordinates = get_coordinates(adata, spatial_key)
+    layer = adata.uns.get(key, {}).get("params", {}).get("layer")
+    panels = [(name, _measured(adata, name, layer), _predicted(adata, name, key)) for name in names]
+
+    figure, axes = plt.subplots(
+        len(names), 2, figsize=(9, 3.8 * len(names)), squeeze=False, layout="constrained"
+    )
+    for row, (name, measured, predicted) in zip(axes, panels, strict=True):
+        both = [values for values in (measured, predicted) if values is not None]
+        top = max(float(np.percentile(values, 99)) for values in both) or 1.0
+        style = {"vmin": 0.0, "vmax": top, "cmap": cmap, "label": "log1p counts"}
+        if measured is None:
+            row[0].text(0.5, 0.5, f"{name} was not measured", ha="center", va="center")
+            row[0].axis("off")
+        else:
+            draw_spots(row[0], coordinates, measured, title=f"{name}, measured", **style)
+        draw_spots(row[1], coordinates, predicted, title=f"{name}, predicted", **style)
+    return finish(figure, show, save)
+
+
+def _measured(adata: AnnData, gene: str, layer: str | None) -> np.ndarray | None:
+    """log1p counts, or None for a gene that the slide lacks."""
+    if gene not in adata.var_names:
+        return None
+    column = adata.obs_vector(gene, layer=layer)
+    column = column.toarray() if sparse.issparse(column) else column
+    return np.log1p(np.asarray(column, dtype=float))
+
+
+def _predicted(adata: AnnData, gene: str, key: str) -> np.ndarray:
+    mend = f"Run sg.tl.impute(adata, [{gene!r}]) first."
+    if key in adata.layers and gene in adata.var_names:
+        values = np.asarray(adata.obs_vector(gene, layer=key), dtype=float)
+        if np.isfinite(values).all():
+            return values
+    if key in adata.obsm and gene in adata.obsm[key]:
+        return adata.obsm[key][gene].to_numpy(dtype=float)
+    if key not in adata.layers and key not in adata.obsm:
+        raise KeyError(f"{key!r} is neither in adata.layers nor in adata.obsm. {mend}")
+    raise KeyError(f"no prediction of {gene!r} under {key!r}. {mend}")

@@ -1,0 +1,79 @@
+"""What every figure shares: spots on the tissue, and how a figure ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+
+def get_coordinates(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
+    """x and y of every spot."""
+    if spatial_key not in adata.obsm:
+        raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
+    return np.asarray(adata.obsm[spatial_key], dtype=float)[:, :2]
+
+
+def draw_spots(
+    ax: Axes,
+    coordinates: NDArray[np.float64],
+    values: NDArray[np.float64] | pd.Series,
+    *,
+    title: str,
+    label: str = "",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str = "viridis",
+    palette: list[str] | None = None,
+) -> None:
+    """Draw spots in tissue coordinates, y downwards as in images; numbers get a colour bar, groups a legend."""
+    import matplotlib as mpl
+    from matplotlib.collections import EllipseCollection
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=2).fit(coordinates).kneighbors(coordinates)[0][:, 1]
+    diameter = 0.95 * np.median(nearest)  # nearly touching, at whatever size the figure has
+    spots = EllipseCollection(
+        [diameter], [diameter], [0], units="xy", offsets=coordinates, offset_transform=ax.transData, linewidths=0
+    )
+    if isinstance(values, pd.Series):
+        groups = values.astype("category").cat
+        colors = palette or [mpl.colormaps["tab20" if len(groups.categories) > 10 else "tab10"](i) for i in range(20)]
+        spots.set_facecolor([colors[code % len(colors)] if code >= 0 else "lightgrey" for code in groups.codes])
+        handles = [
+            mpl.lines.Line2D([], [], marker="o", linestyle="", color=colors[i % len(colors)], label=str(name))
+            for i, name in enumerate(groups.categories)
+        ]
+        ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title=label or None)
+    else:
+        spots.set_array(np.ma.masked_invalid(values))
+        spots.set_cmap(cmap)
+        spots.set_clim(vmin, vmax)
+    ax.add_collection(spots)
+    if not isinstance(values, pd.Series):
+        ax.figure.colorbar(spots, ax=ax, shrink=0.7, label=label)
+    low, high = coordinates.min(axis=0) - diameter, coordinates.max(axis=0) + diameter
+    ax.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), xticks=[], yticks=[], aspect="equal")
+    ax.set_title(title)
+    ax.spines[:].set_visible(False)
+
+
+def finish(figure: Figure, show: bool, save: str | Path | None) -> Figure | None:
+    """Save and show a figure, or hand it over."""
+    import matplotlib.pyplot as plt
+
+    if save is not None:
+        figure.savefig(save, dpi=150)
+    if show:
+        plt.show()
+        return None
+    plt.close(figure)  # so that a notebook doesn't show it a second time
+    return figure

@@ -1,0 +1,150 @@
+"""The public interface: signatures, docstrings, documentation, imports."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sagefm as sg
+
+ROOT = Path(__file__).parents[1]
+NAMESPACES = {name: getattr(sg, name) for name in ("pp", "tl", "pl", "models", "datasets")}
+FUNCTIONS = {
+    f"{space}.{name}": getattr(module, name)
+    for space, module in NAMESPACES.items()
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+}
+CLASSES = {
+    f"{space}.{name}": getattr(module, name)
+    for space, module in NAMESPACES.items()
+    for name in module.__all__
+    if inspect.isclass(getattr(module, name))
+}
+ON_ADATA = {name: function for name, function in FUNCTIONS.items() if name[:2] in ("pp", "tl", "pl")}
+
+
+@pytest.mark.parametrize("module", NAMESPACES.values(), ids=NAMESPACES)
+def test_namespaces_export_what_they_list(module):
+    assert sorted(module.__all__) == module.__all__
+    public = {name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"}
+    assert public <= set(module.__all__)
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS.items(), ids=FUNCTIONS)
+def test_signatures(name, function):
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    assert len(positional) <= 3
+    assert all(p.annotation is not p.empty for p in parameters), "untyped parameter"
+    assert signature.return_annotation is not signature.empty
+    if name in ON_ADATA:
+        assert positional[0].name == "adata"
+        assert positional[0].annotation == "AnnData | SpatialData"
+        assert signature.parameters["table_key"].default == "table"
+    if name[:2] in ("pp", "tl"):
+        assert signature.parameters["copy"].default is False
+        assert signature.return_annotation == "AnnData | None"
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS.items(), ids=FUNCTIONS)
+def test_docstrings(name, function):
+    text = inspect.getdoc(function)
+    assert text.splitlines()[0].endswith(".")
+    for section in ("Returns", "Examples") if name[:2] in ("pp", "tl", "pl") else ("Returns",):
+        assert f"{section}\n{'-' * len(section)}\n" in text, section
+    documented = re.split(r"\n\w+\n-+\n", text.partition("Parameters\n----------\n")[2])[0] if "Parameters" in text else ""
+    names = [part.strip() for line in documented.splitlines() if line and line[0] != " " for part in line.split(",")]
+    assert names == list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name[:2] in ("pp", "tl", "pl", "da")])
+def test_examples_run(name):
+    function = FUNCTIONS[name]
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(function, name, module=sys.modules[function.__module__])
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    failures = []
+    runner.run(example, out=failures.append)
+    assert not failures, "".join(failures)
+    assert example.examples
+
+
+def test_everything_public_is_in_the_docs():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^\s*((?:pp|tl|pl|models|datasets)\.\w+|settings)\s*$", page, flags=re.M))
+    assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "settings"}
+
+
+def test_imports_point_one_way():
+    """_keys, _settings, _utils → models → pp → tl → pl; datasets beside pp; cli on top."""
+    allowed = {
+        "": set(),
+        "models": {""},
+        "pp": {"", "models"},
+        "datasets": {"", "models", "pp"},
+        "tl": {"", "models", "pp"},
+        "pl": {""},
+        "cli": {"", "models", "pp", "datasets", "tl", "pl"},
+    }
+    package = ROOT / "src" / "sagefm"
+    for file in package.rglob("*.py"):
+        parts = file.relative_to(package).parts
+        layer = parts[0] if len(parts) > 1 else ("cli" if parts[0] == "cli.py" else "")
+        if parts == ("__init__.py",):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sagefm":
+                rest = node.module.split(".")[1:]
+                modules = [rest] if rest else [[alias.name] for alias in node.names]
+            for module in modules:
+                target = module[0] if module[0] in allowed else ""
+                assert target == layer or target in allowed[layer], f"{file.name} imports sagefm.{'.'.join(module)}"
+
+
+def test_slot_names_are_spelled_in_keys_alone():
+    from sagefm import _keys
+
+    names = {"sage_imputed", "X_sage", "sage_cluster", "sage_gene", "sage_genes", "array_row", "array_col"}
+    assert names <= {value for value in vars(_keys).values() if isinstance(value, str)}
+    for file in (ROOT / "src" / "sagefm").rglob("*.py"):
+        if file.name == "_keys.py":
+            continue
+        tree = ast.parse(file.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
+                assert node.value not in names, f"{file.name}:{node.lineno}"
+
+
+def test_import_is_light():
+    """Nothing that takes seconds is imported before it is needed."""
+    code = (
+        "import sagefm, sys; heavy = {'torch', 'torch_geometric', 'scanpy', 'squidpy', 'spatialdata', 'muon', "
+        "'sklearn', 'matplotlib.pyplot'} & set(sys.modules); print(sorted(heavy))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_library_does_not_print():
+    for file in (ROOT / "src" / "sagefm").rglob("*.py"):
+        if file.name != "cli.py":
+            calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+            assert not [call for call in calls if getattr(call.func, "id", "") == "print"], file.name
+
+
+def test_typed_and_versioned():
+    assert (ROOT / "src" / "sagefm" / "py.typed").exists()
+    assert sg.__version__ in (ROOT / "CHANGELOG.md").read_text()
+    assert sg.__version__ in (ROOT / "CITATION.cff").read_text()
+    assert importlib.import_module("sagefm.models").GCN.__name__ == "GCN"

@@ -1,0 +1,101 @@
+import anndata as ad
+import numpy as np
+import pytest
+
+import sagefm as sg
+from sagefm.cli import main
+
+
+@pytest.fixture
+def path(slide, tmp_path):
+    del slide.obsp["sage_connectivities"]
+    slide.write_h5ad(tmp_path / "slide.h5ad")
+    return tmp_path / "slide.h5ad"
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    printed = capsys.readouterr().out
+    for words in ("1600 spots and 12000 genes", "adjusted Rand index", "COL1A1", "mean of the neighbours", "small model"):
+        assert words in printed
+    assert sorted(file.name for file in (tmp_path / "demo").iterdir()) == ["clusters.png", "demo.h5ad", "imputed.png"]
+    adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
+    assert {"X_sage"} <= set(adata.obsm)
+    assert "sage_imputed" in adata.layers
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_embed_is_the_function(path, tmp_path, suffix):
+    out = tmp_path / f"out{suffix}"
+    assert main(["embed", str(path), "-o", str(out), "--model", "sagefm-mini"]) == 0
+    found = ad.read_h5ad(out) if suffix == ".h5ad" else ad.read_zarr(out)
+    expected = ad.read_h5ad(path)
+    sg.pp.neighborhood_graph(expected)
+    sg.tl.sage_embed(expected, "sagefm-mini")
+    np.testing.assert_array_equal(found.obsm["X_sage"], expected.obsm["X_sage"])
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != "cache") == sorted(["slide.h5ad", out.name])
+
+
+def test_impute(path, tmp_path):
+    out = tmp_path / "out.h5ad"
+    command = ["impute", str(path), "-o", str(out), "--model", "sagefm-mini", "--genes", "KRT8", "COL1A1"]
+    assert main(command) == 0
+    layer = ad.read_h5ad(out).to_df("sage_imputed")
+    assert layer.columns[layer.notna().all()].sort_values().tolist() == ["COL1A1", "KRT8"]
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "sagefm-mini" in printed
+    assert "377 MB" in printed
+
+
+def test_output_is_not_replaced_unless_told(path, tmp_path, log):
+    out = tmp_path / "out.h5ad"
+    out.write_text("mine")
+    command = ["embed", str(path), "-o", str(out), "--model", "sagefm-mini"]
+    assert main(command) == 1
+    assert "--overwrite" in log.text
+    assert out.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert "X_sage" in ad.read_h5ad(out).obsm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "{tmp}/none.h5ad", "-o", "{tmp}/out.h5ad"], "no slide at"),
+        (["embed", "{tmp}/slide.csv", "-o", "{tmp}/out.h5ad"], "neither .h5ad nor .zarr"),
+        (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/no/out.h5ad"], "no folder"),
+        (["embed", "{tmp}/broken.h5ad", "-o", "{tmp}/out.h5ad"], "can't be read"),
+        (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--model", "none"], "unknown model 'none'"),
+        (["impute", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--model", "sagefm-mini", "--genes", "FOO"], "'FOO'"),
+        (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--library-key", "x"], "library_key='x' not in"),
+    ],
+)
+def test_errors_are_one_line_and_code_1(path, tmp_path, log, arguments, message):
+    (tmp_path / "broken.h5ad").write_bytes(path.read_bytes()[:1000])
+    before = sorted(tmp_path.iterdir())
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
+    errors = [record.getMessage() for record in log.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["embed"], ["embed", "a.h5ad"]])
+def test_wrong_arguments_are_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: sagefm" in capsys.readouterr().err
+
+
+def test_interrupt(path, tmp_path, monkeypatch, log):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagefm.tl.sage_embed", stop)
+    assert main(["embed", str(path), "-o", str(tmp_path / "out.h5ad")]) == 130
+    assert "nothing was written" in log.text

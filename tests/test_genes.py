@@ -1,0 +1,150 @@
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+
+import sagefm as sg
+from sagefm.models._vocabulary import Vocabulary, hest1k
+from sagefm.pp._genes import get_alignment, match_genes
+
+TOY = Vocabulary(
+    name="toy",
+    symbols=("A", "B", "C", "D"),
+    ensembl_ids=("ENSG01", "ENSG02", "ENSG03", "ENSG04"),
+    other_symbols=(("OLDA", "AKA"), ("OLDB",), (), ()),
+)
+
+
+def slide(names, **var):
+    return AnnData(csr_matrix((3, len(names)), dtype=np.float32), var=pd.DataFrame(var, index=names))
+
+
+@pytest.mark.parametrize(
+    ("names", "var", "expected"),
+    [
+        (["C", "A", "x"], {}, [2, 0, -1]),  # symbols, in any order
+        (["ENSG02", "ENSG03.14", "ENSG99"], {}, [1, 2, -1]),  # ids, with version or without
+        (["OLDA", "B"], {}, [0, 1]),  # a former symbol
+        (["OLDA", "A"], {}, [-1, 0]),  # ... only if the exact column is absent
+        (["ENSG01", "A"], {}, [-1, 0]),
+        (["OLDA", "ENSG01.2"], {}, [-1, 0]),  # an id is better than a former symbol
+        (["OLDA"], {"gene_ids": ["ENSG01.5"]}, [0]),  # the id agrees
+        (["OLDA"], {"gene_ids": ["ENSG77"]}, [-1]),  # it doesn't
+        (["OLDA", "OLDB"], {"gene_ids": ["", "ENSG77"]}, [0, -1]),
+        (["x", "y"], {"gene_ids": ["ENSG04", "nothing"]}, [3, -1]),  # the id alone
+        (["OLDA", "AKA", "B"], {}, [0, 0, 1]),  # two of the same rank are added up
+        (["a", "olda"], {}, [-1, -1]),  # case counts: mouse genes are no human ones
+    ],
+)
+def test_rules(names, var, expected):
+    alignment = match_genes(slide(names, **var), TOY, min_coverage=0)
+    assert alignment.index.tolist() == expected
+    assert alignment.report["n_matched"] == len({i for i in expected if i >= 0})
+
+
+def test_duplicated_columns_are_added_up_before_the_logarithm(log):
+    from sagefm.pp._counts import Counts
+
+    adata = slide(["A", "B", "A", "x"])
+    adata.X = csr_matrix([[1, 0, 2, 9], [0, 5, 0, 9], [3, 0, 0, 9]], dtype=np.float32)
+    adata.var_names = ["A", "B", "A", "x"]
+    alignment = match_genes(adata, TOY, min_coverage=0)
+    assert "added up: 'A'" in log.text
+    everything = np.array([0, 1])
+    nothing = np.empty(0, np.int64)
+    expected = np.log1p([[3, 0], [0, 5], [3, 0]])
+    block = Counts(adata, alignment.index).reader(everything, nothing)(slice_all := slice(0, 3))
+    np.testing.assert_allclose(block.dense, expected, rtol=1e-6)
+    block = Counts(adata, alignment.index).reader(nothing, everything)(slice_all)
+    found = csr_matrix((block.values, block.genes, block.indptr), shape=(3, 2)).toarray()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(adata.X.toarray()[:, 0], [1, 0, 3])  # the slide is as it was
+
+
+def test_shipped_vocabulary():
+    vocabulary = hest1k()
+    assert len(vocabulary) == 14_558
+    assert vocabulary.symbols[:2] == ("LACTB", "CARM1")
+    assert vocabulary.find(["LACTB", "ENSG00000103642", "ENSG00000103642.11", "FLJ14902", "no"]).tolist() == [
+        *(0, 0, 0, 0),
+        -1,
+    ]
+
+
+def test_writes_and_reports():
+    adata = sg.datasets.simulated_visium(4, 5, n_genes=11_000)
+    assert sg.pp.align_genes(adata) is None
+    report = adata.uns["sage_genes"]
+    assert report["n_matched"] == 11_000
+    assert report["coverage"] == pytest.approx(11_000 / 14_558)
+    assert len(report["missing"]) == 3_558
+    symbols = np.array(hest1k().symbols)[adata.var["sage_gene"]]
+    assert symbols.tolist() == adata.var_names.tolist()
+
+
+def test_column_of_symbols():
+    adata = sg.datasets.simulated_visium(4, 5, n_genes=11_000)
+    expected = hest1k().find_symbols(adata.var_names)
+    adata.var["symbol"] = adata.var_names
+    adata.var_names = [f"probe_{i}" for i in range(adata.n_vars)]
+    del adata.var["gene_ids"]
+    with pytest.raises(ValueError, match="gene_symbols="):
+        sg.pp.align_genes(adata)
+    sg.pp.align_genes(adata, gene_symbols="symbol")
+    assert (adata.var["sage_gene"] == expected).all()
+    # The other functions stay with the column, also once genes were dropped.
+    part = adata[:, 1000:].copy()
+    alignment, is_new = get_alignment(part, hest1k())
+    assert is_new
+    assert alignment.index.tolist() == expected[1000:].tolist()
+    assert get_alignment(adata, hest1k())[1] is False
+
+
+def test_recomputed_for_another_vocabulary(slide):
+    sg.pp.align_genes(slide)
+    other = Vocabulary(name="other", symbols=tuple(reversed(hest1k().symbols)))
+    alignment, is_new = get_alignment(slide, other)
+    assert is_new
+    assert alignment.report["vocabulary"] == "other"
+    assert (np.array(other.symbols)[alignment.index] == slide.var_names).all()
+
+
+@pytest.mark.parametrize(("n_genes", "warns"), [(11_000, False), (6_000, True)])
+def test_low_coverage_warns(log, n_genes, warns):
+    adata = sg.datasets.simulated_visium(4, 5, n_genes=n_genes)
+    sg.pp.align_genes(adata)
+    assert ("has only" in log.text) is warns
+
+
+def test_panel_is_refused_unless_told(section, tiny):
+    adata = section("HCC1_2000g")
+    with pytest.raises(ValueError, match=r"1356|13\d\d of the model's 14558 genes .* min_coverage=0.0"):
+        sg.pp.align_genes(adata)
+    assert "sage_gene" not in adata.var
+    sg.pp.neighborhood_graph(adata)
+    with pytest.raises(ValueError, match="align_genes"):
+        sg.tl.sage_embed(adata, tiny)
+    sg.pp.align_genes(adata, min_coverage=0.05)
+    sg.tl.sage_embed(adata, tiny, device="cpu")
+    assert np.isfinite(adata.obsm["X_sage"]).all()
+
+
+def test_mouse_is_named():
+    names = [symbol.capitalize() for symbol in hest1k().symbols[:3000]]
+    with pytest.raises(ValueError, match="mouse"):
+        sg.pp.align_genes(slide(names))
+
+
+def test_other_symbols_rescue_genes_on_real_sections(section):
+    adata = section("her2st_G2")
+    sg.pp.align_genes(adata)
+    report = adata.uns["sage_genes"]
+    assert 200 < report["by_other_symbol"] < 300
+    by_symbol = (hest1k().find_symbols(adata.var_names) >= 0).sum()
+    assert report["n_matched"] == by_symbol + report["by_other_symbol"]
+
+
+def test_unknown_column():
+    with pytest.raises(KeyError, match="'symbol' not in adata.var"):
+        sg.pp.align_genes(slide(["A"]), gene_symbols="symbol")

@@ -1,0 +1,210 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_model
+from safetensors.torch import load_file, save_file
+
+import sagefm as sg
+from sagefm.models._vocabulary import Vocabulary, hest1k
+
+HIDDEN = (16, 8, 8, 8, 12)
+
+
+def published_checkpoint(network, **changes):
+    """A file's content in the layout of the published one, with an optimizer's state as Adam leaves it."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-5, weight_decay=1e-4)
+    network.requires_grad_(True)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    network.requires_grad_(False)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    return {
+        "model_state_dict": network.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": scheduler.state_dict(),
+        "epoch": 126,
+        "best_val_loss": 0.1,
+        "hidden_channels": list(network.hidden),
+        "learning_rate": 5e-5,
+        "weight_decay": 1e-4,
+        "mask_percentage": 0.3,
+        "batch_size": 64,
+        **changes,
+    }
+
+
+def equal_weights(one, other, atol=0.0):
+    states = one.network.state_dict(), other.network.state_dict()
+    assert states[0].keys() == states[1].keys()
+    return all(torch.allclose(states[0][key], states[1][key], rtol=0, atol=atol) for key in states[0])
+
+
+def test_published_network():
+    """Keys, shapes and the number of parameters of the published checkpoint."""
+    network = sg.models.GCN(14_558)
+    keys = {f"conv{i}.{name}" for i in range(1, 6) for name in ("lin.weight", "bias")}
+    assert set(network.state_dict()) == keys | {"fc_gene.weight", "fc_gene.bias"}
+    assert network.conv1.lin.weight.shape == (1024, 14_558)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 31_405_790
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_save_and_load(tmp_path, half):
+    model = random_model(HIDDEN)
+    model.card["note"] = "for this test"
+    path = model.save(tmp_path / "model.safetensors", half=half)
+    loaded = sg.models.load(path)
+    assert equal_weights(model, loaded, atol=1e-3 if half else 0)
+    assert loaded.network.conv1.lin.weight.dtype == torch.float32
+    assert (loaded.hidden, loaded.n_spots, loaded.card) == (HIDDEN, 15, {"note": "for this test"})
+    assert loaded.vocabulary.sha256 == hest1k().sha256
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_own_vocabulary_travels_with_the_file(tmp_path):
+    vocabulary = Vocabulary("panel", ("A", "B", "C"))
+    model = sg.models.Model("mine", sg.models.GCN(3, HIDDEN), vocabulary)
+    loaded = sg.models.load(model.save(tmp_path / "mine.safetensors"))
+    assert loaded.vocabulary.symbols == ("A", "B", "C")
+
+
+def test_published_layout(tmp_path):
+    model = random_model(HIDDEN)
+    path = tmp_path / "published.pt"
+    torch.save(published_checkpoint(model.network), path)
+    loaded = sg.models.load(path)
+    assert equal_weights(model, loaded)
+    assert loaded.card["training"]["epoch"] == 126
+    assert loaded.name == "published"
+
+
+def without(state, key):
+    return {name: tensor for name, tensor in state.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"model_state_dict": without(s, "conv3.bias")}, "lacks .*conv3.bias"),
+        (lambda s: {"model_state_dict": without(s, "conv3.lin.weight")}, "five convolutions"),
+        (lambda s: {"model_state_dict": {**s, "extra": torch.zeros(1)}}, "doesn't have: .*extra"),
+        (lambda s: {"model_state_dict": {**s, "conv1.bias": torch.zeros(3)}}, r"conv1.bias has shape \(3,\)"),
+        (lambda s: {"model_state_dict": {**s, "conv1.bias": torch.full((16,), torch.nan)}}, "not finite"),
+        (lambda s: {"model_state_dict": s, "another": 1}, "unknown keys .*another"),
+    ],
+)
+def test_wrong_checkpoints_are_refused(tmp_path, change, message):
+    state = random_model(HIDDEN).network.state_dict()
+    path = tmp_path / "wrong.pt"
+    torch.save(change(state), path)
+    with pytest.raises(ValueError, match=message):
+        sg.models.load(path)
+
+
+class Gadget:
+    """What a hostile pickle holds: a call to run while it is read."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return open, (self.target, "w")
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
+def test_hostile_pickle_does_not_run(tmp_path, writer):
+    path, trace = tmp_path / "hostile.pt", tmp_path / "it-ran"
+    writer({"model_state_dict": Gadget(trace)}, path)
+    with pytest.raises(ValueError, match="plain weights"):
+        sg.models.load(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_files_are_refused(tmp_path, suffix, damage):
+    model = random_model(HIDDEN)
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pt":
+        torch.save(published_checkpoint(model.network), path)
+    else:
+        model.save(path)
+    path.write_bytes(path.read_bytes()[:-5000] if damage == "truncated" else b"<html>not found</html>" * 100)
+    with pytest.raises(ValueError, match="model"):
+        sg.models.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "transformer"}, "unknown architecture 'transformer'"),
+        ({"format": 99}, "format 99"),
+        ({"hidden": [16, 8, 8, 8, 13]}, "shape"),
+        ({"vocabulary": {"name": "hest1k", "sha256": "0" * 64}}, "digests"),
+        ({"vocabulary": {"name": "other", "sha256": "0" * 64}}, "'other'"),
+    ],
+)
+def test_wrong_headers_are_refused(tmp_path, change, message):
+    path = random_model(HIDDEN).save(tmp_path / "model.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["sagefm"])
+    save_file(load_file(path), path, metadata={"sagefm": json.dumps({**header, **change})})
+    with pytest.raises(ValueError, match=message):
+        sg.models.load(path)
+
+
+def test_foreign_safetensors_are_refused(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="no sagefm header"):
+        sg.models.load(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("sage-fm", ValueError, "'sage-fm-hest1k'"),
+        ("weights/none.safetensors", FileNotFoundError, "none.safetensors"),
+        (3, TypeError, "int"),
+    ],
+)
+def test_unknown_models(name, error, message):
+    with pytest.raises(error, match=message):
+        sg.models.load(name)
+
+
+def test_mini_comes_with_the_package():
+    model = sg.models.load("sagefm-mini")
+    assert model.name == "sagefm-mini"
+    assert len(model.vocabulary) == 14_558
+    assert model.card["validation"]["model"]["rmse"] < model.card["validation"]["zeros"]["rmse"]
+    table = sg.models.available()
+    assert table.loc["sagefm-mini", "local"]
+    assert not table.loc["sage-fm-hest1k", "local"]
+    assert table.loc["sage-fm-hest1k", "size_mb"] == 377
+
+
+def test_load_on_a_device_leaves_the_given_model(tiny):
+    assert sg.models.load(tiny, device="cpu") is tiny
+    with pytest.raises(ValueError, match="'tpu'"):
+        sg.models.load(tiny, device="tpu")
+
+
+def test_canonical_form_is_the_network(tiny):
+    """Closed form: 15 times the same spot gives an MLP of that spot."""
+    x = torch.rand(1, 14_558)
+    network = tiny.network
+    h = x
+    for i in range(1, 6):
+        conv = network.get_submodule(f"conv{i}")
+        h = h @ conv.lin.weight.T + conv.bias
+        if i < 5:
+            h = torch.where(h > 0, h, 0.01 * h)
+    expected = (h @ network.fc_gene.weight.T + network.fc_gene.bias).clamp(min=0)
+    found = tiny.canonical().forward(x, 14 * x, torch.tensor(14.0))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
