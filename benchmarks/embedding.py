@@ -66,14 +66,20 @@ def main() -> None:
     ours()
     times: dict[str, list[float]] = {"ours": [], "bare product": [], "literal PyG": []}
     for _ in range(args.runs):
-        for name, job, spots in (("ours", ours, n), ("bare product", bare, n), ("literal PyG", published, n_literal)):
+        for name, job, spots in (
+            ("ours", ours, n),
+            ("bare product", bare, n),
+            ("literal PyG", published, n_literal),
+        ):
             start = time.perf_counter()
             job()
             times[name].append((time.perf_counter() - start) / spots * 1e3)
     for name, values in times.items():
         print(f"{name:13s} {np.median(values):8.3f} ms a spot  (min {min(values):.3f}, max {max(values):.3f})")
     per_run = {name: np.array(values) for name, values in times.items()}
-    print(f"faster than literal PyG, median of {args.runs}: {np.median(per_run['literal PyG'] / per_run['ours']):.1f} x")
+    print(
+        f"faster than literal PyG, median of {args.runs}: {np.median(per_run['literal PyG'] / per_run['ours']):.1f} x"
+    )
     print(f"of the bare product's speed:    {np.median(per_run['bare product'] / per_run['ours']):.2f}")
 
 

@@ -65,7 +65,11 @@ def evaluate(predict, sections) -> dict[str, float]:
         predictions.append(prediction), truths.append(x), masks.append(mask)
     prediction, truth, mask = map(torch.cat, (predictions, truths, masks))
     rmse = float(((prediction - truth) ** 2)[mask].mean().sqrt())
-    return {"rmse": rmse, "r_pooled": mean_r(prediction, truth, mask), "r_within_section": float(np.mean(within))}
+    return {
+        "rmse": rmse,
+        "r_pooled": mean_r(prediction, truth, mask),
+        "r_within_section": float(np.mean(within)),
+    }
 
 
 def depth_scaled(center, neighbors, mask):
@@ -137,7 +141,12 @@ def main() -> None:
             "optimizer": f"Adam, learning rate {args.learning_rate}, batch {args.batch_size}",
             "seed": 0,
         },
-        "validation": {"donor": args.validate, "spots": sum(len(s["x"]) for s in held_out), "model": best, **baselines},
+        "validation": {
+            "donor": args.validate,
+            "spots": sum(len(s["x"]) for s in held_out),
+            "model": best,
+            **baselines,
+        },
         "licence": "BSD-3-Clause",
     }
     sg.models.Model("sagefm-mini", network, hest1k(), card=card).save(args.out, half=True)

@@ -60,7 +60,9 @@ def test_docstrings(name, function):
     assert text.splitlines()[0].endswith(".")
     for section in ("Returns", "Examples") if name[:2] in ("pp", "tl", "pl") else ("Returns",):
         assert f"{section}\n{'-' * len(section)}\n" in text, section
-    documented = re.split(r"\n\w+\n-+\n", text.partition("Parameters\n----------\n")[2])[0] if "Parameters" in text else ""
+    documented = (
+        re.split(r"\n\w+\n-+\n", text.partition("Parameters\n----------\n")[2])[0] if "Parameters" in text else ""
+    )
     names = [part.strip() for line in documented.splitlines() if line and line[0] != " " for part in line.split(",")]
     assert names == list(inspect.signature(function).parameters)
 

@@ -16,9 +16,19 @@ def path(slide, tmp_path):
 def test_demo(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
-    for words in ("1600 spots and 12000 genes", "adjusted Rand index", "COL1A1", "mean of the neighbours", "small model"):
+    for words in (
+        "1600 spots and 12000 genes",
+        "adjusted Rand index",
+        "COL1A1",
+        "mean of the neighbours",
+        "small model",
+    ):
         assert words in printed
-    assert sorted(file.name for file in (tmp_path / "demo").iterdir()) == ["clusters.png", "demo.h5ad", "imputed.png"]
+    assert sorted(file.name for file in (tmp_path / "demo").iterdir()) == [
+        "clusters.png",
+        "demo.h5ad",
+        "imputed.png",
+    ]
     adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
     assert {"X_sage"} <= set(adata.obsm)
     assert "sage_imputed" in adata.layers
@@ -70,8 +80,23 @@ def test_output_is_not_replaced_unless_told(path, tmp_path, log):
         (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/no/out.h5ad"], "no folder"),
         (["embed", "{tmp}/broken.h5ad", "-o", "{tmp}/out.h5ad"], "can't be read"),
         (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--model", "none"], "unknown model 'none'"),
-        (["impute", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--model", "sagefm-mini", "--genes", "FOO"], "'FOO'"),
-        (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--library-key", "x"], "library_key='x' not in"),
+        (
+            [
+                "impute",
+                "{tmp}/slide.h5ad",
+                "-o",
+                "{tmp}/out.h5ad",
+                "--model",
+                "sagefm-mini",
+                "--genes",
+                "FOO",
+            ],
+            "'FOO'",
+        ),
+        (
+            ["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--library-key", "x"],
+            "library_key='x' not in",
+        ),
     ],
 )
 def test_errors_are_one_line_and_code_1(path, tmp_path, log, arguments, message):

@@ -216,9 +216,19 @@ def test_copy_leaves_the_original():
         (None, {"n_spots": 145}, ValueError, "the slide has 144 spots"),
         (None, {"library_key": "slide"}, KeyError, "'slide' not in adata.obs"),
         (None, {"method": "knn", "spatial_key": "xy"}, KeyError, "'xy' not in adata.obsm"),
-        (lambda a: a.obs.drop(columns="array_row", inplace=True), {"method": "visium"}, KeyError, "'array_row'"),
+        (
+            lambda a: a.obs.drop(columns="array_row", inplace=True),
+            {"method": "visium"},
+            KeyError,
+            "'array_row'",
+        ),
         (lambda a: a.obs.__setitem__("array_row", 0), {"method": "visium"}, ValueError, "library_key"),
-        (lambda a: a.obs.__setitem__("array_col", a.obs["array_col"] / 2), {"method": "visium"}, ValueError, "whole"),
+        (
+            lambda a: a.obs.__setitem__("array_col", a.obs["array_col"] / 2),
+            {"method": "visium"},
+            ValueError,
+            "whole",
+        ),
         (lambda a: a.obs.__setitem__("array_col", "x"), {"method": "visium"}, ValueError, "no numbers"),
         (
             lambda a: a.obs.__setitem__("array_col", a.obs["array_col"] // 2),
@@ -227,7 +237,12 @@ def test_copy_leaves_the_original():
             "hexagonal",
         ),
         (lambda a: a.obsm["spatial"].__setitem__((3, 0), np.nan), {"method": "knn"}, ValueError, "'s3'"),
-        (lambda a: a.obsm.__setitem__("spatial", np.zeros((144, 2))), {"method": "knn"}, ValueError, "coincides"),
+        (
+            lambda a: a.obsm.__setitem__("spatial", np.zeros((144, 2))),
+            {"method": "knn"},
+            ValueError,
+            "coincides",
+        ),
         (lambda a: a.obsm.__setitem__("spatial", np.zeros((144, 1))), {"method": "knn"}, ValueError, "shape"),
     ],
 )

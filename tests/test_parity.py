@@ -51,9 +51,7 @@ def test_masked_predictions(prepared, published_size, mask):
     fold_of = gene_folds(len(hest1k()), 4)
     for fold in range(2):  # each costs a literal pass
         masked = fold_of == fold
-        expected = literal.run(
-            published_size.network, dense, neighborhoods, what="predict", **{f"{mask}_mask": masked}
-        )
+        expected = literal.run(published_size.network, dense, neighborhoods, what="predict", **{f"{mask}_mask": masked})
         columns = np.flatnonzero((index >= 0) & masked[index])
         assert len(columns) > 2000
         assert error(found[:, columns], expected[:, index[columns]]) < TOLERANCE

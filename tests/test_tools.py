@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
-from conftest import random_model
 from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
@@ -389,5 +388,3 @@ class TestCluster:
     def test_embedding_comes_first(self):
         with pytest.raises(KeyError, match=r"Run sg.tl.sage_embed\(adata\) first"):
             sg.tl.cluster(AnnData(np.ones((20, 2), dtype=np.float32)))
-
-

@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger("sagefm")
 
 
-class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _StderrHandler(logging.StreamHandler):
     """Writes to whatever ``sys.stderr`` is now: notebooks and tests replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:

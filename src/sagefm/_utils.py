@@ -54,9 +54,7 @@ def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str 
     """Iterate with a progress bar that appears once the loop has taken a second."""
     from tqdm.auto import tqdm
 
-    return tqdm(
-        items, desc=desc, total=total, unit=unit, delay=1, leave=False, disable=not settings.progress_bars
-    )
+    return tqdm(items, desc=desc, total=total, unit=unit, delay=1, leave=False, disable=not settings.progress_bars)
 
 
 def shorten(names: Iterable[object], n: int = 5) -> str:

@@ -85,7 +85,10 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    figures = {"clusters.png": "clusters of the embedding, on the tissue", "imputed.png": "genes, measured and predicted"}
+    figures = {
+        "clusters.png": "clusters of the embedding, on the tissue",
+        "imputed.png": "genes, measured and predicted",
+    }
     with _headless():
         pl.cluster(adata, show=False, save=out / "clusters.png")
         pl.impute(adata, genes, show=False, save=out / "imputed.png")

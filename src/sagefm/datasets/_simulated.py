@@ -70,11 +70,12 @@ def simulated_visium(
 ) -> AnnData:
     """Simulate a Visium slide with planted domains and planted ligand-receptor effects.
 
-    Spots lie on the hexagonal lattice. Genes are as abundant as on average in real sections. Smooth random fields cut the tissue into domains, each raising its
-    markers. A ligand follows a field of its own, and one standard deviation of its mean log1p count over
-    the 14 neighbours multiplies the receptor's rate by ``exp(effect)``. Counts are gamma-Poisson around
-    these rates and the depth of the spot. Real sections hold far more structure than this: it tells
-    whether a method finds what is there, not how good a model is.
+    Spots lie on the hexagonal lattice, and genes are as abundant as on average in real sections. Smooth
+    random fields cut the tissue into domains, each raising its markers. A ligand follows a field of its
+    own, and one standard deviation of its mean log1p count over the 14 neighbours multiplies the
+    receptor's rate by ``exp(effect)``. Counts are gamma-Poisson around these rates and the depth of the
+    spot. Real sections hold far more structure than this: it tells whether a method finds what is there,
+    not how good a model is.
 
     Parameters
     ----------

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from sagefm.models._model import Model
 from sagefm.models._registry import available, load
+from sagefm.models._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from sagefm.models._gcn import GCN
 
-__all__ = ["GCN", "Model", "available", "load"]
+__all__ = ["GCN", "Model", "Vocabulary", "available", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ class GCN(nn.Module):
         self.fc_gene = nn.Linear(widths[-1], n_genes)
 
     def _convs(self) -> list[GCNConv]:
-        return [self.get_submodule(f"conv{i}") for i in range(1, 6)]  # type: ignore[misc]
+        return [self.get_submodule(f"conv{i}") for i in range(1, 6)]
 
     def embed(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Embedding of every node, shape (nodes, hidden[-1])."""

@@ -72,7 +72,7 @@ def read_safetensors(path: Path) -> Model:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # safe_open is a context, not a mapping: iterating it needs keys().
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}. Fetch or copy it again.") from error
     if HEADER not in metadata:
@@ -119,7 +119,14 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
         raise ValueError(f"{path} doesn't hold the five convolutions of the published network.")
     training = {
         key: checkpoint[key]
-        for key in ("epoch", "best_val_loss", "learning_rate", "weight_decay", "mask_percentage", "batch_size")
+        for key in (
+            "epoch",
+            "best_val_loss",
+            "learning_rate",
+            "weight_decay",
+            "mask_percentage",
+            "batch_size",
+        )
         if isinstance(checkpoint.get(key), int | float)
     }
     return _build(

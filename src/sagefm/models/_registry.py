@@ -96,7 +96,7 @@ def load(model: str | Path | Model, *, device: str = "cpu") -> Model:
         ``.pt`` checkpoint in the published layout. A :class:`Model` is returned as it is, on ``device``.
     device
         Where the network lies: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. The functions of
-        :mod:`sagefm.tl` move it by themselves.
+        ``sg.tl`` move it by themselves.
 
     Returns
     -------
@@ -149,7 +149,12 @@ def _load_entry(entry: Entry) -> Model:
         except ValueError as error:
             logger.warning("%s Converting the download again.", error)
     source = _download(entry)
-    card = {"licence": entry.licence, "description": entry.description, "source": entry.url, "sha256": entry.sha256}
+    card = {
+        "licence": entry.licence,
+        "description": entry.description,
+        "source": entry.url,
+        "sha256": entry.sha256,
+    }
     model = _io.read_published(source, entry.name, card)
     try:
         model.save(entry.converted_path)

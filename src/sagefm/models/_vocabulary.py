@@ -14,14 +14,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 HEST1K = "hest1k"
+Names = Sequence[str] | NDArray[np.object_]
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Genes of a model in column order.
 
-    ``ensembl_ids`` and ``other_symbols`` (former and alias symbols that can mean one gene only) may be
-    empty; a slide is then matched by its symbols alone.
+    Parameters
+    ----------
+    name
+        Name of the vocabulary.
+    symbols
+        Current symbol of each gene, each once.
+    ensembl_ids
+        Ensembl id of each gene, without version. May be empty; slides are then matched by symbols alone.
+    other_symbols
+        Former and alias symbols of each gene that can mean no other. May be empty.
     """
 
     name: str
@@ -54,19 +63,19 @@ class Vocabulary:
         pairs = [(name, gene) for gene, names in enumerate(self.other_symbols) for name in names]
         return _Lookup([name for name, _ in pairs], [gene for _, gene in pairs])
 
-    def find_symbols(self, names: Sequence[str]) -> NDArray[np.int64]:
+    def find_symbols(self, names: Names) -> NDArray[np.int64]:
         """Index of the gene with each current symbol, -1 for what is none."""
         return self._symbols(names)
 
-    def find_ensembl_ids(self, ids: Sequence[str]) -> NDArray[np.int64]:
+    def find_ensembl_ids(self, ids: Names) -> NDArray[np.int64]:
         """Index of the gene with each Ensembl id (without version), -1 for what is none."""
         return self._ensembl_ids(ids)
 
-    def find_other_symbols(self, names: Sequence[str]) -> NDArray[np.int64]:
+    def find_other_symbols(self, names: Names) -> NDArray[np.int64]:
         """Index of the gene that each former or alias symbol stands for, -1 for what is none."""
         return self._other_symbols(names)
 
-    def find(self, names: Sequence[str]) -> NDArray[np.int64]:
+    def find(self, names: Names) -> NDArray[np.int64]:
         """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""
         index = self.find_symbols(names)
         for more in (self.find_ensembl_ids(ensembl_ids(names)), self.find_other_symbols(names)):
@@ -81,7 +90,7 @@ class _Lookup:
         self._names = pd.Index(names, dtype=object)
         self._genes = np.array([*genes, -1], dtype=np.int64)  # -1, not found, reads the last
 
-    def __call__(self, names: Sequence[str]) -> NDArray[np.int64]:
+    def __call__(self, names: Names) -> NDArray[np.int64]:
         return self._genes[self._names.get_indexer(pd.Index(names, dtype=object))]
 
 

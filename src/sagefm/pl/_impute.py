@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,19 +82,17 @@ def impute(
     layer = adata.uns.get(key, {}).get("params", {}).get("layer")
     panels = [(name, _measured(adata, name, layer), _predicted(adata, name, key)) for name in names]
 
-    figure, axes = plt.subplots(
-        len(names), 2, figsize=(9, 3.8 * len(names)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(names), 2, figsize=(9, 3.8 * len(names)), squeeze=False, layout="constrained")
     for row, (name, measured, predicted) in zip(axes, panels, strict=True):
         both = [values for values in (measured, predicted) if values is not None]
         top = max(float(np.percentile(values, 99)) for values in both) or 1.0
-        style = {"vmin": 0.0, "vmax": top, "cmap": cmap, "label": "log1p counts"}
+        draw = partial(draw_spots, label="log1p counts", vmin=0.0, vmax=top, cmap=cmap)
         if measured is None:
             row[0].text(0.5, 0.5, f"{name} was not measured", ha="center", va="center")
             row[0].axis("off")
         else:
-            draw_spots(row[0], coordinates, measured, title=f"{name}, measured", **style)
-        draw_spots(row[1], coordinates, predicted, title=f"{name}, predicted", **style)
+            draw(row[0], coordinates, measured, title=f"{name}, measured")
+        draw(row[1], coordinates, predicted, title=f"{name}, predicted")
     return finish(figure, show, save)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def get_coordinates(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
-    """x and y of every spot."""
+    """X and y of every spot."""
     if spatial_key not in adata.obsm:
         raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
     return np.asarray(adata.obsm[spatial_key], dtype=float)[:, :2]
@@ -42,11 +42,18 @@ def draw_spots(
     nearest = NearestNeighbors(n_neighbors=2).fit(coordinates).kneighbors(coordinates)[0][:, 1]
     diameter = 0.95 * np.median(nearest)  # nearly touching, at whatever size the figure has
     spots = EllipseCollection(
-        [diameter], [diameter], [0], units="xy", offsets=coordinates, offset_transform=ax.transData, linewidths=0
+        [diameter],
+        [diameter],
+        [0],
+        units="xy",
+        offsets=coordinates,
+        offset_transform=ax.transData,
+        linewidths=0,
     )
     if isinstance(values, pd.Series):
         groups = values.astype("category").cat
-        colors = palette or [mpl.colormaps["tab20" if len(groups.categories) > 10 else "tab10"](i) for i in range(20)]
+        default = mpl.colormaps["tab20" if len(groups.categories) > 10 else "tab10"]
+        colors = palette or [mpl.colors.to_hex(default(i)) for i in range(default.N)]
         spots.set_facecolor([colors[code % len(colors)] if code >= 0 else "lightgrey" for code in groups.codes])
         handles = [
             mpl.lines.Line2D([], [], marker="o", linestyle="", color=colors[i % len(colors)], label=str(name))

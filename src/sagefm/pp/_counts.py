@@ -31,7 +31,11 @@ class Block:
     def nonzeros(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
         """Gene (counted from ``start``), value, and first entry of each row, for sparse genes start to stop."""
         picked = np.flatnonzero((self.genes >= start) & (self.genes < stop))
-        return self.genes[picked] - np.int32(start), self.values[picked], np.searchsorted(picked, self.indptr[:-1])
+        return (
+            self.genes[picked] - np.int32(start),
+            self.values[picked],
+            np.searchsorted(picked, self.indptr[:-1]),
+        )
 
 
 class Counts:

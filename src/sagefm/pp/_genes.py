@@ -37,7 +37,7 @@ def align_genes(
 ) -> AnnData | None:
     """Find the gene of the model's vocabulary that each column is.
 
-    The functions of :mod:`sagefm.tl` call it when needed; call it yourself to see the coverage, to name a
+    The functions of ``sg.tl`` call it when needed; call it yourself to see the coverage, to name a
     column of symbols, or to accept a panel that covers little of the vocabulary.
 
     A column stands for a gene by its symbol; else by its Ensembl id, with or without version, as its name

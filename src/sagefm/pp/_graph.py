@@ -14,7 +14,6 @@ from sagefm._utils import get_table, shorten
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
 Method = Literal["auto", "visium", "knn"]
@@ -226,8 +225,8 @@ def _is_hexagonal(positions: Ints) -> bool:
     if len(np.unique(positions.sum(axis=1) % 2)) > 1:
         return False
     lookup = _Lookup(positions)
-    along = (lookup(positions + (0, 2)) >= 0).mean()
-    across = ((lookup(positions + (1, 1)) >= 0) | (lookup(positions + (1, -1)) >= 0)).mean()
+    along = (lookup(positions + np.array([0, 2])) >= 0).mean()
+    across = ((lookup(positions + np.array([1, 1])) >= 0) | (lookup(positions + np.array([1, -1])) >= 0)).mean()
     return bool(along > 0.02 and across > 0.02)
 
 
@@ -254,8 +253,8 @@ class _Lookup:
 
 def _lattice_offsets(reach: int) -> Ints:
     """Every offset (Δrow, Δcol, d²) up to ``reach`` rows away, in the order of the neighbourhood."""
-    row, col = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-2 * reach, 2 * reach + 1), indexing="ij")
-    row, col = row.ravel(), col.ravel()
+    rows, cols = np.arange(-reach, reach + 1), np.arange(-2 * reach, 2 * reach + 1)
+    row, col = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
     square = col**2 + 3 * row**2
     # Up to this radius the window is complete: what lies outside is further away.
     keep = ((row + col) % 2 == 0) & (square > 0) & (square <= 3 * reach**2)

@@ -114,5 +114,10 @@ def sage_embed(
     if layer is not None:
         params["layer"] = layer
     adata.uns[key_added] = {"params": params}
-    logger.info("Embedded %d spots with %s; wrote obsm['%s'] %s.", *(adata.n_obs, loaded.name), key_added, embedding.shape)
+    logger.info(
+        "Embedded %d spots with %s; wrote obsm['%s'] %s.",
+        *(adata.n_obs, loaded.name),
+        key_added,
+        embedding.shape,
+    )
     return adata if copy else None

@@ -1,0 +1,38 @@
+"""Sphinx configuration."""
+
+from importlib.metadata import version as installed
+
+project = "sagefm"
+author = "the sagefm developers"
+copyright = f"2026, {author}"
+version = release = installed("sagefm")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+]
+html_theme = "sphinx_book_theme"
+html_title = "sagefm"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+typehints_defaults = "braces"
+always_document_param_types = False
+nb_execution_mode = "off"  # notebooks are committed with their outputs
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Types of other libraries are named, not linked: the docs build without a network.
+# So are sagefm's private modules, which annotations may come from.
+nitpick_ignore_regex = [("py:.*", r"(?!sagefm).*"), ("py:.*", r"sagefm\..*\._.*")]
