@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 # Rows that the density of genes is estimated on.
-DENSITY_SPOTS = 512
+DENSITY_SPOTS = 128
+N_THREADS = min(8, os.cpu_count() or 1)
 # Values per block that are looked at to tell counts from normalised data.
 N_SAMPLED = 2000
 
@@ -106,37 +110,52 @@ class Counts:
         is_doubled = int((target != n_dense).sum()) > n_codes - 1
         buffer = np.empty((0, n_dense + 1), dtype=np.float32)
 
-        def read(rows: slice) -> Block:
-            nonlocal buffer
-            block = self._read(rows)
-            n = block.shape[0]
+        def fill(part: sparse.csr_matrix, out: NDArray[np.float32]) -> Block:
+            self._check(part.data)
             # This may share memory with the user's matrix, so nothing is changed in place.
-            coded = sparse.csr_matrix((block.data, np.take(target, block.indices), block.indptr), shape=(n, n_codes))
-            if is_doubled or not block.has_canonical_format:
+            data = part.data.astype(np.float32, copy=False)
+            coded = sparse.csr_matrix((data, np.take(target, part.indices), part.indptr), (part.shape[0], n_codes))
+            if is_doubled or not part.has_canonical_format:
                 coded = coded.copy()
                 coded.sum_duplicates()  # before the logarithm
             values, codes = np.log1p(coded.data), coded.indices
-            if len(buffer) < n:
-                buffer = np.empty((n, n_dense + 1), dtype=np.float32)
-            cut = sparse.csr_matrix((values, np.minimum(codes, n_dense), coded.indptr), shape=(n, n_dense + 1))
+            cut = sparse.csr_matrix((values, np.minimum(codes, n_dense), coded.indptr), out.shape)
             picked = np.flatnonzero(codes > n_dense)
             return Block(
-                dense=cut.toarray(out=buffer[:n])[:, :-1],
+                dense=cut.toarray(out=out)[:, :-1],
                 genes=codes[picked] - np.int32(n_dense + 1),
                 values=values[picked],
                 indptr=np.searchsorted(picked, coded.indptr),
             )
 
+        def read(rows: slice) -> Block:
+            nonlocal buffer
+            block = self._read(rows)
+            n = block.shape[0]
+            if len(buffer) < n:
+                buffer = np.empty((n, n_dense + 1), dtype=np.float32)
+            # numpy and scipy let go of the interpreter here, so threads share the work.
+            edges = np.linspace(0, n, min(n, N_THREADS) + 1).astype(int)
+            bounds = [slice(start, stop) for start, stop in pairwise(edges)]
+            with ThreadPoolExecutor(len(bounds)) as pool:
+                parts = list(pool.map(fill, [_rows(block, part) for part in bounds], [buffer[part] for part in bounds]))
+            starts = np.cumsum([0, *(len(part.values) for part in parts)])
+            indptr = [part.indptr[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
+            return Block(
+                dense=buffer[:n, :-1],
+                genes=np.concatenate([part.genes for part in parts]),
+                values=np.concatenate([part.values for part in parts]),
+                indptr=np.concatenate([*indptr, starts[-1:]]),
+            )
+
         return read
 
     def _read(self, rows: slice) -> sparse.csr_matrix:
-        """Rows as float32 CSR, checked."""
+        """Rows as CSR, in memory, unchecked."""
+        if sparse.issparse(self._matrix):
+            return _rows(self._matrix, rows)
         block: Any = self._matrix[rows]
-        if hasattr(block, "compute"):
-            block = block.compute()
-        block = sparse.csr_matrix(block)
-        self._check(block.data)
-        return block.astype(np.float32, copy=False)
+        return sparse.csr_matrix(block.compute() if hasattr(block, "compute") else block)
 
     def _check(self, values: NDArray[Any]) -> None:
         if values.dtype.kind not in "fiub":
@@ -154,6 +173,14 @@ class Counts:
                 f"{self.name} holds values that are no counts, such as {odd[0]:.4g}: the model takes raw counts "
                 f"and does its own log1p. {self._hint}"
             )
+
+
+def _rows(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    """Rows of a CSR matrix, sharing its memory."""
+    indptr = matrix.indptr[rows.start : rows.stop + 1]
+    entries = slice(indptr[0], indptr[-1])
+    shape = (rows.stop - rows.start, matrix.shape[1])
+    return sparse.csr_matrix((matrix.data[entries], matrix.indices[entries], indptr - indptr[0]), shape)
 
 
 def _other_counts(adata: AnnData, layer: str | None) -> str:
