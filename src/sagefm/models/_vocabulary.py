@@ -10,11 +10,9 @@ from functools import cache, cached_property
 from importlib.resources import files
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 HEST1K = "hest1k"
-Names = Sequence[str] | NDArray[np.object_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,31 +49,30 @@ class Vocabulary:
         return hashlib.sha256("\n".join(self.symbols).encode()).hexdigest()
 
     @cached_property
-    def _symbols(self) -> _Lookup:
-        return _Lookup(self.symbols, range(len(self)))
+    def _by_symbol(self) -> dict[str, int]:
+        return {symbol: gene for gene, symbol in enumerate(self.symbols)}
 
     @cached_property
-    def _ensembl_ids(self) -> _Lookup:
-        return _Lookup(self.ensembl_ids, range(len(self.ensembl_ids)))
+    def _by_ensembl_id(self) -> dict[str, int]:
+        return {gene_id: gene for gene, gene_id in enumerate(self.ensembl_ids) if gene_id}
 
     @cached_property
-    def _other_symbols(self) -> _Lookup:
-        pairs = [(name, gene) for gene, names in enumerate(self.other_symbols) for name in names]
-        return _Lookup([name for name, _ in pairs], [gene for _, gene in pairs])
+    def _by_other_symbol(self) -> dict[str, int]:
+        return {name: gene for gene, names in enumerate(self.other_symbols) for name in names}
 
-    def find_symbols(self, names: Names) -> NDArray[np.int64]:
+    def find_symbols(self, names: Iterable[str]) -> NDArray[np.int64]:
         """Index of the gene with each current symbol, -1 for what is none."""
-        return self._symbols(names)
+        return _look_up(self._by_symbol, names)
 
-    def find_ensembl_ids(self, ids: Names) -> NDArray[np.int64]:
+    def find_ensembl_ids(self, ids: Iterable[str]) -> NDArray[np.int64]:
         """Index of the gene with each Ensembl id (without version), -1 for what is none."""
-        return self._ensembl_ids(ids)
+        return _look_up(self._by_ensembl_id, ids)
 
-    def find_other_symbols(self, names: Names) -> NDArray[np.int64]:
+    def find_other_symbols(self, names: Iterable[str]) -> NDArray[np.int64]:
         """Index of the gene that each former or alias symbol stands for, -1 for what is none."""
-        return self._other_symbols(names)
+        return _look_up(self._by_other_symbol, names)
 
-    def find(self, names: Names) -> NDArray[np.int64]:
+    def find(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""
         index = self.find_symbols(names)
         for more in (self.find_ensembl_ids(ensembl_ids(names)), self.find_other_symbols(names)):
@@ -83,15 +80,8 @@ class Vocabulary:
         return index
 
 
-class _Lookup:
-    """Position of names in a list of unique names, vectorised."""
-
-    def __init__(self, names: Sequence[str], genes: Sequence[int]) -> None:
-        self._names = pd.Index(names, dtype=object)
-        self._genes = np.array([*genes, -1], dtype=np.int64)  # -1, not found, reads the last
-
-    def __call__(self, names: Names) -> NDArray[np.int64]:
-        return self._genes[self._names.get_indexer(pd.Index(names, dtype=object))]
+def _look_up(genes: dict[str, int], names: Iterable[str]) -> NDArray[np.int64]:
+    return np.fromiter((genes.get(name, -1) for name in names), dtype=np.int64)
 
 
 def ensembl_ids(values: Iterable[object]) -> list[str]:

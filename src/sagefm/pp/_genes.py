@@ -136,9 +136,10 @@ def match_genes(
     """Compute what :func:`align_genes` writes."""
     names = _names(adata, gene_symbols)
     ids_key = next((key for key in _keys.ENSEMBL_COLUMNS if key in adata.var), None)
-    ids = np.array(ensembl_ids(names), dtype=object)
+    ids = ensembl_ids(names)
     if ids_key is not None:
-        ids = np.where(ids == "", ensembl_ids(adata.var[ids_key]), ids)
+        listed = ensembl_ids(adata.var[ids_key])
+        ids = [gene_id or other for gene_id, other in zip(ids, listed, strict=True)]
 
     # One row per way of naming a gene, best first. A column with an Ensembl id that agrees with its other
     # symbol is found by the id; with one that doesn't, the symbol is not believed.
@@ -146,7 +147,7 @@ def match_genes(
         [
             vocabulary.find_symbols(names),
             vocabulary.find_ensembl_ids(ids),
-            np.where(ids == "", vocabulary.find_other_symbols(names), -1),
+            np.where([not gene_id for gene_id in ids], vocabulary.find_other_symbols(names), -1),
         ]
     )
     rank = np.where((found >= 0).any(axis=0), (found >= 0).argmax(axis=0), UNKNOWN)
