@@ -18,7 +18,7 @@ def test_is_a_visium_slide(simulated):
     assert counts.data.min() >= 1
     assert np.median(np.asarray(counts.sum(axis=1))) == pytest.approx(5_000, rel=0.1)
     assert {"array_row", "array_col", "in_tissue", "domain"} <= set(simulated.obs)
-    nearest = np.sort(np.linalg.norm(simulated.obsm["spatial"] - simulated.obsm["spatial"][450], axis=1))[1:7]
+    nearest = np.sort(np.linalg.norm(simulated.obsm["spatial"] - simulated.obsm["spatial"][465], axis=1))[1:7]
     np.testing.assert_allclose(nearest, 100)  # µm
 
 

@@ -118,7 +118,7 @@ class Engine:
             for common, rare, product in zip(dense, sparse_, products, strict=True):
                 here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
                 entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
-                values = values.to(self.dtype)
+                entries, values = entries.long(), values.to(self.dtype)
                 for target, weight, rare_weight in zip(product, dense_weights, sparse_weights, strict=True):
                     part = x[:, here] @ weight[here]
                     if len(rare):
