@@ -56,12 +56,12 @@ def slide(_slide):
     return _slide.copy()
 
 
-def random_model(hidden, seed=0):
-    """Model of the published architecture with random weights, embeddings of order 1."""
-    torch.manual_seed(seed)
-    network = sg.models.GCN(len(hest1k()), hidden).requires_grad_(False).eval()
+def random_model(hidden, architecture=sg.models.GCN):
+    """Model with random weights, all terms of which count."""
+    torch.manual_seed(0)
+    network = architecture(len(hest1k()), hidden).requires_grad_(False).eval()
     for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") or name == "gain":
             parameter.normal_(std=0.1)
     return sg.models.Model("random", network, hest1k())
 
@@ -70,6 +70,12 @@ def random_model(hidden, seed=0):
 def tiny():
     """Random model of the published architecture, narrow."""
     return random_model((16, 8, 8, 8, 12))
+
+
+@pytest.fixture(scope="session")
+def sage():
+    """Random model of the GraphSAGE family."""
+    return random_model((64, 32, 48), sg.models.SAGE)
 
 
 @pytest.fixture(scope="session")

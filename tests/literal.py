@@ -6,6 +6,8 @@ but the module of GCNConv layers that it runs.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -64,10 +66,15 @@ def ego_graphs(dense, neighborhoods, center_mask=None, everywhere_mask=None):
 def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
     """Output at the central spots: the embedding (``"embed"``) or all genes (``"predict"``)."""
     graphs = list(ego_graphs(dense, neighborhoods, **masks))
-    forward = network.embed if what == "embed" else network
+    extra = {}
+    if network.architecture == "sage" and masks.get("center_mask") is not None:
+        # What is masked at the centre doesn't count for its depth.
+        extra["masked"] = torch.from_numpy(masks["center_mask"])
     results = []
     for batch in DataLoader(graphs, batch_size=batch_size):
-        results.append(forward(batch.x, batch.edge_index)[batch.ptr[:-1]])
+        forward = network.embed if what == "embed" else partial(network, **extra)
+        nodes = forward(batch.x, batch.edge_index)
+        results.append(nodes[batch.ptr[:-1]])
     return torch.cat(results).numpy()
 
 

@@ -32,7 +32,6 @@ ON_ADATA = {name: function for name, function in FUNCTIONS.items() if name[:2] i
 
 @pytest.mark.parametrize("module", NAMESPACES.values(), ids=NAMESPACES)
 def test_namespaces_export_what_they_list(module):
-    assert sorted(module.__all__) == module.__all__
     public = {name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"}
     assert public <= set(module.__all__)
 
@@ -82,7 +81,7 @@ def test_examples_run(name):
 def test_everything_public_is_in_the_docs():
     page = (ROOT / "docs" / "api.md").read_text()
     listed = set(re.findall(r"^\s*((?:pp|tl|pl|models|datasets)\.\w+|settings)\s*$", page, flags=re.M))
-    assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "settings"}
+    assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "models.SAGE", "settings"}
 
 
 def test_imports_point_one_way():

@@ -53,13 +53,15 @@ def test_published_network():
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_save_and_load(tmp_path, half):
-    model = random_model(HIDDEN)
+@pytest.mark.parametrize("architecture", [sg.models.GCN, sg.models.SAGE])
+def test_save_and_load(tmp_path, half, architecture):
+    model = random_model(HIDDEN, architecture)
     model.card["note"] = "for this test"
     path = model.save(tmp_path / "model.safetensors", half=half)
     loaded = sg.models.load(path)
     assert equal_weights(model, loaded, atol=1e-3 if half else 0)
-    assert loaded.network.conv1.lin.weight.dtype == torch.float32
+    assert {parameter.dtype for parameter in loaded.network.parameters()} == {torch.float32}
+    assert type(loaded.network) is architecture
     assert (loaded.hidden, loaded.n_spots, loaded.card) == (HIDDEN, 15, {"note": "for this test"})
     assert loaded.vocabulary.sha256 == hest1k().sha256
     assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,7 @@
 """The engine against the literal pipeline: one complete PyG graph per spot, at published size, on real sections."""
 
+from copy import deepcopy
+
 import literal
 import numpy as np
 import pytest
@@ -32,26 +34,36 @@ def prepared(request, section):
     return adata, dense, spots, neighborhoods
 
 
+@pytest.fixture
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+MODELS = ["published_size", "sage"]
+
+
+@pytest.mark.parametrize("model", MODELS, indirect=True)
 @pytest.mark.parametrize("prepared", SLIDES, indirect=True)
-def test_embedding(prepared, published_size):
+def test_embedding(prepared, model):
     adata, dense, spots, neighborhoods = prepared
-    sg.tl.sage_embed(adata, published_size, device="cpu")
-    expected = literal.run(published_size.network, dense, neighborhoods)
+    sg.tl.sage_embed(adata, model, device="cpu")
+    expected = literal.run(model.network, dense, neighborhoods)
     assert error(adata.obsm["X_sage"][spots], expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("mask", ["center", "everywhere"])
+@pytest.mark.parametrize("model", MODELS, indirect=True)
 @pytest.mark.parametrize("prepared", SLIDES[:3], indirect=True)
-def test_masked_predictions(prepared, published_size, mask):
+def test_masked_predictions(prepared, model, mask):
     adata, dense, spots, neighborhoods = prepared
-    sg.tl.impute(adata, None, published_size, mask=mask, device="cpu")
+    sg.tl.impute(adata, None, model, mask=mask, device="cpu")
     index = adata.var["sage_gene"].to_numpy()
     found = adata.layers["sage_imputed"][spots]
     assert np.isnan(found[:, index < 0]).all()
     fold_of = gene_folds(len(hest1k()), 4)
     for fold in range(2):  # each costs a literal pass
         masked = fold_of == fold
-        expected = literal.run(published_size.network, dense, neighborhoods, what="predict", **{f"{mask}_mask": masked})
+        expected = literal.run(model.network, dense, neighborhoods, what="predict", **{f"{mask}_mask": masked})
         columns = np.flatnonzero((index >= 0) & masked[index])
         assert len(columns) > 2000
         assert error(found[:, columns], expected[:, index[columns]]) < TOLERANCE
@@ -83,22 +95,23 @@ def test_whole_pipeline_on_a_section(section, published_size):
     assert error(adata.obsm["X_sage"][:N_SPOTS], expected) < TOLERANCE
 
 
-def test_irregular_graph(slide, tiny):
+@pytest.mark.parametrize("model", ["tiny", "sage"], indirect=True)
+def test_irregular_graph(slide, model):
     """A user's graph: every spot is one of a complete graph of its own size; weights and diagonal don't count."""
     import squidpy as sq
 
     sq.gr.spatial_neighbors(slide, n_rings=1, coord_type="grid", n_neighs=6)
     graph = slide.obsp["spatial_connectivities"]
     assert len(np.unique(np.diff(graph.indptr))) > 1
-    sg.tl.sage_embed(slide, tiny, connectivity_key="spatial", device="cpu")
+    sg.tl.sage_embed(slide, model, connectivity_key="spatial", device="cpu")
     dense = literal.dense_log1p(slide, hest1k().symbols)
-    expected = literal.run(tiny.network, dense, literal.neighborhoods_of(graph), batch_size=1)
+    expected = literal.run(model.network, dense, literal.neighborhoods_of(graph), batch_size=1)
     assert error(slide.obsm["X_sage"], expected) < TOLERANCE
 
     weighted = (graph * 0.3).tolil()
     weighted.setdiag(5.0)
     slide.obsp["mine_connectivities"] = weighted.tocsr()
-    sg.tl.sage_embed(slide, tiny, connectivity_key="mine_connectivities", key_added="X_mine", device="cpu")
+    sg.tl.sage_embed(slide, model, connectivity_key="mine_connectivities", key_added="X_mine", device="cpu")
     np.testing.assert_array_equal(slide.obsm["X_mine"], slide.obsm["X_sage"])
 
 
@@ -109,16 +122,36 @@ def test_nodes_are_equal_after_the_first_layer(tiny):
     assert (states - states[0]).abs().max() < 1e-6 * states.abs().max()
 
 
-def test_training_form_has_the_literal_gradients(tiny):
-    """The differentiable canonical form is the same function of the weights as the graph network."""
-    from copy import deepcopy
+def test_sage_spelled_out(sage):
+    """The GraphSAGE network at one spot, in the words of its definition."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.5, size=(15, len(hest1k()))).astype(np.float32)
+    masked = rng.random(x.shape[1]) < 0.3
+    x[0, masked] = 0
+    found = sage.network(torch.from_numpy(x), literal.complete_edges(15), torch.from_numpy(masked))[0]
 
-    network = deepcopy(tiny.network).requires_grad_(True)
+    weights = {name: tensor.numpy().astype(float) for name, tensor in sage.network.state_dict().items()}
+    mean = x[1:].mean(axis=0)
+    h = x[0] @ weights["conv.lin_r.weight"].T + mean @ weights["conv.lin_l.weight"].T + weights["conv.lin_l.bias"]
+    for i in range(2):
+        h = np.where(h > 0, h, 0.01 * h) @ weights[f"linear.{i}.weight"].T + weights[f"linear.{i}.bias"]
+    depth = np.clip(x[0, ~masked].sum() / mean[~masked].sum(), 0.2, 5)
+    output = h @ weights["fc_gene.weight"].T + weights["fc_gene.bias"] + weights["gain"] * depth * mean
+    np.testing.assert_allclose(found, np.maximum(output, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["tiny", "sage"], indirect=True)
+def test_training_form_has_the_literal_gradients(model):
+    """The differentiable canonical form is the same function of the weights as the graph network."""
+    network = deepcopy(model.network).requires_grad_(True)
     x = torch.rand(15, len(hest1k()), generator=torch.Generator().manual_seed(0))
-    network(x, literal.complete_edges(15))[0].square().mean().backward()
+    masked = torch.rand(1, len(hest1k()), generator=torch.Generator().manual_seed(1)) < 0.3
+    x[0, masked[0]] = 0
+    extra = {"masked": masked} if network.architecture == "sage" else {}
+    network(x, literal.complete_edges(15), **extra)[0].square().mean().backward()
     expected = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
     network.zero_grad()
     neighbors = x[1:].sum(0, keepdim=True)
-    network.canonical().forward(x[:1], neighbors, torch.tensor(14.0)).square().mean().backward()
+    network.canonical().forward(x[:1], neighbors, torch.tensor(14.0), masked).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad - expected[name]).abs().max() <= 1e-4 * expected[name].abs().max(), name

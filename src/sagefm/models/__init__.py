@@ -8,8 +8,9 @@ from sagefm.models._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from sagefm.models._gcn import GCN
+    from sagefm.models._sage import SAGE
 
-__all__ = ["GCN", "Model", "Vocabulary", "available", "load"]
+__all__ = ["GCN", "SAGE", "Model", "Vocabulary", "available", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from sagefm.models._gcn import GCN
 
         return GCN
+    if name == "SAGE":
+        from sagefm.models._sage import SAGE
+
+        return SAGE
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The form that every tool is written on: one linear layer on centre and neighbours, then an MLP.
 
-``h_i = c_i @ Wc + n_i @ Wn + b``, then trunk, then decoder. Knows tensors only.
+``h_i = c_i @ Wc + n_i @ Wn + b``, then trunk, then decoder; optionally the decoder adds each gene's own mean over the
+neighbours, ``gain_g * depth_i * n_ig``. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Canonical:
     ----------
     normalization
         How centre and neighbours are weighted by the number of neighbours d: ``"gcn"`` divides the centre
-        and the sum over neighbours by d+1, as ``GCNConv`` does on a complete graph of d+1 nodes.
+        and the sum over neighbours by d+1, as ``GCNConv`` does on a complete graph of d+1 nodes; ``"sage"``
+        leaves the centre as it is and divides the sum by d, as ``SAGEConv`` with mean aggregation does.
     center, neighbors
         First-layer weights, shape (genes, width). One tensor for both where the model cannot tell the
         centre from its neighbours, as in the published GCN; it is then projected once.
@@ -34,14 +36,20 @@ class Canonical:
         Linear layers after the first; leaky ReLU before each of them, none after the last.
     decoder
         Linear layer from the embedding to the genes, followed by ReLU.
+    gain
+        Weight of each gene's own mean over the neighbours, shape (genes,), or None.
+    dropout
+        Share of the embedding dropped before the decoder; 0 outside training.
     """
 
-    normalization: Literal["gcn"]
+    normalization: Literal["gcn", "sage"]
     center: Tensor
     neighbors: Tensor
     bias: Tensor
     trunk: list[Linear]
     decoder: Linear
+    gain: Tensor | None = None
+    dropout: float = 0.0
 
     negative_slope: ClassVar[float] = 0.01
 
@@ -79,6 +87,7 @@ class Canonical:
             bias=move(self.bias),
             trunk=[(move(weight), move(bias)) for weight, bias in self.trunk],
             decoder=(move(self.decoder[0]), move(self.decoder[1])),
+            gain=None if self.gain is None else move(self.gain),
         )
 
     def first_layer(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor) -> Tensor:
@@ -93,7 +102,9 @@ class Canonical:
         degree
             Number of neighbours, shape (spots, 1).
         """
-        return (center + neighbor_sum) / (degree + 1) + self.bias
+        if self.normalization == "gcn":
+            return (center + neighbor_sum) / (degree + 1) + self.bias
+        return center + neighbor_sum / degree.clamp(min=1) + self.bias
 
     def embed(self, h: Tensor) -> Tensor:
         """Embedding from the first layer's output before its activation."""
@@ -101,14 +112,26 @@ class Canonical:
             h = torch.addmm(bias, F.leaky_relu(h, self.negative_slope), weight)
         return h
 
-    def decode(self, z: Tensor, genes: Tensor | None = None) -> Tensor:
-        """Predicted log1p counts of ``genes`` (vocabulary indices; all by default) from the embedding."""
-        weight, bias = self.decoder
-        if genes is not None:
-            weight, bias = weight[:, genes], bias[genes]
-        return F.relu(torch.addmm(bias, z, weight))
+    def decode(self, z: Tensor, genes: Tensor | None = None, scaled_mean: Tensor | None = None) -> Tensor:
+        """Predicted log1p counts from the embedding.
 
-    def forward(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor) -> Tensor:
+        Parameters
+        ----------
+        z
+            Embedding, shape (spots, embedding_dim).
+        genes
+            Vocabulary indices of the genes to predict; all by default.
+        scaled_mean
+            Mean of these genes over the neighbours times the depth of the spot, shape (spots, genes). Zero by
+            default; read only where there is a gain.
+        """
+        (weight, bias), gain = self.decoder, self.gain
+        if genes is not None:
+            weight, bias, gain = weight[:, genes], bias[genes], None if gain is None else gain[genes]
+        output = torch.addmm(bias, z, weight)
+        return F.relu(output if gain is None or scaled_mean is None else output + gain * scaled_mean)
+
+    def forward(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor, masked: Tensor | None = None) -> Tensor:
         """All predictions from log1p counts: differentiable, for training and for tests.
 
         Parameters
@@ -119,9 +142,26 @@ class Canonical:
             Sum of the neighbours' log1p counts, shape (spots, genes).
         degree
             Number of neighbours, shape (spots, 1).
+        masked
+            Genes that don't count for the depth of a spot, boolean, shape (spots, genes); none by default.
         """
         if self.shares_weights:  # one product instead of two
-            center, neighbor_sum = (center + neighbor_sum) @ self.center, center.new_zeros(())
+            h = self.first_layer((center + neighbor_sum) @ self.center, center.new_zeros(()), degree)
         else:
-            center, neighbor_sum = center @ self.center, neighbor_sum @ self.neighbors
-        return self.decode(self.embed(self.first_layer(center, neighbor_sum, degree)))
+            h = self.first_layer(center @ self.center, neighbor_sum @ self.neighbors, degree)
+        z = F.dropout(self.embed(h), self.dropout, training=self.dropout > 0)
+        if self.gain is None:
+            return self.decode(z)
+        mean = neighbor_sum / degree.clamp(min=1)
+        observed = mean if masked is None else mean * ~masked
+        depth = depth_ratio(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))
+        return self.decode(z, scaled_mean=depth * mean)
+
+
+def depth_ratio(center: Tensor, neighbors: Tensor) -> Tensor:
+    """Depth of a spot relative to its neighbours: sum of its log1p counts over that of their mean, within 0.2 to 5.
+
+    Both sums leave out what is masked at the spot. Where the neighbours hold nothing the ratio is 1.
+    """
+    ratio = (center / neighbors.clamp(min=1e-12)).clamp(0.2, 5.0)
+    return torch.where(neighbors > 0, ratio, 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GCNConv
@@ -78,9 +77,3 @@ class GCN(nn.Module):
             trunk=[(conv.lin.weight.T, conv.bias) for conv in rest],
             decoder=(self.fc_gene.weight.T, self.fc_gene.bias),
         )
-
-
-def empty(n_genes: int, hidden: Sequence[int]) -> GCN:
-    """Build the module without allocating its weights; ``load_state_dict(..., assign=True)`` fills it."""
-    with torch.device("meta"):
-        return GCN(n_genes, hidden)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sagefm.models import _gcn, _vocabulary
+from sagefm.models import _gcn, _sage, _vocabulary
 from sagefm.models._model import Model
 
+ARCHITECTURES: dict[str, type[_gcn.GCN] | type[_sage.SAGE]] = {"gcn": _gcn.GCN, "sage": _sage.SAGE}
 HEADER = "sagefm"
 FORMAT = 1
 PUBLISHED_KEYS = frozenset(
@@ -80,10 +81,11 @@ def read_safetensors(path: Path) -> Model:
     header = json.loads(metadata[HEADER])
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {header.get('format')!r}; this sagefm reads {FORMAT}. Update sagefm.")
-    if header["architecture"] != _gcn.GCN.architecture:
+    if header["architecture"] not in ARCHITECTURES:
         raise ValueError(f"{path}: unknown architecture {header['architecture']!r}. Update sagefm.")
     return _build(
         path,
+        architecture=header["architecture"],
         name=header["name"],
         hidden=header["hidden"],
         tensors=tensors,
@@ -131,6 +133,7 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
     }
     return _build(
         path,
+        architecture="gcn",
         name=name,
         hidden=[tensors[key].shape[0] for key in keys],
         tensors=tensors,
@@ -143,6 +146,7 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
 def _build(
     path: Path,
     *,
+    architecture: str,
     name: str,
     hidden: list[int],
     tensors: dict[str, Tensor],
@@ -151,7 +155,8 @@ def _build(
     card: dict[str, Any],
 ) -> Model:
     """Put tensors into the network, after checking every name, shape and value."""
-    network = _gcn.empty(len(vocabulary), hidden)
+    with torch.device("meta"):  # without allocating weights, which load_state_dict brings
+        network = ARCHITECTURES[architecture](len(vocabulary), hidden)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if missing := sorted(expected.keys() - tensors.keys()):
         raise ValueError(f"{path} lacks {missing}.")
@@ -162,10 +167,12 @@ def _build(
             raise ValueError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}.")
         if not torch.isfinite(tensors[key]).all():
             raise ValueError(f"{path}: {key} holds values that are not finite.")
-    # A copy, so that nothing stays mapped to the file. Columns first: each gene's weights lie together, in
-    # the first layer for picking inputs; the decoder's rows do already.
+    # A copy, so that nothing stays mapped to the file. The weights of one input gene are laid side by side,
+    # for picking genes; those of an output gene are already.
     state = {key: tensors[key].to(torch.float32, copy=True) for key in expected}
-    state["conv1.lin.weight"] = state["conv1.lin.weight"].T.contiguous().T
+    for key, tensor in state.items():
+        if tensor.ndim == 2 and tensor.shape[1] == len(vocabulary):
+            state[key] = tensor.T.contiguous().T
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False).eval()
     return Model(name=name, network=network, vocabulary=vocabulary, n_spots=n_spots, card=card)

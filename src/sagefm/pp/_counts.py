@@ -102,12 +102,14 @@ class Counts:
         """
         # Where each column goes: 0..D-1 are dense, D is cut off, from D+1 on are sparse.
         n_dense, n_codes = len(dense), len(dense) + 1 + len(sparse_)
-        code_of = np.full(self.index.max(initial=-1) + 2, n_dense, dtype=np.int32)
+        top = max(array.max(initial=-1) for array in (self.index, dense, sparse_))
+        code_of = np.full(top + 2, n_dense, dtype=np.int32)
         code_of[dense] = np.arange(n_dense)
         code_of[sparse_] = np.arange(n_dense + 1, n_codes)
         code_of[-1] = n_dense  # what index -1 reads
         target = code_of[self.index]
-        is_doubled = int((target != n_dense).sum()) > n_codes - 1
+        codes_used = target[target != n_dense]
+        is_doubled = np.bincount(codes_used, minlength=1).max() > 1
         buffer = np.empty((0, n_dense + 1), dtype=np.float32)
 
         def fill(part: sparse.csr_matrix, out: NDArray[np.float32]) -> Block:
@@ -149,6 +151,16 @@ class Counts:
             )
 
         return read
+
+    def log1p(self, genes: NDArray[np.int64], batch_size: int) -> sparse.csr_matrix:
+        """log1p counts of some genes on the whole slide, shape (spots, genes); 0 for genes that it lacks."""
+        read = self.reader(np.empty(0, dtype=np.int64), genes)
+        blocks = []
+        for start in range(0, self.n_obs, batch_size):
+            block = read(slice(start, min(start + batch_size, self.n_obs)))
+            shape = (len(block.indptr) - 1, len(genes))
+            blocks.append(sparse.csr_matrix((block.values, block.genes, block.indptr), shape))
+        return sparse.vstack(blocks, format="csr")
 
     def _read(self, rows: slice) -> sparse.csr_matrix:
         """Rows as CSR, in memory, unchecked."""

@@ -104,8 +104,8 @@ def sage_embed(
     engine.project()
     embedding = np.empty((adata.n_obs, engine.canonical.embedding_dim), dtype=np.float32)
     for rows in engine.blocks("Embedding"):
-        for hidden in engine.hidden(rows):
-            embedding[rows] = _engine.to_numpy(engine.embed(hidden))
+        for state in engine.states(rows):
+            embedding[rows] = engine.embed(state)
 
     if is_new:
         alignment.write(adata)

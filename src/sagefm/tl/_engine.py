@@ -7,6 +7,7 @@ matrix once, and its 15 neighbourhoods reuse the narrow result. Counts are dense
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from sagefm import _keys, models
 from sagefm._settings import logger
 from sagefm._utils import get_device, progress
+from sagefm.models._canonical import depth_ratio
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
 
@@ -38,11 +40,41 @@ BATCH_SIZE = 1024
 MIN_DENSITY = 0.05
 
 
+@dataclass(frozen=True)
+class State:
+    """Some spots after the first layer.
+
+    Attributes
+    ----------
+    rows
+        Which spots.
+    hidden
+        First layer before its activation, shape (spots, width).
+    depth
+        Depth relative to the neighbours, shape (spots, 1), where the decoder reads it.
+    where
+        What was masked: nothing, the centre, or every spot.
+    """
+
+    rows: slice
+    hidden: Tensor
+    depth: Tensor | None
+    where: Where | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Genes to predict, and their log1p counts, shape (spots, genes), where the decoder reads them."""
+
+    genes: Tensor
+    log_counts: sparse.csr_matrix | None
+
+
 class Engine:
     """One model on one slide.
 
-    Call :meth:`project` once, then read :meth:`hidden` per row block, and :meth:`embed` and :meth:`decode`
-    what comes.
+    Call :meth:`project` once, then read :meth:`states` per row block, and :meth:`embed` or :meth:`predict`
+    from what comes.
 
     Parameters
     ----------
@@ -75,9 +107,12 @@ class Engine:
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
+        self._graph = graph
         self._neighbors = self._tensor(graph.indices.astype(np.int64))
         self._indptr = self._tensor(graph.indptr.astype(np.int64))
-        self._projections: list[tuple[Tensor, Tensor]] = []
+        self._centers: list[Tensor] = []
+        self._neighborhoods: list[Tensor] = []
+        self._totals: list[Tensor] = []
 
     def blocks(self, desc: str) -> Iterator[slice]:
         """Row blocks, with a progress bar."""
@@ -103,14 +138,11 @@ class Engine:
         dense = [genes[members & is_dense] for members in in_group]
         sparse_ = [genes[members & ~is_dense] for members in in_group]
         read = self.counts.reader(np.concatenate(dense), np.concatenate(sparse_))
-        weights = [self.canonical.center]
-        if not self.canonical.shares_weights:
-            weights.append(self.canonical.neighbors)
-        dense_weights = [weight[self._tensor(np.concatenate(dense))] for weight in weights]
-        sparse_weights = [weight[self._tensor(np.concatenate(sparse_))] for weight in weights]
+        dense_weights = self._weights(np.concatenate(dense))
+        sparse_weights = self._weights(np.concatenate(sparse_))
         # One product per group and weight; a group masked is a group left out of the sum, exactly.
-        n, width = self.counts.n_obs, self.canonical.width
-        products = [[torch.empty(n, width, device=self.device) for _ in weights] for _ in in_group]
+        shape = (self.counts.n_obs, dense_weights[0].shape[1])
+        products = [[torch.empty(shape, device=self.device) for _ in dense_weights] for _ in in_group]
         for rows in self.blocks("Projecting"):
             block = read(rows)
             x = self._tensor(block.dense).to(self.dtype)
@@ -126,48 +158,81 @@ class Engine:
                             entries, rare_weight[there], offsets, per_sample_weights=values, mode="sum"
                         )
                     target[rows] = part
-        self._projections = [(product[0], product[-1]) for product in products]
+        self._centers = [product[0] for product in products]
+        self._neighborhoods = [product[-1] for product in products]
+        self._totals = [product[-1][:, -1:].contiguous() for product in products]
+
+    def _weights(self, genes: NDArray[np.int64]) -> list[Tensor]:
+        """First-layer weights of some genes: of centre and neighbours, once if they are the same.
+
+        With a gain in the decoder a column of ones comes last; its product is the total that the depth of a
+        spot is the ratio of.
+        """
+        model, picked = self.canonical, self._tensor(genes)
+        weights = [model.center[picked]]
+        if not model.shares_weights:
+            weights.append(model.neighbors[picked])
+        if model.gain is not None:
+            weights = [F.pad(weight, (0, 1), value=1.0) for weight in weights]
+        return weights
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
     @torch.inference_mode()
-    def hidden(self, rows: slice, where: Where | None = None) -> Iterator[Tensor]:
-        """First layer before its activation, shape (rows, width).
+    def states(self, rows: slice, where: Where | None = None) -> Iterator[State]:
+        """First layer of some spots.
 
         Yields it once with nothing masked (``where=None``), or once per mask of :meth:`project`, masked in
         the ``"center"`` or ``"everywhere"``.
         """
-        n_masks = len(self._projections) - 1
+        model = self.canonical
+        n_masks = len(self._centers) - 1
         degree = (self._indptr[rows.start + 1 : rows.stop + 1] - self._indptr[rows]).unsqueeze(1)
         every = range(n_masks + 1)
-        neighbors_of_all = None if where == "everywhere" else self._aggregate(rows, every)
+        neighbors_of_all = None if where == "everywhere" else self._aggregate(rows, self._neighborhoods, every)
         for mask in [None] if where is None else range(n_masks):
             kept = [group for group in every if group != mask]
-            center = sum_of([self._projections[group][0][rows] for group in kept])
-            neighbors = self._aggregate(rows, kept) if neighbors_of_all is None else neighbors_of_all
-            yield self.canonical.first_layer(center, neighbors, degree).to(self.dtype)
+            center = _sum([self._centers[group][rows] for group in kept])
+            neighbors = neighbors_of_all
+            if neighbors is None:
+                neighbors = self._aggregate(rows, self._neighborhoods, kept)
+            depth = None
+            if model.gain is not None:
+                # Both totals leave out what is masked at the spot, though its neighbours may show it.
+                total = self._aggregate(rows, self._totals, kept)
+                depth = depth_ratio(center[:, -1:], total / degree.clamp(min=1))
+            hidden = model.first_layer(center[:, : model.width], neighbors[:, : model.width], degree)
+            yield State(rows, hidden.to(self.dtype), depth, where)
 
-    def _aggregate(self, rows: slice, groups: Sequence[int]) -> Tensor:
-        """Sum of the neighbours' projections over some groups."""
+    def _aggregate(self, rows: slice, values: list[Tensor], groups: Sequence[int]) -> Tensor:
+        """Sum over the neighbours of values that lie apart by group, over some groups."""
         first, last = self._indptr[rows.start], self._indptr[rows.stop]
         neighbors, offsets = self._neighbors[first:last], self._indptr[rows] - first
-        return sum_of(
-            [F.embedding_bag(neighbors, self._projections[group][1], offsets, mode="sum") for group in groups]
-        )
+        return _sum([F.embedding_bag(neighbors, values[group], offsets, mode="sum") for group in groups])
 
     @torch.inference_mode()
-    def embed(self, hidden: Tensor) -> Tensor:
-        """Embedding from the first layer."""
-        return self.canonical.embed(hidden)
+    def embed(self, state: State) -> NDArray[np.float32]:
+        """Embedding, shape (spots, embedding_dim)."""
+        return _to_numpy(self.canonical.embed(state.hidden))
+
+    def target(self, genes: NDArray[np.int64]) -> Target:
+        """Prepare genes (vocabulary indices) for :meth:`predict`; those of a mask must all be of that mask."""
+        log_counts = None if self.canonical.gain is None else self.counts.log1p(genes, self.batch_size)
+        return Target(self._tensor(genes), log_counts)
 
     @torch.inference_mode()
-    def decode(self, embedding: Tensor, genes: Tensor) -> NDArray[np.float32]:
-        """Predicted log1p counts of some genes (vocabulary indices)."""
-        return to_numpy(self.canonical.decode(embedding, genes))
+    def predict(self, state: State, target: Target) -> NDArray[np.float32]:
+        """Predicted log1p counts, shape (spots, genes of the target)."""
+        scaled_mean = None
+        if target.log_counts is not None and state.depth is not None and state.where != "everywhere":
+            neighbors = self._graph[state.rows]
+            mean = (neighbors @ target.log_counts).toarray() / np.maximum(np.diff(neighbors.indptr), 1)[:, None]
+            scaled_mean = (state.depth * self._tensor(mean.astype(np.float32))).to(self.dtype)
+        return _to_numpy(self.canonical.decode(self.canonical.embed(state.hidden), target.genes, scaled_mean))
 
 
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
     """Sum that leaves its terms as they are."""
     total = tensors[0]
     for tensor in tensors[1:]:
@@ -175,7 +240,7 @@ def sum_of(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
     """float32 array on the host."""
     return tensor.float().cpu().numpy()
 

@@ -117,7 +117,6 @@ def impute(
     (100, 1)
     """
     import pandas as pd
-    import torch
 
     from sagefm.tl import _engine
 
@@ -141,19 +140,19 @@ def impute(
     folds = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of[measured])]
     targets = [np.intersect1d(fold, measured) for fold in folds]
     columns = [_columns_of(alignment.index, target) for target in targets]
-    to_predict = [torch.from_numpy(target).to(engine.device) for target in targets]
-    absent_to_predict = torch.from_numpy(absent).to(engine.device)
+    prepared = [engine.target(target) for target in targets]
+    prepared_absent = engine.target(absent)
 
     predicted = _empty_layer(adata) if len(measured) else None
     predicted_absent = np.empty((adata.n_obs, len(absent)), dtype=np.float32)
     engine.project(folds)
     for rows in engine.blocks("Imputing"):
         if predicted is not None:
-            for hidden, wanted, (into, source) in zip(engine.hidden(rows, mask), to_predict, columns, strict=True):
-                predicted[rows, into] = engine.decode(engine.embed(hidden), wanted)[:, source]
+            for state, target, (into, source) in zip(engine.states(rows, mask), prepared, columns, strict=True):
+                predicted[rows, into] = engine.predict(state, target)[:, source]
         if len(absent):
-            for hidden in engine.hidden(rows):
-                predicted_absent[rows] = engine.decode(engine.embed(hidden), absent_to_predict)
+            for state in engine.states(rows):
+                predicted_absent[rows] = engine.predict(state, prepared_absent)
 
     if is_new:
         alignment.write(adata)

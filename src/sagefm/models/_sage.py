@@ -1,0 +1,85 @@
+"""The GraphSAGE family: own weights for centre and neighbours, and the neighbourhood mean in the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import SAGEConv, SimpleConv
+
+from sagefm.models._canonical import Canonical, depth_ratio
+
+
+class SAGE(nn.Module):
+    """Masked-central-spot GraphSAGE network.
+
+    One ``SAGEConv`` with mean aggregation, linear layers with leaky ReLU (slope 0.01) between them, and a
+    decoder that adds each gene's own mean over the neighbours, times a gain of the gene and the depth of the
+    spot relative to its neighbours. Unlike :class:`GCN` it can tell a spot from its neighbours. A second
+    convolution would make neighbourhoods of neighbourhoods, which it has none of.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the vocabulary.
+    hidden
+        Output widths of the convolution and of the linear layers; the last one is the embedding's.
+    dropout
+        Share of the embedding dropped in training.
+    """
+
+    architecture = "sage"
+
+    def __init__(self, n_genes: int, hidden: Sequence[int] = (256, 256), dropout: float = 0.2) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError("hidden has to name the width of the convolution at least.")
+        self.hidden = tuple(hidden)
+        self.dropout = dropout
+        self.conv = SAGEConv(n_genes, self.hidden[0], aggr="mean")
+        widths = zip(self.hidden[:-1], self.hidden[1:], strict=True)
+        self.linear = nn.Sequential(*(nn.Linear(*pair) for pair in widths))
+        self.fc_gene = nn.Linear(self.hidden[-1], n_genes)
+        self.gain = nn.Parameter(torch.zeros(n_genes))
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.linear if isinstance(layer, nn.Linear)]
+
+    def embed(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Embedding of every node, shape (nodes, hidden[-1])."""
+        h = self.conv(x, edge_index)
+        for linear in self._linears():
+            h = linear(F.leaky_relu(h, negative_slope=Canonical.negative_slope))
+        return h
+
+    def forward(self, x: Tensor, edge_index: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Predicted log1p counts of every node.
+
+        Parameters
+        ----------
+        x
+            log1p counts, masked ones 0, shape (nodes, genes).
+        edge_index
+            Edges, shape (2, edges): one complete graph per spot.
+        masked
+            Genes that don't count for the depth of a node, boolean, shape (nodes, genes); none by default.
+        """
+        mean = SimpleConv(aggr="mean")(x, edge_index)
+        observed = mean if masked is None else mean * ~masked
+        depth = depth_ratio(x.sum(1, keepdim=True), observed.sum(1, keepdim=True))
+        return F.relu(self.fc_gene(self.embed(x, edge_index)) + self.gain * depth * mean)
+
+    def canonical(self) -> Canonical:
+        """Return the same function as one layer on centre and neighbours, then an MLP."""
+        return Canonical(
+            normalization="sage",
+            center=self.conv.lin_r.weight.T,
+            neighbors=self.conv.lin_l.weight.T,
+            bias=self.conv.lin_l.bias,
+            trunk=[(linear.weight.T, linear.bias) for linear in self._linears()],
+            decoder=(self.fc_gene.weight.T, self.fc_gene.bias),
+            gain=self.gain,
+            dropout=self.dropout if self.training else 0.0,
+        )
