@@ -1,9 +1,10 @@
-"""Train the first version of sagefm-mini: the published architecture, narrow, on a folder of sections.
+"""Train sagefm-mini on a folder of sections.
 
     python scripts/train_mini.py SECTIONS_DIR --out src/sagefm/models/weights/sagefm-mini.safetensors
 
-A plain loop: masked-central-spot objective (30 % of the centre's genes set to 0, squared error on those), Adam.
-One donor validates and picks the epoch. Takes about 10 minutes on 2 cores.
+A plain loop: masked-central-spot objective (30 % of the centre's genes set to 0, squared error on those), Adam with
+a cosine schedule, weights averaged over the last half. One donor is left out and reported; it picks nothing.
+``--architecture sage`` trains the GraphSAGE family instead. Takes about 6 minutes on 2 cores.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from sagefm.models._vocabulary import hest1k
 from sagefm.pp._counts import Counts
 
 MASK_FRACTION = 0.3
-HIDDEN = (256, 128, 128, 128, 256)
+HIDDEN = {"sage": (160, 160), "gcn": (256, 128, 128, 128, 256)}
 # Panels, scattered spots, and sections whose source states the GPL are left out.
 EXCLUDED = ("HCC1_2000g", "DLPFC_Br8325_ant_5000g", "stMCCC_ccRCC_500spots", "PDAC_A_ST1_legacy")
 logger = logging.getLogger("sagefm.train_mini")
@@ -84,10 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--validate", default="her2st_G", help="donor that picks the epoch")
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--validate", default="her2st_G", help="donor to leave out and report")
+    parser.add_argument("--architecture", choices=HIDDEN, default="gcn")
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     torch.manual_seed(0)
 
@@ -105,46 +107,58 @@ def main() -> None:
     for name, metrics in baselines.items():
         logger.info("%s: %s", name, metrics)
 
-    network = sg.models.GCN(len(hest1k()), HIDDEN)
-    with torch.no_grad():  # start at each gene's mean: below zero the last ReLU has no gradient, and the gene is lost
-        network.fc_gene.bias.copy_(x.mean(0))
+    architecture = sg.models.SAGE if args.architecture == "sage" else sg.models.GCN
+    network = architecture(len(hest1k()), HIDDEN[args.architecture])
+    # Start at each gene's mean: where the last ReLU is below zero for all spots it has no gradient.
+    share = 0.3 if args.architecture == "sage" else 1.0
+    with torch.no_grad():
+        network.fc_gene.bias.copy_(share * x.mean(0))
         network.fc_gene.weight.mul_(0.1)
+        if args.architecture == "sage":
+            network.gain.fill_(1 - share)
+    averaged = torch.optim.swa_utils.AveragedModel(network)
     degree = torch.tensor(14.0)
 
-    @torch.no_grad()
-    def predict(center, n, mask):
-        return network.canonical().forward(center, n, degree)
+    def forward(model, center, n, mask):
+        return model.canonical().forward(center, n, degree, mask)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
-    best, best_state = {"rmse": np.inf}, None
+    steps = args.epochs * -(-len(x) // args.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(args.epochs):
+        network.train()
         for batch in torch.randperm(len(x)).split(args.batch_size):
             mask = torch.rand(len(batch), x.shape[1]) < MASK_FRACTION
-            prediction = network.canonical().forward(x[batch] * ~mask, neighbors[batch], degree)
+            prediction = forward(network, x[batch] * ~mask, neighbors[batch], mask)
             loss = ((prediction - x[batch]) ** 2)[mask].mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        metrics = evaluate(predict, held_out)
+            schedule.step()
+        if epoch >= args.epochs // 2:
+            averaged.update_parameters(network)
+        network.eval()
+        with torch.no_grad():
+            metrics = evaluate(lambda *spots: forward(network, *spots), held_out)
         logger.info("epoch %d: loss %.4f, %s", epoch, loss.item(), metrics)
-        if metrics["rmse"] < best["rmse"]:
-            best = {**metrics, "epoch": epoch}
-            best_state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    network.load_state_dict(best_state)
+    network = averaged.module.eval().requires_grad_(False)
+    with torch.no_grad():
+        final = evaluate(lambda *spots: forward(network, *spots), held_out)
+    logger.info("averaged: %s", final)
 
     card = {
-        "summary": "First version: published architecture, narrow, little data. See validation for the baselines.",
+        "summary": f"Small model of the {args.architecture} family on little, mostly breast, data. See validation.",
         "training": {
             "sections": [section["name"] for section in train],
             "spots": len(x),
             "objective": f"{MASK_FRACTION:.0%} of the centre's genes masked, squared error on them",
-            "optimizer": f"Adam, learning rate {args.learning_rate}, batch {args.batch_size}",
+            "optimizer": f"Adam, learning rate {args.learning_rate}, batch {args.batch_size}, {args.epochs} epochs",
             "seed": 0,
         },
         "validation": {
             "donor": args.validate,
             "spots": sum(len(s["x"]) for s in held_out),
-            "model": best,
+            "model": final,
             **baselines,
         },
         "licence": "BSD-3-Clause",

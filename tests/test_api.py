@@ -92,7 +92,7 @@ def test_imports_point_one_way():
         "pp": {"", "models"},
         "datasets": {"", "models", "pp"},
         "tl": {"", "models", "pp"},
-        "pl": {""},
+        "pl": {"", "models"},
         "cli": {"", "models", "pp", "datasets", "tl", "pl"},
     }
     package = ROOT / "src" / "sagefm"

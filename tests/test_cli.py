@@ -78,6 +78,8 @@ def test_output_is_not_replaced_unless_told(path, tmp_path, log):
         (["embed", "{tmp}/none.h5ad", "-o", "{tmp}/out.h5ad"], "no slide at"),
         (["embed", "{tmp}/slide.csv", "-o", "{tmp}/out.h5ad"], "neither .h5ad nor .zarr"),
         (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/no/out.h5ad"], "no folder"),
+        (["embed", "{tmp}/sdata.zarr", "-o", "{tmp}/out.h5ad"], "takes its table"),
+        (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--layer", "x"], "layer 'x' not in the slide"),
         (["embed", "{tmp}/broken.h5ad", "-o", "{tmp}/out.h5ad"], "can't be read"),
         (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--model", "none"], "unknown model 'none'"),
         (
@@ -101,12 +103,25 @@ def test_output_is_not_replaced_unless_told(path, tmp_path, log):
 )
 def test_errors_are_one_line_and_code_1(path, tmp_path, log, arguments, message):
     (tmp_path / "broken.h5ad").write_bytes(path.read_bytes()[:1000])
+    (tmp_path / "sdata.zarr" / "tables").mkdir(parents=True)
     before = sorted(tmp_path.iterdir())
     assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
     errors = [record.getMessage() for record in log.records if record.levelname == "ERROR"]
     assert len(errors) == 1
     assert message in errors[0]
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_library_key_builds_the_graph_anew(path, tmp_path):
+    adata = ad.read_h5ad(path)
+    adata.obs["slide"] = np.where(adata.obs["array_row"] < 5, "top", "bottom")
+    sg.pp.neighborhood_graph(adata)
+    adata.write_h5ad(path)
+    out = tmp_path / "out.h5ad"
+    assert main(["embed", str(path), "-o", str(out), "--model", "sagefm-mini", "--library-key", "slide"]) == 0
+    found = ad.read_h5ad(out)
+    i, j = found.obsp["sage_connectivities"].nonzero()
+    assert (found.obs["slide"].to_numpy()[i] == found.obs["slide"].to_numpy()[j]).all()
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["embed"], ["embed", "a.h5ad"]])

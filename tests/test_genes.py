@@ -101,6 +101,43 @@ def test_column_of_symbols():
     assert get_alignment(adata, hest1k())[1] is False
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.uns.__setitem__("sage_genes", {}),
+        lambda a: a.uns.__setitem__("sage_genes", "x"),
+        lambda a: a.uns["sage_genes"].pop("fingerprint"),
+        lambda a: a.var.__setitem__("sage_gene", a.var["sage_gene"].to_numpy()[::-1]),
+        lambda a: a.var.__setitem__("sage_gene", 99_999),
+        lambda a: a.var.__setitem__("sage_gene", "x"),
+        lambda a: a.var.pop("sage_gene"),
+    ],
+)
+def test_a_stale_or_broken_alignment_is_made_again(slide, change):
+    sg.pp.align_genes(slide)
+    expected = slide.var["sage_gene"].to_numpy().copy()
+    change(slide)
+    alignment, is_new = get_alignment(slide, hest1k())
+    assert is_new
+    np.testing.assert_array_equal(alignment.index, expected)
+
+
+def test_ids_that_come_later_count(slide):
+    names = slide.var_names.tolist()
+    slide.var_names = [f"unknown{i}" if i < 2000 else name for i, name in enumerate(names)]
+    ids = slide.var.pop("gene_ids")
+    sg.pp.align_genes(slide)
+    assert slide.uns["sage_genes"]["n_matched"] == 8_500
+    slide.var["gene_ids"] = ids.to_numpy()
+    assert get_alignment(slide, hest1k())[0].report["n_matched"] == 10_500
+
+
+@pytest.mark.parametrize("share", [-1, 2, np.nan, None, "a"])
+def test_share_is_a_share(share):
+    with pytest.raises(ValueError, match="min_coverage="):
+        sg.pp.align_genes(slide(["A"]), min_coverage=share)
+
+
 def test_recomputed_for_another_vocabulary(slide):
     sg.pp.align_genes(slide)
     other = Vocabulary(name="other", symbols=tuple(reversed(hest1k().symbols)))

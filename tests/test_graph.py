@@ -257,6 +257,32 @@ def test_bad_input_is_refused_and_nothing_written(change, kwargs, error, message
     assert "sage_far_neighbors" not in adata.obs
 
 
+def test_slides_on_top_of_each_other_are_refused():
+    """Coordinates would mix them without a word."""
+    one = lattice(6, 6)
+    both = make(np.tile(one.obs["array_row"], 2), np.tile(one.obs["array_col"], 2))
+    for kwargs in ({}, {"method": "visium"}, {"method": "knn"}):
+        with pytest.raises(ValueError, match="library_key="):
+            sg.pp.neighborhood_graph(both, **kwargs)
+
+
+def test_exchanged_rows_and_columns_are_refused():
+    adata = lattice()
+    adata.obs[["array_row", "array_col"]] = adata.obs[["array_col", "array_row"]].to_numpy()
+    with pytest.raises(ValueError, match="look exchanged.*0.58 times"):
+        sg.pp.neighborhood_graph(adata)
+    # Coordinates that are the positions themselves tell nothing, and are no reason to refuse.
+    adata = lattice()
+    adata.obsm["spatial"] = adata.obs[["array_col", "array_row"]].to_numpy(float)
+    sg.pp.neighborhood_graph(adata)
+
+
+def test_key_may_have_its_suffix():
+    adata = lattice()
+    sg.pp.neighborhood_graph(adata, key_added="mine_connectivities")
+    assert list(adata.obsp) == ["mine_connectivities", "mine_distances"]
+
+
 def test_small_library_is_named():
     adata = lattice()
     adata.obs["slide"] = ["big"] * 130 + ["small"] * 14

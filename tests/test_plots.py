@@ -45,6 +45,27 @@ def test_impute_shows_an_absent_gene_by_its_prediction(done):
     assert "was not measured" in figure.axes[0].texts[0].get_text()
 
 
+def test_impute_adds_up_columns_of_one_gene_and_takes_any_name(done, tiny):
+    names = done.var_names.tolist()
+    names[names.index("CD74")] = "KRT8"
+    done.var_names = names
+    sg.tl.impute(done, ["KRT8"], tiny)
+    figure = sg.pl.impute(done, "ENSG00000170421", show=False)  # KRT8
+    counts = done.X[:, done.var_names == "KRT8"].toarray().sum(axis=1)
+    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(counts), rtol=1e-6)
+
+
+def test_impute_shows_what_was_read(done, tiny):
+    done.layers["counts"] = done.X.copy()
+    done.X = done.X.log1p()
+    sg.tl.impute(done, "KRT8", tiny, layer="counts")
+    figure = sg.pl.impute(done, "KRT8", show=False)
+    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(done.obs_vector("KRT8", layer="counts")))
+    del done.layers["counts"]
+    with pytest.raises(KeyError, match="no longer in adata.layers"):
+        sg.pl.impute(done, "KRT8")
+
+
 def test_cluster_shows_groups_and_the_choice(done, tmp_path):
     figure = sg.pl.cluster(done, show=False, save=tmp_path / "figure.png")
     tissue, choice = figure.axes
@@ -82,7 +103,7 @@ def test_show(done, monkeypatch):
     ("call", "message"),
     [
         (lambda a: sg.pl.impute(a, "ERBB2"), r"no prediction of 'ERBB2'.*sg.tl.impute\(adata, \['ERBB2'\]\)"),
-        (lambda a: sg.pl.impute(a, "KRT8", key="other"), "'other' is neither in adata.layers nor"),
+        (lambda a: sg.pl.impute(a, "KRT8", key="other"), "'other' not in adata.uns"),
         (lambda a: sg.pl.impute(a, "KRT8", spatial_key="xy"), "'xy' not in adata.obsm"),
         (lambda a: sg.pl.cluster(a, "leiden"), r"Run sg.tl.cluster\(adata\) first"),
     ],

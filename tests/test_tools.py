@@ -64,6 +64,7 @@ CONTAINERS = {
     "int32": lambda x: x.astype(np.int32),
     "uint16": lambda x: x.astype(np.uint16),
     "float64": lambda x: x.astype(np.float64),
+    "float16": lambda x: x.toarray().astype(np.float16),
     "int64 indices": wide_indices,
     "unsorted": unsorted,
     "doubled entries": doubled_entries,
@@ -235,6 +236,32 @@ def test_absent_genes_by_any_name(slide, tiny):
     assert "sage_imputed" not in slide.layers
 
 
+@pytest.mark.parametrize(
+    ("call", "slot", "key"),
+    [
+        (lambda a, m: sg.tl.impute(a, "KRT8", m, layer="counts", key_added="counts"), "layers", "counts"),
+        (lambda a, m: sg.tl.impute(a, "COL6A1", m, key_added="spatial"), "obsm", "spatial"),
+        (lambda a, m: sg.tl.sage_embed(a, m, key_added="spatial"), "obsm", "spatial"),
+        (lambda a, m: sg.tl.sage_embed(a, m, key_added="sage_neighbors"), "uns", "sage_neighbors"),
+        (lambda a, m: sg.tl.cluster(a, "spatial", key_added="domain"), "obs", "domain"),
+    ],
+)
+def test_the_users_own_data_is_not_overwritten(slide, tiny, call, slot, key):
+    slide.layers["counts"] = slide.X.copy()
+    before = getattr(slide, slot)[key].copy()
+    with pytest.raises(ValueError, match="exists and wasn't written by this function"):
+        call(slide, tiny)
+    after = getattr(slide, slot)[key]
+    assert (after != before).sum() == 0 if slot != "uns" else after == before
+
+
+def test_own_results_are_overwritten(slide, tiny):
+    for _ in range(2):
+        sg.tl.sage_embed(slide, tiny, key_added="X_mine")
+        sg.tl.impute(slide, "KRT8", tiny, key_added="mine")
+        sg.tl.cluster(slide, "X_mine", n_clusters=3, key_added="groups")
+
+
 def test_a_second_call_leaves_nothing_of_the_first(slide, tiny):
     """One key holds one result: parameters in uns describe all of it."""
     sg.pp.align_genes(slide)
@@ -278,6 +305,13 @@ def test_results_are_saved_and_read(slide, tiny, tmp_path):
         (lambda a: a.X.data.__setitem__(1234, np.nan), {}, ValueError, "not finite"),
         (lambda a: a.X.data.__setitem__(1234, np.inf), {}, ValueError, "not finite"),
         (lambda a: setattr(a, "X", None), {}, ValueError, "adata.X is empty"),
+        (lambda a: setattr(a, "X", np.ma.array(a.X.toarray())), {}, ValueError, "masked array"),
+        (lambda a: a.X.__setitem__((0, 0), 0) or setattr(a, "X", a.X.astype(float) * 1e39), {}, ValueError, "float32"),
+        (lambda a: a.obsp["sage_connectivities"].data.fill(0), {}, ValueError, "connects no spots"),
+        (lambda a: a.obsp["sage_connectivities"].data.fill(np.nan), {}, ValueError, "not finite"),
+        (None, {"connectivity_key": None}, TypeError, "connectivity_key"),
+        (None, {"device": "meta"}, ValueError, "'meta'"),
+        (None, {"batch_size": "a"}, TypeError, "batch_size='a'"),
     ],
 )
 @pytest.mark.parametrize("tool", ["sage_embed", "impute"])
@@ -298,7 +332,12 @@ def test_bad_input_is_refused_and_nothing_written(slide, tiny, tool, change, kwa
         ([], {}, ValueError, "genes is empty"),
         (None, {"mask": "neighbors"}, ValueError, "'neighbors'"),
         (None, {"n_folds": 1}, ValueError, "n_folds=1"),
-        (None, {"n_folds": 2.5}, ValueError, "n_folds=2.5"),
+        (None, {"n_folds": 2.5}, TypeError, "n_folds=2.5"),
+        (5, {}, TypeError, "got 5"),
+        ([["KRT8"]], {}, TypeError, r"got \['KRT8'\]"),
+        ("KRT8", {"key_added": "a/b"}, ValueError, "'a/b'"),
+        ("KRT8", {"key_added": None}, TypeError, "key_added"),
+        ("KRT8", {"key_added": "spatial"}, ValueError, r"adata.obsm\['spatial'\] exists"),
     ],
 )
 def test_bad_requests_to_impute(slide, tiny, genes, kwargs, error, message):
@@ -384,7 +423,8 @@ class TestCluster:
         ("kwargs", "error", "message"),
         [
             ({"use_rep": "X_pca"}, KeyError, "'X_pca' not in adata.obsm"),
-            ({"n_clusters": 1}, ValueError, "1 clusters"),
+            ({"n_clusters": 1}, ValueError, "n_clusters=1"),
+            ({"n_clusters": "4"}, TypeError, "n_clusters='4'"),
             ({"n_clusters": 200}, ValueError, "200 clusters"),
         ],
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Mapping
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from sagefm._settings import settings
 
@@ -35,6 +36,8 @@ def get_device(device: str) -> torch.device:
     """Resolve ``"auto"`` to cuda, then mps, then cpu; check that a named device is there."""
     import torch
 
+    if not isinstance(device, str) or device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise ValueError(f"device {device!r} is none of 'auto', 'cpu', 'cuda', 'mps'.")
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -42,12 +45,48 @@ def get_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not known to torch; use 'auto', 'cpu', 'cuda' or 'mps'.") from error
+        raise ValueError(f"device {device!r} is not known to torch.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch finds no CUDA GPU here; use device='auto' or 'cpu'.")
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={device!r}, but torch finds no Apple GPU here; use device='auto' or 'cpu'.")
     return found
+
+
+def check_key(name: str, key: object) -> None:
+    """Refuse what can't name a slot: anything but text, nothing, or a name that h5ad and zarr can't store."""
+    if not isinstance(key, str):
+        raise TypeError(f"{name} has to be a string, got {key!r}.")
+    if not key or "/" in key:
+        raise ValueError(f"{name}={key!r} can't name a slot: it is empty or has a '/'.")
+
+
+def check_whole(name: str, value: object, least: int) -> int:
+    """Return a whole number, whatever integer type it has."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name}={value!r} has to be a whole number.")
+    number = index(value)
+    if number < least:
+        raise ValueError(f"{name}={value!r} has to be at least {least}.")
+    return number
+
+
+def check_free(adata: AnnData, key_added: str, default: str, slots: Iterable[str], function: str) -> None:
+    """Refuse to overwrite what the user put under a key of their choice.
+
+    The default key is the function's own, and so is what an earlier call of it recorded in ``uns``.
+    """
+    check_key("key_added", key_added)
+    recorded = adata.uns.get(key_added)
+    params = recorded.get("params") if isinstance(recorded, Mapping) else None
+    if key_added == default or (isinstance(params, Mapping) and params.get("function") == function):
+        return
+    for slot in (*slots, "uns"):
+        if key_added in getattr(adata, slot):
+            raise ValueError(
+                f"adata.{slot}[{key_added!r}] exists and wasn't written by this function. Choose another key_added, "
+                "or delete it first."
+            )
 
 
 def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str = "block") -> Iterable[T]:

@@ -45,7 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="run the main job on a simulated slide, offline")
-    demo.add_argument("--out", type=Path, default=Path("sagefm-demo"), help="folder to write (default: %(default)s)")
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("sagefm-demo"),
+        help="folder to write, over an earlier demo (default: %(default)s)",
+    )
     demo.set_defaults(run=_demo)
 
     slide = argparse.ArgumentParser(add_help=False)
@@ -54,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     slide.add_argument("--model", default="sage-fm-hest1k", help="name or path (default: %(default)s)")
     slide.add_argument("--layer", help="layer with the raw counts (default: X)")
     slide.add_argument("--library-key", help="column of obs that names the slide of each spot")
+    slide.add_argument("--gene-symbols", help="column of var with the genes' symbols (default: var_names)")
     slide.add_argument("--min-coverage", type=float, help="share of the model's genes to ask for (default: 0.3)")
     slide.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
     slide.add_argument("--batch-size", type=int, help="spots at a time")
@@ -76,6 +82,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     import numpy as np
     from sklearn.metrics import adjusted_rand_score
 
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise FileExistsError(f"{arguments.out} is a file; --out takes a folder.")
     model, genes = "sagefm-mini", ["CD74", "COL1A1"]
     adata = datasets.simulated_visium()
     pp.neighborhood_graph(adata)
@@ -97,10 +105,13 @@ def _demo(arguments: argparse.Namespace) -> None:
     agreement = adjusted_rand_score(adata.obs["domain"], adata.obs[_keys.CLUSTER])
     n_clusters = adata.obs[_keys.CLUSTER].nunique()
     neighbors = adata.obsp[_keys.connectivities(_keys.GRAPH)]
+    total = np.asarray(adata.X.log1p().sum(axis=1)).ravel()
     correlation = []
     for gene in genes:
         measured = np.log1p(adata.obs_vector(gene))
-        predictors = (adata.obs_vector(gene, layer=_keys.IMPUTED), neighbors @ measured)
+        mean = neighbors @ measured
+        depth = ((total - measured) / (neighbors @ (total - measured) / 14)).clip(0.2, 5)
+        predictors = (adata.obs_vector(gene, layer=_keys.IMPUTED), mean, mean * depth)
         correlation.append([np.corrcoef(measured, values)[0, 1] for values in predictors])
     print(f"\nA simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {model}:\n")
     print(f"  embedding   {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot")
@@ -108,18 +119,18 @@ def _demo(arguments: argparse.Namespace) -> None:
         f"  clusters    {n_clusters}, where the slide has {adata.obs['domain'].nunique()} domains "
         f"(adjusted Rand index {agreement:.2f}; 1 is perfect, 0 is chance)"
     )
-    for gene, (r, r_neighbors) in zip(genes, correlation, strict=True):
-        print(
-            f"  {gene:10s}  predicted without being seen at the spot: r = {r:.2f} with the measured counts "
-            f"(mean of the neighbours: {r_neighbors:.2f})"
-        )
+    print("  imputation  Pearson r with the measured counts, which the model didn't see at the spot:\n")
+    print(f"{'':14s}{'gene':10s}{'model':>8s}{'mean of the neighbours':>26s}{'the same x depth':>20s}")
+    for gene, (r, r_mean, r_scaled) in zip(genes, correlation, strict=True):
+        print(f"{'':14s}{gene:10s}{r:8.2f}{r_mean:26.2f}{r_scaled:20.2f}")
     print(f"\nWritten to {out}/:\n")
     print("  demo.h5ad     the slide with all results; open it with anndata.read_h5ad")
     for name, text in figures.items():
         print(f"  {name:13s} {text}")
     print(
-        f"\n{model} is a small model for trying things out. On a simulated slide these figures show that the "
-        "steps work,\nnot how good a model is. Your own slide: sagefm embed SLIDE.h5ad -o OUT.h5ad"
+        f"\n{model} is a small model for trying things out, trained on real tissue, which a simulated slide is not: "
+        "the\nfigures show that the steps work, not how good a model is.\n"
+        "Your own slide: sagefm embed SLIDE.h5ad -o OUT.h5ad"
     )
 
 
@@ -169,16 +180,21 @@ def _read(arguments: argparse.Namespace) -> AnnData:
         raise FileExistsError(f"{arguments.out} exists already; --overwrite replaces it.")
     if not arguments.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {arguments.out.absolute().parent} to write into.")
+    if (path / "tables").is_dir():
+        raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
     try:
         adata = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
     except Exception as error:  # whatever the readers raise on a damaged file
         raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
-    if arguments.min_coverage is not None:
-        pp.align_genes(adata, arguments.model, min_coverage=arguments.min_coverage)
-    if _keys.connectivities(_keys.GRAPH) not in adata.obsp:
+    if arguments.layer is not None and arguments.layer not in adata.layers:
+        raise KeyError(f"layer {arguments.layer!r} not in the slide; it has {sorted(adata.layers)}.")
+    if arguments.min_coverage is not None or arguments.gene_symbols is not None:
+        coverage = {} if arguments.min_coverage is None else {"min_coverage": arguments.min_coverage}
+        pp.align_genes(adata, arguments.model, gene_symbols=arguments.gene_symbols, **coverage)
+    if arguments.library_key is not None or _keys.connectivities(_keys.GRAPH) not in adata.obsp:
         pp.neighborhood_graph(adata, library_key=arguments.library_key)
     else:
-        logger.info("The slide has its graph already, obsp['%s'].", _keys.connectivities(_keys.GRAPH))
+        logger.info("The slide has its graph, obsp['%s'], which is used.", _keys.connectivities(_keys.GRAPH))
     return adata
 
 

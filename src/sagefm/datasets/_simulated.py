@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._utils import check_whole
 from sagefm.models._vocabulary import hest1k
 from sagefm.pp._graph import _visium_neighbors
 
@@ -128,6 +129,9 @@ def simulated_visium(
         raise ValueError(f"not in the vocabulary of the published model: {sorted(set(unknown))}.")
     if not len(set(planted)) <= n_genes <= len(vocabulary):
         raise ValueError(f"n_genes={n_genes} has to lie between {len(set(planted))} (planted) and {len(vocabulary)}.")
+    n_rows, n_cols = check_whole("n_rows", n_rows, 1), check_whole("n_cols", n_cols, 1)
+    if not depth > 0 or not dispersion >= 0 or not markers:
+        raise ValueError("depth has to be above 0, dispersion 0 or more, and there has to be at least one domain.")
     if n_rows * n_cols < 15:
         raise ValueError(f"{n_rows} x {n_cols} spots are fewer than the 15 of a neighbourhood.")
     generator = np.random.default_rng(rng)

@@ -126,10 +126,12 @@ def _load(model: str | Path) -> Model:
     if entry is not None:
         return _load_entry(entry)
     path = Path(model).expanduser()
-    if not path.exists():
-        if path.suffix or len(path.parts) > 1:
-            raise FileNotFoundError(f"no model file at {path}.")
-        raise ValueError(f"unknown model {str(model)!r}: give a path or one of {sorted(registry())}.")
+    if path.suffix not in (".safetensors", ".pt"):
+        raise ValueError(
+            f"unknown model {str(model)!r}: give one of {sorted(registry())}, or a path ending in .safetensors or .pt."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}.")
     from sagefm.models import _io
 
     return _io.read_published(path, path.stem) if path.suffix == ".pt" else _io.read_safetensors(path)

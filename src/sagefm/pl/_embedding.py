@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,8 +63,9 @@ def cluster(
     import matplotlib.pyplot as plt
 
     adata = get_table(adata, table_key)
-    if key not in adata.obs or key not in adata.uns:
-        raise KeyError(f"{key!r} is not both in adata.obs and adata.uns. Run sg.tl.cluster(adata) first.")
+    recorded = adata.uns.get(key)
+    if key not in adata.obs or not isinstance(recorded, Mapping) or "scores" not in recorded:
+        raise KeyError(f"{key!r} in adata.obs and adata.uns is no clustering. Run sg.tl.cluster(adata) first.")
     coordinates = get_coordinates(adata, spatial_key)
     scores, params = adata.uns[key]["scores"], adata.uns[key]["params"]
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
 from sagefm._utils import get_table
+from sagefm.models._vocabulary import hest1k
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def impute(
     adata
         Slide after :func:`sagefm.tl.impute`.
     genes
-        Genes that were predicted: ``var_names``, or columns of ``obsm[key]``.
+        Genes that were predicted, by any name that :func:`sagefm.tl.impute` takes.
     key
         Where :func:`sagefm.tl.impute` wrote, its ``key_added``.
     spatial_key
@@ -79,8 +81,7 @@ def impute(
     if not names:
         raise ValueError("genes is empty: name at least one.")
     coordinates = get_coordinates(adata, spatial_key)
-    layer = adata.uns.get(key, {}).get("params", {}).get("layer")
-    panels = [(name, _measured(adata, name, layer), _predicted(adata, name, key)) for name in names]
+    panels = [(name, *_values(adata, name, key)) for name in names]
 
     figure, axes = plt.subplots(len(names), 2, figsize=(9, 3.8 * len(names)), squeeze=False, layout="constrained")
     for row, (name, measured, predicted) in zip(axes, panels, strict=True):
@@ -96,23 +97,32 @@ def impute(
     return finish(figure, show, save)
 
 
-def _measured(adata: AnnData, gene: str, layer: str | None) -> np.ndarray | None:
-    """log1p counts, or None for a gene that the slide lacks."""
-    if gene not in adata.var_names:
-        return None
-    column = adata.obs_vector(gene, layer=layer)
-    column = column.toarray() if sparse.issparse(column) else column
-    return np.log1p(np.asarray(column, dtype=float))
-
-
-def _predicted(adata: AnnData, gene: str, key: str) -> np.ndarray:
+def _values(adata: AnnData, gene: str, key: str) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Measured log1p counts, None for a gene that the slide lacks, and predicted ones."""
     mend = f"Run sg.tl.impute(adata, [{gene!r}]) first."
-    if key in adata.layers and gene in adata.var_names:
-        values = np.asarray(adata.obs_vector(gene, layer=key), dtype=float)
-        if np.isfinite(values).all():
-            return values
-    if key in adata.obsm and gene in adata.obsm[key]:
-        return adata.obsm[key][gene].to_numpy(dtype=float)
-    if key not in adata.layers and key not in adata.obsm:
-        raise KeyError(f"{key!r} is neither in adata.layers nor in adata.obsm. {mend}")
+    if key not in adata.uns or _keys.GENE_INDEX not in adata.var:
+        raise KeyError(f"{key!r} not in adata.uns. {mend}")
+    index = adata.var[_keys.GENE_INDEX].to_numpy()
+    found = index[adata.var_names == gene]
+    number = int(found[0] if len(found) and found[0] >= 0 else hest1k().find([gene])[0])
+    columns = np.flatnonzero((index == number) & (number >= 0))
+    if len(columns) and key in adata.layers:
+        predicted = np.asarray(adata.layers[key][:, columns[0]], dtype=float)
+        if np.isfinite(predicted).all():
+            return _measured(adata, columns, adata.uns[key]["params"].get("layer")), predicted
+    if not len(columns) and key in adata.obsm:
+        for label in (gene, hest1k().symbols[number] if number >= 0 else gene):
+            if label in adata.obsm[key]:
+                return None, adata.obsm[key][label].to_numpy(dtype=float)
     raise KeyError(f"no prediction of {gene!r} under {key!r}. {mend}")
+
+
+def _measured(adata: AnnData, columns: NDArray[np.int64], layer: str | None) -> NDArray[np.float64]:
+    """log1p counts of one gene, its columns added up as the model reads them."""
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"the layer {layer!r}, which the genes were imputed from, is no longer in adata.layers.")
+    counts = (adata.X if layer is None else adata.layers[layer])[:, columns]
+    if hasattr(counts, "compute"):
+        counts = counts.compute()
+    counts = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
+    return np.log1p(counts.sum(axis=1, dtype=float))

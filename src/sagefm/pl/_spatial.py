@@ -19,7 +19,10 @@ def get_coordinates(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
     """X and y of every spot."""
     if spatial_key not in adata.obsm:
         raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
-    return np.asarray(adata.obsm[spatial_key], dtype=float)[:, :2]
+    coordinates = np.asarray(adata.obsm[spatial_key], dtype=float)[:, :2]
+    if len(coordinates) < 2 or not np.isfinite(coordinates).all():
+        raise ValueError(f"obsm[{spatial_key!r}] has to hold finite coordinates of at least two spots.")
+    return coordinates
 
 
 def draw_spots(

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from sagefm._utils import check_key
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -63,10 +65,14 @@ class Counts:
     """
 
     def __init__(self, adata: AnnData, index: NDArray[np.int64], layer: str | None = None) -> None:
+        if layer is not None:
+            check_key("layer", layer)
         if layer is not None and layer not in adata.layers:
             raise KeyError(f"layer {layer!r} not in adata.layers; it has {sorted(adata.layers)}.")
         self.name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         matrix = adata.X if layer is None else adata.layers[layer]
+        if isinstance(matrix, np.ma.MaskedArray):
+            raise ValueError(f"{self.name} is a masked array; fill it first, as in {self.name}.filled(0).")
         if matrix is None:
             raise ValueError("adata.X is empty. Pass layer=... to name the layer with the raw counts.")
         if sparse.issparse(matrix) and matrix.format != "csr":
@@ -167,17 +173,27 @@ class Counts:
         if sparse.issparse(self._matrix):
             return _rows(self._matrix, rows)
         block: Any = self._matrix[rows]
-        return sparse.csr_matrix(block.compute() if hasattr(block, "compute") else block)
+        if hasattr(block, "compute"):
+            block = block.compute()
+        if not sparse.issparse(block):
+            block = np.asarray(block)
+            self._check_type(block.dtype)
+            if block.dtype == np.float16:  # which scipy has no sparse matrices of
+                block = block.astype(np.float32)
+        return sparse.csr_matrix(block)
+
+    def _check_type(self, dtype: np.dtype[Any]) -> None:
+        if dtype.kind not in "fiub":
+            raise ValueError(f"{self.name} holds values of type {dtype}, which are no counts. {self._hint}")
 
     def _check(self, values: NDArray[Any]) -> None:
-        if values.dtype.kind not in "fiub":
-            raise ValueError(f"{self.name} holds values of type {values.dtype}. {self._hint}")
+        self._check_type(values.dtype)
         if not len(values):
             return
         # One pass each over the block, no copies: NaN fails both comparisons.
         low, high = values.min(), values.max()
-        if not (low >= 0 and high < np.inf):
-            what = "negative values" if low < 0 else "values that are not finite"
+        if not (low >= 0 and high <= np.finfo(np.float32).max):
+            what = "negative values" if low < 0 else "values that are not finite in float32"
             raise ValueError(f"{self.name} holds {what}, so it is no matrix of raw counts. {self._hint}")
         sample = values[:: max(1, len(values) // N_SAMPLED)]
         if values.dtype.kind == "f" and (odd := sample[sample != np.rint(sample)]).size:
@@ -192,7 +208,10 @@ def _rows(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     indptr = matrix.indptr[rows.start : rows.stop + 1]
     entries = slice(indptr[0], indptr[-1])
     shape = (rows.stop - rows.start, matrix.shape[1])
-    return sparse.csr_matrix((matrix.data[entries], matrix.indices[entries], indptr - indptr[0]), shape)
+    data = matrix.data[entries]
+    if data.dtype == np.float16:  # which scipy can hold, but not work with
+        data = data.astype(np.float32)
+    return sparse.csr_matrix((data, matrix.indices[entries], indptr - indptr[0]), shape)
 
 
 def _other_counts(adata: AnnData, layer: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from sagefm import _keys, models
 from sagefm._settings import logger
-from sagefm._utils import get_table, shorten
+from sagefm._utils import check_key, get_table, shorten
 from sagefm.models._vocabulary import Vocabulary, ensembl_ids, hest1k
 
 if TYPE_CHECKING:
@@ -114,16 +115,20 @@ class Alignment:
 def get_alignment(adata: AnnData, vocabulary: Vocabulary) -> tuple[Alignment, bool]:
     """Alignment that ``adata`` holds for this vocabulary, or a new one; and whether it is new.
 
-    One made for another vocabulary, or before genes were renamed, added or dropped, is made again with
-    the same column of symbols.
+    One made for another vocabulary, or before genes were renamed, added or dropped, or changed since, is made
+    again with the same choices.
     """
     report = adata.uns.get(_keys.GENES)
-    if report is None or _keys.GENE_INDEX not in adata.var:
-        return match_genes(adata, vocabulary), True
+    report = dict(report) if isinstance(report, Mapping) else {}
     gene_symbols = report.get("gene_symbols")
-    if report["sha256"] == vocabulary.sha256 and report["names_sha256"] == _digest(_names(adata, gene_symbols)):
-        return Alignment(adata.var[_keys.GENE_INDEX].to_numpy(np.int64), report), False
-    return match_genes(adata, vocabulary, gene_symbols=gene_symbols, min_coverage=report["min_coverage"]), True
+    if gene_symbols not in adata.var:
+        gene_symbols = None
+    if report.get("sha256") == vocabulary.sha256 and _keys.GENE_INDEX in adata.var:
+        index = adata.var[_keys.GENE_INDEX].to_numpy()
+        if report.get("fingerprint") == _fingerprint(*_names_and_ids(adata, gene_symbols), index):
+            return Alignment(index.astype(np.int64), report), False
+    min_coverage = report.get("min_coverage", MIN_COVERAGE)
+    return match_genes(adata, vocabulary, gene_symbols=gene_symbols, min_coverage=min_coverage), True
 
 
 def match_genes(
@@ -134,13 +139,9 @@ def match_genes(
     min_coverage: float = MIN_COVERAGE,
 ) -> Alignment:
     """Compute what :func:`align_genes` writes."""
-    names = _names(adata, gene_symbols)
-    ids_key = next((key for key in _keys.ENSEMBL_COLUMNS if key in adata.var), None)
-    ids = ensembl_ids(names)
-    if ids_key is not None:
-        listed = ensembl_ids(adata.var[ids_key])
-        ids = [gene_id or other for gene_id, other in zip(ids, listed, strict=True)]
-
+    if not isinstance(min_coverage, int | float) or not 0 <= min_coverage <= 1:
+        raise ValueError(f"min_coverage={min_coverage!r} has to be a share between 0 and 1.")
+    names, ids = _names_and_ids(adata, gene_symbols)
     # One row per way of naming a gene, best first. A column with an Ensembl id that agrees with its other
     # symbol is found by the id; with one that doesn't, the symbol is not believed.
     found = np.stack(
@@ -167,7 +168,7 @@ def match_genes(
     report: dict[str, Any] = {
         "vocabulary": vocabulary.name,
         "sha256": vocabulary.sha256,
-        "names_sha256": _digest(names),
+        "fingerprint": _fingerprint(names, ids, index),
         "min_coverage": float(min_coverage),
         "n_matched": len(matched),
         "n_vocabulary": len(vocabulary),
@@ -206,16 +207,27 @@ def match_genes(
     return Alignment(index, report)
 
 
-def _names(adata: AnnData, gene_symbols: str | None) -> list[str]:
+def _names_and_ids(adata: AnnData, gene_symbols: str | None) -> tuple[list[str], list[str]]:
+    """Name of each column, and its Ensembl id, from the name or a column of ids; empty if there is none."""
     if gene_symbols is None:
-        return adata.var_names.astype(str).tolist()
-    if gene_symbols not in adata.var:
-        raise KeyError(f"gene_symbols={gene_symbols!r} not in adata.var.")
-    return adata.var[gene_symbols].astype(str).tolist()
+        names = adata.var_names.astype(str).tolist()
+    else:
+        check_key("gene_symbols", gene_symbols)
+        if gene_symbols not in adata.var:
+            raise KeyError(f"gene_symbols={gene_symbols!r} not in adata.var.")
+        names = adata.var[gene_symbols].astype(str).tolist()
+    ids = ensembl_ids(names)
+    ids_key = next((key for key in _keys.ENSEMBL_COLUMNS if key in adata.var), None)
+    if ids_key is not None:
+        listed = ensembl_ids(adata.var[ids_key])
+        ids = [gene_id or other for gene_id, other in zip(ids, listed, strict=True)]
+    return names, ids
 
 
-def _digest(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+def _fingerprint(names: list[str], ids: list[str], index: NDArray[Any]) -> str:
+    """Digest of what an alignment was made from, and of itself."""
+    texts = ["\n".join(names), "\n".join(ids), ",".join(map(str, index.tolist()))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _hint(names: list[str], gene_symbols: str | None) -> str:

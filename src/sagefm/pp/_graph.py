@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import get_table, shorten
+from sagefm._utils import check_key, check_whole, get_table, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,8 +103,9 @@ def neighborhood_graph(
 
     if method not in ("auto", "visium", "knn"):
         raise ValueError(f"method={method!r} is none of 'auto', 'visium', 'knn'.")
-    if isinstance(n_spots, bool) or not isinstance(n_spots, int | np.integer) or n_spots < 2:
-        raise ValueError(f"n_spots={n_spots!r}: a neighbourhood has at least 2 spots.")
+    n_spots = check_whole("n_spots", n_spots, 2)
+    check_key("key_added", key_added)
+    key_added = key_added.removesuffix("_connectivities")
     adata = get_table(adata, table_key, copy=copy)
     libraries = _libraries(adata, library_key)
     for name, spots in libraries:
@@ -114,13 +115,18 @@ def neighborhood_graph(
                 "Remove it or set a smaller n_spots."
             )
     used, reason = _choose(adata, method, libraries)
+    if used == "visium":
+        for name, spots in libraries:
+            positions = _array_positions(adata, spots)
+            _refuse_doubled(positions, name)
+            _refuse_exchanged(adata, positions, spots, spatial_key, name)
     k = n_spots - 1
     neighbors = np.empty((adata.n_obs, k), dtype=np.int64)
     distances = np.empty((adata.n_obs, k))
     far = np.zeros(adata.n_obs, dtype=bool)
     for name, spots in libraries:
         if used == "visium":
-            found, length, spacing = _visium_neighbors(_array_positions(adata, spots, name), k)
+            found, length, spacing = _visium_neighbors(_array_positions(adata, spots), k)
         else:
             found, length, spacing = _knn_neighbors(_coordinates(adata, spatial_key, spots, name), k)
         neighbors[spots], distances[spots] = spots[found], length
@@ -173,6 +179,7 @@ def _libraries(adata: AnnData, library_key: str | None) -> list[tuple[str, Ints]
     """Return a printable name and the row numbers of each slide."""
     if library_key is None:
         return [("the slide", np.arange(adata.n_obs))]
+    check_key("library_key", library_key)
     if library_key not in adata.obs:
         raise KeyError(f"library_key={library_key!r} not in adata.obs.")
     column: pd.Series = adata.obs[library_key]
@@ -189,15 +196,17 @@ def _choose(adata: AnnData, method: Method, libraries: list[tuple[str, Ints]]) -
         return "knn", " (no array_row and array_col in obs)"
     for name, spots in libraries:
         try:
-            positions = _array_positions(adata, spots, name)
+            positions = _array_positions(adata, spots)
         except ValueError as error:
             return "knn", f" ({error})"
+        # Slides on top of each other: coordinates would mix them just as well.
+        _refuse_doubled(positions, name)
         if not _is_hexagonal(positions):
             return "knn", " (array_row and array_col are no hexagonal lattice)"
     return "visium", ""
 
 
-def _array_positions(adata: AnnData, spots: Ints, name: str) -> Ints:
+def _array_positions(adata: AnnData, spots: Ints) -> Ints:
     """Lattice rows and columns of the spots of one slide, shape (spots, 2)."""
     columns = []
     for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL):
@@ -208,16 +217,40 @@ def _array_positions(adata: AnnData, spots: Ints, name: str) -> Ints:
         except (TypeError, ValueError) as error:
             raise ValueError(f"obs[{key!r}] holds no numbers: {error}") from error
         if not np.isfinite(values).all() or (values != np.rint(values)).any() or (abs(values) > 2**31).any():
-            raise ValueError(f"obs[{key!r}] of {name} holds values that are no whole lattice positions")
+            raise ValueError(f"obs[{key!r}] holds values that are no whole lattice positions")
         columns.append(values.astype(np.int64))
-    positions = np.column_stack(columns)
+    return np.column_stack(columns)
+
+
+def _refuse_doubled(positions: Ints, name: str) -> None:
     n_doubled = len(positions) - len(np.unique(positions, axis=0))
     if n_doubled:
         raise ValueError(
-            f"{n_doubled} spots of {name} share their array_row and array_col with another one; "
-            "several slides in one object need library_key"
+            f"{n_doubled} spots of {name} share their array_row and array_col with another one. If the object holds "
+            "several slides, pass library_key='...', the column of obs that tells them apart; else use method='knn'."
         )
-    return positions
+
+
+def _refuse_exchanged(adata: AnnData, positions: Ints, spots: Ints, spatial_key: str, name: str) -> None:
+    """Refuse lattice positions whose rows and columns are exchanged, told by the coordinates where there are any.
+
+    A step of one row is √3 times as long as a step of one column on the hexagonal lattice, and as long where
+    the coordinates are the lattice positions themselves; exchanged, it is 1/√3 times as long.
+    """
+    if spatial_key not in adata.obsm:
+        return
+    try:
+        coordinates = _coordinates(adata, spatial_key, spots, name)
+    except ValueError:
+        return  # this method doesn't need them
+    steps = np.linalg.lstsq(np.column_stack([positions, np.ones(len(spots))]), coordinates, rcond=None)[0]
+    row, col = np.linalg.norm(steps[:2], axis=1)
+    if row < 0.75 * col:
+        raise ValueError(
+            f"array_row and array_col of {name} look exchanged: by obsm[{spatial_key!r}] a step of one row is "
+            f"{row / max(col, 1e-12):.2f} times as long as a step of one column, where it should be 1.73 times. "
+            "Exchange the columns, or use method='knn'."
+        )
 
 
 def _is_hexagonal(positions: Ints) -> bool:
@@ -323,7 +356,10 @@ def _knn_neighbors(coordinates: Floats, k: int) -> tuple[Ints, Floats, float]:
     tree = BallTree(coordinates)
     nearest = tree.query(coordinates, k=2)[0][:, 1]
     if not nearest.any():
-        raise ValueError("every spot coincides with another one: the coordinates tell no neighbourhood.")
+        raise ValueError(
+            "every spot coincides with another one, so the coordinates tell no neighbourhood. If the object holds "
+            "several slides, pass library_key='...', the column of obs that tells them apart."
+        )
     spacing = float(np.median(nearest[nearest > 0]))
     grid = TIE_TOLERANCE * spacing
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import get_table, progress
+from sagefm._utils import check_free, check_key, check_whole, get_table, progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,7 +23,7 @@ def cluster(
     use_rep: str = _keys.EMBEDDING,
     *,
     n_clusters: int | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator = 0,
     key_added: str = _keys.CLUSTER,
     table_key: str = "table",
     copy: bool = False,
@@ -38,7 +39,7 @@ def cluster(
     n_clusters
         Number of clusters. By default the one of 4 to 10 with the best silhouette.
     rng
-        Seed of k-means and of the spots that the silhouette is computed on.
+        Seed or generator of k-means and of the spots that the silhouette is computed on.
     key_added
         Where the clusters go.
     table_key
@@ -61,7 +62,7 @@ def cluster(
     KeyError
         If the representation is missing.
     ValueError
-        If it isn't finite, or there are fewer spots than clusters.
+        If it isn't finite, or has fewer distinct spots than clusters.
 
     Notes
     -----
@@ -82,23 +83,30 @@ def cluster(
     from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 
     adata = get_table(adata, table_key, copy=copy)
+    check_free(adata, key_added, _keys.CLUSTER, ["obs"], "tl.cluster")
+    check_key("use_rep", use_rep)
+    candidates = list(CANDIDATES) if n_clusters is None else [check_whole("n_clusters", n_clusters, 2)]
     if use_rep not in adata.obsm:
         mend = "Run sg.tl.sage_embed(adata) first." if use_rep == _keys.EMBEDDING else "Set use_rep."
         raise KeyError(f"{use_rep!r} not in adata.obsm. {mend}")
-    points = np.asarray(adata.obsm[use_rep])
-    if points.ndim != 2 or not np.isfinite(points).all():
-        raise ValueError(f"obsm[{use_rep!r}] has to be a finite array of shape (spots, dimensions).")
-    candidates = [n_clusters] if n_clusters is not None else [k for k in CANDIDATES if k < adata.n_obs]
-    if not candidates or not 2 <= candidates[0] < adata.n_obs:
-        raise ValueError(f"{adata.n_obs} spots can't be grouped into {n_clusters or CANDIDATES[0]} clusters.")
+    points = adata.obsm[use_rep]
+    points = np.asarray(points.toarray() if sparse.issparse(points) else points)
+    if points.ndim != 2 or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
+        raise ValueError(f"obsm[{use_rep!r}] has to hold finite numbers, shape (spots, dimensions).")
+    n_distinct = len(np.unique(points, axis=0))
+    if n_distinct <= candidates[0]:
+        raise ValueError(
+            f"{n_distinct} distinct spots in obsm[{use_rep!r}] can't be grouped into {candidates[0]} clusters. Set a "
+            "smaller n_clusters."
+        )
+    candidates = [k for k in candidates if k < n_distinct]
+    seed = int(np.random.default_rng(rng).integers(2**31))
 
     labels, scores = {}, {}
     for k in progress(candidates, "Clustering", unit="k"):
-        labels[k] = KMeans(k, n_init=10, random_state=rng).fit_predict(points)
-        if len(np.unique(labels[k])) < 2:
-            raise ValueError(f"obsm[{use_rep!r}] is the same for all spots: there is nothing to cluster.")
+        labels[k] = KMeans(k, n_init=10, random_state=seed).fit_predict(points)
         scores[k] = {
-            "silhouette": silhouette_score(points, labels[k], sample_size=min(10_000, adata.n_obs), random_state=rng),
+            "silhouette": silhouette_score(points, labels[k], sample_size=min(10_000, adata.n_obs), random_state=seed),
             "calinski_harabasz": calinski_harabasz_score(points, labels[k]),
             "davies_bouldin": davies_bouldin_score(points, labels[k]),
         }
@@ -111,6 +119,9 @@ def cluster(
     adata.obs[key_added] = pd.Categorical.from_codes(rank[labels[best]], names)
     # Text index: the only one that h5ad and zarr both keep.
     table.index = table.index.astype(str)
-    adata.uns[key_added] = {"params": {"use_rep": use_rep, "n_clusters": best, "rng": rng}, "scores": table}
+    adata.uns[key_added] = {
+        "params": {"function": "tl.cluster", "use_rep": use_rep, "n_clusters": best, "seed": seed},
+        "scores": table,
+    }
     logger.info("Found %d clusters (silhouette %.2f); wrote obs['%s'].", best, table["silhouette"].max(), key_added)
     return adata if copy else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import get_table
+from sagefm._utils import check_free, get_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +40,8 @@ def sage_embed(
     model
         Name, path or loaded model, see :func:`sagefm.models.load`.
     key_added
-        Where the embedding goes in ``obsm``.
+        Where the embedding goes in ``obsm``. Of what is there already only the default key and results of
+        this function are overwritten.
     layer
         Layer with the raw counts; ``X`` by default.
     connectivity_key
@@ -92,6 +93,7 @@ def sage_embed(
     from sagefm.tl import _engine
 
     adata = get_table(adata, table_key, copy=copy)
+    check_free(adata, key_added, _keys.EMBEDDING, ["obsm"], "tl.sage_embed")
     engine, loaded, alignment, is_new = _engine.prepare(
         adata,
         model,
@@ -110,7 +112,7 @@ def sage_embed(
     if is_new:
         alignment.write(adata)
     adata.obsm[key_added] = embedding
-    params = {"model": loaded.name, "connectivity_key": connectivity_key, "dtype": dtype}
+    params = {"function": "tl.sage_embed", "model": loaded.name, "connectivity_key": connectivity_key, "dtype": dtype}
     if layer is not None:
         params["layer"] = layer
     adata.uns[key_added] = {"params": params}

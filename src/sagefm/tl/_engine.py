@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sagefm import _keys, models
 from sagefm._settings import logger
-from sagefm._utils import get_device, progress
+from sagefm._utils import check_key, check_whole, get_device, progress
 from sagefm.models._canonical import depth_ratio
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
@@ -160,7 +160,8 @@ class Engine:
                     target[rows] = part
         self._centers = [product[0] for product in products]
         self._neighborhoods = [product[-1] for product in products]
-        self._totals = [product[-1][:, -1:].contiguous() for product in products]
+        if self.canonical.gain is not None:
+            self._totals = [product[-1][:, -1:].contiguous() for product in products]
 
     def _weights(self, genes: NDArray[np.int64]) -> list[Tensor]:
         """First-layer weights of some genes: of centre and neighbours, once if they are the same.
@@ -256,8 +257,7 @@ def prepare(
     dtype: Precision,
 ) -> tuple[Engine, Model, Alignment, bool]:
     """Check everything a tool reads and build the engine on it; also the model, the genes, whether these are new."""
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size != int(batch_size) or batch_size < 1):
-        raise ValueError(f"batch_size={batch_size!r} has to be a positive whole number.")
+    rows = BATCH_SIZE if batch_size is None else check_whole("batch_size", batch_size, 1)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r} is none of 'float32', 'bfloat16'.")
     found_device = get_device(device)
@@ -271,20 +271,27 @@ def prepare(
         graph,
         device=found_device,
         dtype=getattr(torch, dtype),
-        batch_size=int(batch_size or BATCH_SIZE),
+        batch_size=rows,
     )
     return engine, loaded, alignment, is_new
 
 
 def _get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
     """Neighbours of every spot from ``obsp``: its pattern alone, without the diagonal."""
+    check_key("connectivity_key", connectivity_key)
     key = _keys.connectivities(connectivity_key)
     if key not in adata.obsp:
-        raise KeyError(f"{key!r} not in adata.obsp. Run sg.pp.neighborhood_graph(adata) first.")
+        if connectivity_key == _keys.GRAPH:
+            raise KeyError(f"{key!r} not in adata.obsp. Run sg.pp.neighborhood_graph(adata) first.")
+        raise KeyError(f"{key!r} not in adata.obsp; it has {sorted(adata.obsp)}. Set connectivity_key.")
     graph = sparse.csr_matrix(adata.obsp[key], copy=True)
+    if not np.isfinite(graph.data).all():
+        raise ValueError(f"adata.obsp[{key!r}] holds values that are not finite.")
     graph.sum_duplicates()
     graph.setdiag(0)
     graph.eliminate_zeros()
+    if adata.n_obs and not graph.nnz:
+        raise ValueError(f"adata.obsp[{key!r}] connects no spots. Run sg.pp.neighborhood_graph(adata) again.")
     return graph
 
 
@@ -292,7 +299,8 @@ def _check_degrees(graph: sparse.csr_matrix, model: Model, connectivity_key: str
     degree = np.diff(graph.indptr)
     if len(degree) and (degree != model.n_spots - 1).any():
         logger.warning(
-            "The graph %r has %d to %d neighbours a spot; %s was trained with %d.",
+            "The graph %r has %d to %d neighbours a spot; %s was trained with %d. If spots were removed since, run "
+            "sg.pp.neighborhood_graph again.",
             connectivity_key,
             degree.min(),
             degree.max(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import get_table, shorten
+from sagefm._utils import check_free, check_whole, get_table, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,7 +63,8 @@ def impute(
         Number of folds; each masks about ``1 / n_folds`` of the genes. Fixed by the position of the gene
         in the vocabulary and a fixed seed, so not by the order or choice of genes.
     key_added
-        Where the predictions go, in ``layers`` and ``obsm``.
+        Where the predictions go, in ``layers`` and ``obsm``. Of what is there already only the default key and
+        results of this function are overwritten.
     layer
         Layer with the raw counts; ``X`` by default.
     connectivity_key
@@ -122,9 +123,11 @@ def impute(
 
     if mask not in ("center", "everywhere"):
         raise ValueError(f"mask={mask!r} is none of 'center', 'everywhere'.")
-    if isinstance(n_folds, bool) or not isinstance(n_folds, int | np.integer) or n_folds < 2:
-        raise ValueError(f"n_folds={n_folds!r}: at least 2 are needed, so that something is left to predict from.")
+    n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
     adata = get_table(adata, table_key, copy=copy)
+    check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute")
+    if key_added == layer:
+        raise ValueError(f"key_added={key_added!r} is the layer that the counts are read from.")
     engine, loaded, alignment, is_new = _engine.prepare(
         adata,
         model,
@@ -167,7 +170,7 @@ def impute(
         names = [loaded.vocabulary.symbols[gene] for gene in absent]
         adata.obsm[key_added] = pd.DataFrame(predicted_absent, index=adata.obs_names, columns=names)
         written.append(f"obsm['{key_added}'] ({len(absent)} absent genes)")
-    params = {"model": loaded.name, "mask": mask, "n_folds": int(n_folds), "dtype": dtype}
+    params = {"function": "tl.impute", "model": loaded.name, "mask": mask, "n_folds": n_folds, "dtype": dtype}
     params["connectivity_key"] = connectivity_key
     if layer is not None:
         params["layer"] = layer
@@ -187,8 +190,14 @@ def _requested(
     """Vocabulary indices of the genes asked for: measured (ascending), and absent (as asked)."""
     measured = alignment.measured
     if genes is None:
+        if not len(measured):
+            raise ValueError("the slide has no gene that the model knows, so there is nothing to impute.")
         return measured, np.empty(0, dtype=np.int64)
+    if not isinstance(genes, Iterable):
+        raise TypeError(f"genes has to be a name or a list of names, got {genes!r}.")
     names = [genes] if isinstance(genes, str) else list(genes)
+    if bad := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"genes has to hold names, got {bad[0]!r}.")
     if not names:
         raise ValueError("genes is empty; leave it out to impute every measured gene.")
     of_column = dict(zip(adata.var_names, alignment.index, strict=True))
