@@ -14,7 +14,7 @@ from scipy import sparse
 from sagefm import _keys
 from sagefm._utils import check_whole
 from sagefm.models._vocabulary import hest1k
-from sagefm.pp._graph import _visium_neighbors
+from sagefm.pp._neighbors import lattice_neighbors
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -139,7 +139,7 @@ def simulated_visium(
     row, col = np.divmod(np.arange(n_rows * n_cols), n_cols)
     array = np.column_stack([row, 2 * col + row % 2])
     position = np.column_stack([array[:, 1] / 2, array[:, 0] * np.sqrt(3) / 2])  # in spacings, x before y
-    neighbors = _visium_neighbors(array, 14)[0]
+    neighbors = lattice_neighbors(array, 14)[0]
 
     others = generator.permutation(np.setdiff1d(vocabulary.symbols, planted))
     chosen = {*planted, *others[: n_genes - len(set(planted))]}
