@@ -81,7 +81,8 @@ class Vocabulary:
 
 
 def _look_up(genes: dict[str, int], names: Iterable[str]) -> NDArray[np.int64]:
-    return np.fromiter((genes.get(name, -1) for name in names), dtype=np.int64)
+    find = genes.get
+    return np.array([find(name, -1) for name in names], dtype=np.int64)
 
 
 def ensembl_ids(values: Iterable[object]) -> list[str]:

@@ -125,7 +125,7 @@ def get_alignment(adata: AnnData, vocabulary: Vocabulary) -> tuple[Alignment, bo
         gene_symbols = None
     if report.get("sha256") == vocabulary.sha256 and _keys.GENE_INDEX in adata.var:
         index = adata.var[_keys.GENE_INDEX].to_numpy()
-        if report.get("fingerprint") == _fingerprint(*_names_and_ids(adata, gene_symbols), index):
+        if report.get("fingerprint") == _fingerprint(_names(adata, gene_symbols), _listed_ids(adata), index):
             return Alignment(index.astype(np.int64), report), False
     min_coverage = report.get("min_coverage", MIN_COVERAGE)
     return match_genes(adata, vocabulary, gene_symbols=gene_symbols, min_coverage=min_coverage), True
@@ -141,18 +141,21 @@ def match_genes(
     """Compute what :func:`align_genes` writes."""
     if not isinstance(min_coverage, int | float) or not 0 <= min_coverage <= 1:
         raise ValueError(f"min_coverage={min_coverage!r} has to be a share between 0 and 1.")
-    names, ids = _names_and_ids(adata, gene_symbols)
-    # One row per way of naming a gene, best first. A column with an Ensembl id that agrees with its other
-    # symbol is found by the id; with one that doesn't, the symbol is not believed.
-    found = np.stack(
-        [
-            vocabulary.find_symbols(names),
-            vocabulary.find_ensembl_ids(ids),
-            np.where([not gene_id for gene_id in ids], vocabulary.find_other_symbols(names), -1),
-        ]
-    )
-    rank = np.where((found >= 0).any(axis=0), (found >= 0).argmax(axis=0), UNKNOWN)
-    index = np.where(rank == UNKNOWN, -1, found[np.minimum(rank, UNKNOWN - 1), np.arange(len(names))])
+    names, listed_ids = _names(adata, gene_symbols), _listed_ids(adata)
+
+    # Best way of naming a gene first, each on the columns that are left. A column with an Ensembl id that
+    # agrees with its other symbol is found by the id; with one that doesn't, the symbol is not believed.
+    index = vocabulary.find_symbols(names)
+    rank = np.where(index >= 0, BY_SYMBOL, UNKNOWN)
+    left = np.flatnonzero(index < 0)
+    ids = ensembl_ids(names[i] for i in left)
+    if listed_ids:
+        ids = [own or listed for own, listed in zip(ids, ensembl_ids(listed_ids[i] for i in left), strict=True)]
+    index[left] = vocabulary.find_ensembl_ids(ids)
+    rank[left[index[left] >= 0]] = BY_ENSEMBL_ID
+    left = left[[not gene_id for gene_id in ids]]
+    index[left] = vocabulary.find_other_symbols([names[i] for i in left])
+    rank[left[index[left] >= 0]] = BY_OTHER_SYMBOL
 
     best = np.full(len(vocabulary), UNKNOWN)
     known = index >= 0
@@ -168,7 +171,7 @@ def match_genes(
     report: dict[str, Any] = {
         "vocabulary": vocabulary.name,
         "sha256": vocabulary.sha256,
-        "fingerprint": _fingerprint(names, ids, index),
+        "fingerprint": _fingerprint(names, listed_ids, index),
         "min_coverage": float(min_coverage),
         "n_matched": len(matched),
         "n_vocabulary": len(vocabulary),
@@ -207,27 +210,26 @@ def match_genes(
     return Alignment(index, report)
 
 
-def _names_and_ids(adata: AnnData, gene_symbols: str | None) -> tuple[list[str], list[str]]:
-    """Name of each column, and its Ensembl id, from the name or a column of ids; empty if there is none."""
+def _names(adata: AnnData, gene_symbols: str | None) -> list[str]:
+    """Name of each column."""
     if gene_symbols is None:
-        names = adata.var_names.astype(str).tolist()
-    else:
-        check_key("gene_symbols", gene_symbols)
-        if gene_symbols not in adata.var:
-            raise KeyError(f"gene_symbols={gene_symbols!r} not in adata.var.")
-        names = adata.var[gene_symbols].astype(str).tolist()
-    ids = ensembl_ids(names)
-    ids_key = next((key for key in _keys.ENSEMBL_COLUMNS if key in adata.var), None)
-    if ids_key is not None:
-        listed = ensembl_ids(adata.var[ids_key])
-        ids = [gene_id or other for gene_id, other in zip(ids, listed, strict=True)]
-    return names, ids
+        return adata.var_names.astype(str).tolist()
+    check_key("gene_symbols", gene_symbols)
+    if gene_symbols not in adata.var:
+        raise KeyError(f"gene_symbols={gene_symbols!r} not in adata.var.")
+    return adata.var[gene_symbols].astype(str).tolist()
+
+
+def _listed_ids(adata: AnnData) -> list[str]:
+    """Gene id of each column, empty where ``var`` has none."""
+    key = next((key for key in _keys.ENSEMBL_COLUMNS if key in adata.var), None)
+    return [] if key is None else adata.var[key].astype(str).tolist()
 
 
 def _fingerprint(names: list[str], ids: list[str], index: NDArray[Any]) -> str:
     """Digest of what an alignment was made from, and of itself."""
-    texts = ["\n".join(names), "\n".join(ids), ",".join(map(str, index.tolist()))]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    numbers = index.astype(np.int64).tobytes() if index.dtype.kind in "iu" else b""
+    return hashlib.sha256("\n".join([*names, "", *ids, ""]).encode() + numbers).hexdigest()
 
 
 def _hint(names: list[str], gene_symbols: str | None) -> str:

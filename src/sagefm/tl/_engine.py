@@ -138,8 +138,10 @@ class Engine:
         dense = [genes[members & is_dense] for members in in_group]
         sparse_ = [genes[members & ~is_dense] for members in in_group]
         read = self.counts.reader(np.concatenate(dense), np.concatenate(sparse_))
-        dense_weights = self._weights(np.concatenate(dense))
-        sparse_weights = self._weights(np.concatenate(sparse_))
+        weights = self._weights()
+        picked = self._tensor(np.concatenate(dense))
+        dense_weights = [weight.index_select(0, picked) for weight in weights]
+        sparse_genes = self._tensor(np.concatenate(sparse_))
         # One product per group and weight; a group masked is a group left out of the sum, exactly.
         shape = (self.counts.n_obs, dense_weights[0].shape[1])
         products = [[torch.empty(shape, device=self.device) for _ in dense_weights] for _ in in_group]
@@ -150,32 +152,28 @@ class Engine:
             for common, rare, product in zip(dense, sparse_, products, strict=True):
                 here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
                 entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
-                entries, values = entries.long(), values.to(self.dtype)
-                for target, weight, rare_weight in zip(product, dense_weights, sparse_weights, strict=True):
-                    part = x[:, here] @ weight[here]
+                entries, values = sparse_genes[there][entries.long()], values.to(self.dtype)
+                for target, dense_weight, weight in zip(product, dense_weights, weights, strict=True):
+                    part = x[:, here] @ dense_weight[here]
                     if len(rare):
-                        part += F.embedding_bag(
-                            entries, rare_weight[there], offsets, per_sample_weights=values, mode="sum"
-                        )
+                        part += F.embedding_bag(entries, weight, offsets, per_sample_weights=values, mode="sum")
                     target[rows] = part
         self._centers = [product[0] for product in products]
         self._neighborhoods = [product[-1] for product in products]
         if self.canonical.gain is not None:
             self._totals = [product[-1][:, -1:].contiguous() for product in products]
 
-    def _weights(self, genes: NDArray[np.int64]) -> list[Tensor]:
-        """First-layer weights of some genes: of centre and neighbours, once if they are the same.
+    def _weights(self) -> list[Tensor]:
+        """First-layer weights of centre and neighbours, once if they are the same; one gene's lie side by side.
 
         With a gain in the decoder a column of ones comes last; its product is the total that the depth of a
         spot is the ratio of.
         """
-        model, picked = self.canonical, self._tensor(genes)
-        weights = [model.center[picked]]
-        if not model.shares_weights:
-            weights.append(model.neighbors[picked])
+        model = self.canonical
+        weights = [model.center] if model.shares_weights else [model.center, model.neighbors]
         if model.gain is not None:
-            weights = [F.pad(weight, (0, 1), value=1.0) for weight in weights]
-        return weights
+            return [F.pad(weight, (0, 1), value=1.0) for weight in weights]
+        return [weight.contiguous() for weight in weights]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
