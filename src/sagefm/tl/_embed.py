@@ -50,7 +50,7 @@ def sage_embed(
     device
         ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
     batch_size
-        Spots at a time; it changes memory and speed only. By default 1,024.
+        Spots at a time; it changes memory and speed only. By default 2,048.
     dtype
         Precision of the products. ``"bfloat16"`` is for GPUs and loses about two digits.
     table_key
