@@ -53,7 +53,7 @@ def main() -> None:
     def published() -> None:
         literal.dense_log1p(some, symbols)
         neighborhoods = literal.nearest_spots(adata.obsm["spatial"])[:n_literal]
-        literal.embed_streaming(network, dense, neighborhoods)
+        literal.run(network, dense, neighborhoods)
 
     dense = literal.dense_log1p(adata, symbols)
     matrix, weight = torch.from_numpy(dense), network.conv1.lin.weight.T.contiguous()

@@ -76,14 +76,3 @@ def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
         nodes = forward(batch.x, batch.edge_index)
         results.append(nodes[batch.ptr[:-1]])
     return torch.cat(results).numpy()
-
-
-@torch.no_grad()
-def embed_streaming(network, dense, neighborhoods, batch_size=64):
-    """Embed without holding all the graphs at once (for timing)."""
-    results = []
-    for start in range(0, len(neighborhoods), batch_size):
-        graphs = list(ego_graphs(dense, neighborhoods[start : start + batch_size]))
-        (batch,) = DataLoader(graphs, batch_size=batch_size)
-        results.append(network.embed(batch.x, batch.edge_index)[batch.ptr[:-1]])
-    return torch.cat(results).numpy()
