@@ -145,17 +145,23 @@ class Canonical:
         masked
             Genes that don't count for the depth of a spot, boolean, shape (spots, genes); none by default.
         """
+        return self.forward_both(center, neighbor_sum, degree, masked)[0]
+
+    def forward_both(
+        self, center: Tensor, neighbor_sum: Tensor, degree: Tensor, masked: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`; also the embedding, with the dropout that the decoder saw."""
         if self.shares_weights:  # one product instead of two
             h = self.first_layer((center + neighbor_sum) @ self.center, center.new_zeros(()), degree)
         else:
             h = self.first_layer(center @ self.center, neighbor_sum @ self.neighbors, degree)
         z = F.dropout(self.embed(h), self.dropout, training=self.dropout > 0)
         if self.gain is None:
-            return self.decode(z)
+            return self.decode(z), z
         mean = neighbor_sum / degree.clamp(min=1)
         observed = mean if masked is None else mean * ~masked
         depth = depth_ratio(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))
-        return self.decode(z, scaled_mean=depth * mean)
+        return self.decode(z, scaled_mean=depth * mean), z
 
 
 def depth_ratio(center: Tensor, neighbors: Tensor) -> Tensor:

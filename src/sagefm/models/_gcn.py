@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GCNConv
@@ -60,6 +61,20 @@ class GCN(nn.Module):
             Edges, shape (2, edges): one complete graph of 15 nodes per spot in the published model.
         """
         return F.relu(self.fc_gene(self.embed(x, edge_index)))
+
+    @torch.no_grad()
+    def change_basis(self, matrix: Tensor) -> None:
+        """Multiply the embedding with an invertible matrix; predictions stay the same.
+
+        Parameters
+        ----------
+        matrix
+            New embedding = old embedding @ matrix, shape (hidden[-1], hidden[-1]).
+        """
+        last = self._convs()[-1]
+        last.lin.weight.copy_(matrix.T @ last.lin.weight)
+        last.bias.copy_(last.bias @ matrix)
+        self.fc_gene.weight.copy_(torch.linalg.solve(matrix, self.fc_gene.weight.T).T)
 
     def canonical(self) -> Canonical:
         """Same function as one first layer on centre and neighbours, an MLP and a decoder.

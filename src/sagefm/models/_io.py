@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -47,6 +48,8 @@ def write_safetensors(model: Model, path: Path, *, half: bool = False) -> Path:
         "vocabulary": _vocabulary.to_header(model.vocabulary),
         "card": model.card,
     }
+    if model.gene_mean is not None:
+        header["gene_mean"] = [round(float(value), 4) for value in model.gene_mean]
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.network.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -92,6 +95,7 @@ def read_safetensors(path: Path) -> Model:
         vocabulary=_vocabulary.from_header(header["vocabulary"]),
         n_spots=header["n_spots"],
         card=header["card"],
+        gene_mean=header.get("gene_mean"),
     )
 
 
@@ -153,10 +157,13 @@ def _build(
     vocabulary: _vocabulary.Vocabulary,
     n_spots: int,
     card: dict[str, Any],
+    gene_mean: list[float] | None = None,
 ) -> Model:
     """Put tensors into the network, after checking every name, shape and value."""
     with torch.device("meta"):  # without allocating weights, which load_state_dict brings
         network = ARCHITECTURES[architecture](len(vocabulary), hidden)
+    if gene_mean is not None and len(gene_mean) != len(vocabulary):
+        raise ValueError(f"{path}: gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if missing := sorted(expected.keys() - tensors.keys()):
         raise ValueError(f"{path} lacks {missing}.")
@@ -175,4 +182,11 @@ def _build(
             state[key] = tensor.T.contiguous().T
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False).eval()
-    return Model(name=name, network=network, vocabulary=vocabulary, n_spots=n_spots, card=card)
+    return Model(
+        name=name,
+        network=network,
+        vocabulary=vocabulary,
+        n_spots=n_spots,
+        card=card,
+        gene_mean=None if gene_mean is None else np.asarray(gene_mean, dtype=np.float32),
+    )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sagefm.models._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ class Model:
         Spots of a neighbourhood in training, the centre included.
     card
         Where the weights come from: training data, metrics, licence.
+    gene_mean
+        Mean log1p counts of each gene in training, shape (genes,), where it is known: a plain predictor to
+        compare with.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Model:
     vocabulary: Vocabulary
     n_spots: int = 15
     card: dict[str, Any] = field(default_factory=dict)
+    gene_mean: NDArray[np.float32] | None = None
 
     @property
     def architecture(self) -> str:

@@ -71,6 +71,23 @@ class SAGE(nn.Module):
         depth = depth_ratio(x.sum(1, keepdim=True), observed.sum(1, keepdim=True))
         return F.relu(self.fc_gene(self.embed(x, edge_index)) + self.gain * depth * mean)
 
+    @torch.no_grad()
+    def change_basis(self, matrix: Tensor) -> None:
+        """Multiply the embedding with an invertible matrix; predictions stay the same.
+
+        Parameters
+        ----------
+        matrix
+            New embedding = old embedding @ matrix, shape (hidden[-1], hidden[-1]).
+        """
+        linears = self._linears()
+        weights = [linears[-1].weight] if linears else [self.conv.lin_l.weight, self.conv.lin_r.weight]
+        for weight in weights:
+            weight.copy_(matrix.T @ weight)
+        bias = linears[-1].bias if linears else self.conv.lin_l.bias
+        bias.copy_(bias @ matrix)
+        self.fc_gene.weight.copy_(torch.linalg.solve(matrix, self.fc_gene.weight.T).T)
+
     def canonical(self) -> Canonical:
         """Return the same function as one layer on centre and neighbours, then an MLP."""
         return Canonical(

@@ -259,7 +259,7 @@ def prepare(
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r} is none of 'float32', 'bfloat16'.")
     found_device = get_device(device)
-    graph = _get_graph(adata, connectivity_key)
+    graph = get_graph(adata, connectivity_key)
     loaded = models.load(model)
     _check_degrees(graph, loaded, connectivity_key)
     alignment, is_new = get_alignment(adata, loaded.vocabulary)
@@ -274,7 +274,7 @@ def prepare(
     return engine, loaded, alignment, is_new
 
 
-def _get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
+def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
     """Neighbours of every spot from ``obsp``: its pattern alone, without the diagonal."""
     check_key("connectivity_key", connectivity_key)
     key = _keys.connectivities(connectivity_key)

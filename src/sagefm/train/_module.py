@@ -1,0 +1,186 @@
+"""The masked-central-spot objective as a Lightning module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from sagefm.benchmark._metrics import Sums, summarize
+from sagefm.benchmark._spots import Spots
+from sagefm.train._corpus import TRAIN, VALIDATE, Corpus
+from sagefm.train._niche import Niche
+from sagefm.train._recipe import Recipe
+from sagefm.train._stream import SHUFFLE_SPOTS, Stream
+
+
+def masked_squared_error(prediction: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Sum of squared errors over what was masked; divided by its number it is the paper's loss."""
+    error = (prediction - truth) * mask
+    return torch.dot(error.flatten(), error.flatten())
+
+
+class MaskedCenter(lightning.LightningModule):
+    """Trains a network to predict the masked genes of central spots.
+
+    The step runs the canonical form, whose gradients are those of one complete graph a spot.
+
+    Parameters
+    ----------
+    network
+        A :class:`sagefm.models.GCN` or :class:`sagefm.models.SAGE`.
+    corpus
+        What to train and validate on.
+    recipe
+        How.
+    niche
+        Second target, where the recipe has one.
+    seed
+        Seed of order, masks and dropout.
+    shuffle_spots
+        Spots that are in memory at a time.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        corpus: Corpus,
+        recipe: Recipe,
+        *,
+        niche: Niche | None = None,
+        seed: int = 0,
+        shuffle_spots: int = SHUFFLE_SPOTS,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.niche = niche
+        self.corpus, self.recipe, self.seed, self.shuffle_spots = corpus, recipe, seed, shuffle_spots
+        self._batches_done = 0
+        self._first_batch = 0
+        self._sums: dict[str, Sums] = {}
+
+    def _stream(self, split: str, **options: Any) -> Stream:
+        return Stream(
+            self.corpus,
+            split,
+            batch_size=self.recipe.batch_size,
+            mask_fraction=self.recipe.mask_fraction,
+            seed=self.seed,
+            device=self.trainer.strategy.root_device,
+            **options,
+        )
+
+    def train_dataloader(self) -> Iterable[Any]:
+        """Batches of the training split: this process's share of each."""
+        stream = self._stream(
+            TRAIN,
+            shuffle_spots=self.shuffle_spots,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            epoch=lambda: self.current_epoch,
+        )
+        stream.first_batch = self._first_batch
+        return stream
+
+    def val_dataloader(self) -> Iterable[Any]:
+        """Batches of the validation split; every process goes through all."""
+        if not self.corpus.names(VALIDATE):
+            return []
+        return self._stream(VALIDATE, shuffle=False, shuffle_spots=self.shuffle_spots)
+
+    def predict_masked(self, spots: Spots) -> Tensor:
+        """Predicted log1p counts of all genes, shape (spots, genes)."""
+        return self.network.canonical().forward(  # type: ignore[operator]
+            spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask
+        )
+
+    def training_step(self, batch: tuple[str, Spots], index: int) -> Tensor:
+        """Loss of this process's share, such that the mean over processes is the loss of the batch."""
+        spots = batch[1]
+        with _seeded((self.seed, self.global_step, self.trainer.global_rank), spots.center.device):
+            if self.niche is None:
+                prediction, niche_loss = self.predict_masked(spots), None
+            else:
+                prediction, embedding = self.network.canonical().forward_both(  # type: ignore[operator]
+                    spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask
+                )
+                niche_loss = self.niche(embedding, spots)
+        n_masked = spots.mask.sum()
+        if self.trainer.world_size > 1:
+            # Shares may differ by a spot, and in what is masked.
+            n_masked = self.trainer.strategy.reduce(n_masked, reduce_op="sum")
+        loss = masked_squared_error(prediction.float(), spots.center, spots.mask)
+        loss = loss / n_masked * self.trainer.world_size
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(spots.center))
+        if niche_loss is not None:
+            self.log("niche_loss", niche_loss.detach(), batch_size=len(spots.center))
+            loss = loss + self.recipe.niche_weight * niche_loss
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the loss is {loss.item()} at step {self.global_step}. Lower learning_rate, or train with "
+                "precision='32-true'; the last checkpoint is from before."
+            )
+        self._batches_done = index + 1
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._sums = {}
+
+    def validation_step(self, batch: tuple[str, Spots], index: int) -> None:
+        """Add a batch to its section's sums."""
+        section, spots = batch
+        sums = self._sums.setdefault(section, Sums(spots.center.shape[1]))
+        sums.add(self.predict_masked(spots).float(), spots.center, spots.mask)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the epoch."""
+        metrics = summarize(self._sums.values())
+        self.log("val_loss", metrics["rmse"] ** 2)
+        for name in ("rmse", "r_within", "r_pooled", "r2_spot", "r2_gene"):
+            self.log(f"val_{name}", metrics[name], prog_bar=name in ("rmse", "r_within"))
+        self._sums = {}
+
+    def configure_optimizers(self) -> Any:
+        """Adam, and the recipe's schedule."""
+        recipe = self.recipe
+        optimizer = torch.optim.Adam(
+            self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        if recipe.schedule == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=recipe.patience or 10)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            recipe.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches) + 1,
+            pct_start=0.1,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record where in the epoch the data is."""
+        checkpoint["batches_done"] = self._batches_done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where the data was."""
+        self._first_batch = checkpoint["batches_done"]
+
+
+class _seeded:
+    """Random numbers of torch from a seed of our own, with those of the user put back after."""
+
+    def __init__(self, seed: tuple[int, ...], device: torch.device) -> None:
+        self._seed = hash(seed) & 0x7FFF_FFFF_FFFF_FFFF
+        self._fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._fork.__exit__(*exception)

@@ -1,0 +1,99 @@
+"""The composition of the neighbourhood as a second target, which shapes the embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sagefm.benchmark._spots import Spots
+from sagefm.train._corpus import TRAIN, Corpus
+from sagefm.train._stream import Stream
+
+N_COMPONENTS = 50
+N_SAMPLED = 6000
+TOTAL = 1000.0
+# Share of the largest eigenvalue that directions which say nothing of the niche keep in the new basis.
+FLOOR = 1e-3
+
+
+class Niche(nn.Module):
+    """Principal components of the mean of all 15 spots, each scaled to one total.
+
+    Masked genes are predicted best from the spot's depth and its own neighbours' mean, which the decoder of the
+    GraphSAGE family has besides. So its embedding would hold depth above all, and clusters of it would be
+    clusters of depth. This target asks the embedding for what depth doesn't change: what the tissue around the spot
+    is made of. A linear map has to find it there; afterwards the embedding is turned so that Euclidean distances
+    are those of the map (:meth:`basis`), by which no prediction changes.
+
+    Parameters
+    ----------
+    mean
+        Profile to subtract, shape (genes,).
+    components
+        Weight of each gene in each component, shape (genes, components).
+    embedding_dim
+        Width of the embedding.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, mean: Tensor, components: Tensor, embedding_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components)
+        self.map = nn.Linear(embedding_dim, components.shape[1])
+
+    @classmethod
+    def fit(cls, corpus: Corpus, embedding_dim: int, *, seed: int = 0) -> Niche:
+        """Find the components on some thousand training spots, centred within their section.
+
+        So the components are what differs within sections, not between donors or platforms.
+        """
+        from sklearn.decomposition import PCA
+
+        profiles = list(_sample(corpus, seed).values())
+        mean = np.concatenate(profiles).mean(0)
+        centered = np.concatenate([profile - profile.mean(0) for profile in profiles])
+        spread = centered.std(0)
+        # Between covariance and correlation: strong genes count more, but don't drown the others.
+        weight = 1 / np.sqrt(spread + 0.01 * spread.max())
+        centered *= weight
+        n_components = min(N_COMPONENTS, *centered.shape)
+        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(centered)
+        components = (weight[:, None] * pca.components_.T) / np.sqrt(pca.explained_variance_[0])
+        return cls(torch.from_numpy(mean), torch.from_numpy(components.astype(np.float32)), embedding_dim)
+
+    def target(self, spots: Spots) -> Tensor:
+        """Components of some spots, nothing masked, shape (spots, components)."""
+        return (_profile(spots) - self.mean) @ self.components
+
+    def forward(self, embedding: Tensor, spots: Spots) -> Tensor:
+        """Mean squared error of the linear map."""
+        return nn.functional.mse_loss(self.map(embedding).float(), self.target(spots))
+
+    @torch.no_grad()
+    def basis(self) -> Tensor:
+        """Invertible matrix M: distances of ``embedding @ M`` are those of the mapped embedding, nearly."""
+        weight = self.map.weight.double().cpu()
+        values, vectors = torch.linalg.eigh(weight.T @ weight)
+        scale = (values.clamp(min=0) + FLOOR * values.max()).sqrt()
+        return ((vectors * scale) @ vectors.T).float()
+
+
+def _profile(spots: Spots) -> Tensor:
+    total = spots.center + spots.neighbor_sum
+    return TOTAL * total / total.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+def _sample(corpus: Corpus, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Profiles of some spots of each training section."""
+    rng = np.random.default_rng(seed)
+    share = N_SAMPLED / corpus.sections.loc[corpus.names(TRAIN), "n_spots"].sum()
+    parts: dict[str, list[NDArray[np.float32]]] = {}
+    for section, spots in Stream(corpus, TRAIN, batch_size=1024, mask_fraction=0.0, shuffle=False):
+        picked = torch.from_numpy(rng.random(len(spots.center)) < share)
+        parts.setdefault(section, []).append(_profile(spots)[picked].numpy())
+    return {section: np.concatenate(blocks) for section, blocks in parts.items()}

@@ -1,0 +1,284 @@
+"""Pretraining from a corpus to a saved model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+from sagefm import models
+from sagefm._settings import logger, settings
+from sagefm._utils import check_whole
+from sagefm.benchmark import evaluate_imputation
+from sagefm.models import Model
+from sagefm.train._corpus import TRAIN, VALIDATE, Corpus
+from sagefm.train._module import MaskedCenter
+from sagefm.train._niche import Niche
+from sagefm.train._recipe import PRESETS, Recipe
+from sagefm.train._stream import SHUFFLE_SPOTS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
+START_GAIN = 0.7
+
+
+def pretrain(
+    corpus: Corpus | str | Path,
+    preset: str | Recipe = "mini",
+    *,
+    out: str | Path,
+    init: str | Path | Model | None = None,
+    resume: bool = False,
+    run_dir: str | Path | None = None,
+    name: str | None = None,
+    card: dict[str, Any] | None = None,
+    half: bool = True,
+    seed: int = 0,
+    shuffle_spots: int = SHUFFLE_SPOTS,
+    checkpoint_steps: int = 200,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    accumulate: int = 1,
+    **trainer_options: Any,
+) -> Model:
+    """Train a model on a corpus with the masked-central-spot objective, and save it.
+
+    At every spot a share of the genes is set to 0 in the centre and predicted from what is left and from the 14
+    neighbours; the loss is the mean squared error of log1p counts on what was masked (paper, section on
+    pretraining). Metrics of the validation split are computed after every epoch.
+
+    Parameters
+    ----------
+    corpus
+        A corpus of :func:`prepare_corpus`, or its path.
+    preset
+        ``"paper"``: the published architecture and hyper-parameters. ``"mini"``: those of ``sagefm-mini``. Or a
+        :class:`Recipe` of your own.
+    out
+        File to write, ``.safetensors``; every function of ``sg.tl`` takes its path as ``model``.
+    init
+        Start from the weights of this model, to fine-tune it. Its architecture has to be the recipe's, its vocabulary
+        the corpus's.
+    resume
+        Go on from the last checkpoint in ``run_dir``: the same batches, masks and, on a CPU, the same weights bit for
+        bit as without the interruption.
+    run_dir
+        Folder for checkpoints and logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
+    name
+        Name of the model; by default that of the file.
+    card
+        What else its card should say.
+    half
+        Store float16.
+    seed
+        Seed of weights, order, masks and dropout.
+    shuffle_spots
+        Spots in memory at a time, at 58 kB each. If the whole corpus fits it is read once, onto the GPU if there is
+        one.
+    checkpoint_steps
+        Steps between checkpoints: what an interruption loses at most.
+    accelerator, devices, num_nodes, strategy, precision
+        As Lightning's ``Trainer`` takes them. Results don't depend on the number of devices, up to rounding.
+    accumulate
+        Batches whose gradients are added up for a step.
+    trainer_options
+        Anything else for Lightning's ``Trainer``.
+
+    Returns
+    -------
+    The model, with a card that says what it was trained on and how it does on the validation split beside
+    the baselines.
+
+    Raises
+    ------
+    ValueError
+        If the preset is unknown, ``init`` doesn't fit, or the recipe needs a validation split and there is none.
+    FileNotFoundError
+        If ``resume`` finds no checkpoint.
+    RuntimeError
+        If the loss is not finite.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} is none of {sorted(PRESETS)}.")
+    recipe = PRESETS[preset] if isinstance(preset, str) else preset
+    check_whole("seed", seed, 0)
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out={str(out)!r} has to end with .safetensors.")
+    validates = bool(corpus.names(VALIDATE))
+    if not validates and (recipe.patience is not None or recipe.schedule == "plateau"):
+        raise ValueError("the recipe watches the validation loss, but the corpus has no section to validate on.")
+    folder = out.with_suffix("") if run_dir is None else Path(run_dir)
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume and not last.exists():
+        raise FileNotFoundError(f"no checkpoint at {last} to resume from.")
+    gene_mean = corpus.gene_mean(TRAIN)
+    network = _network(recipe, corpus, gene_mean, init, seed)
+    niche = Niche.fit(corpus, recipe.hidden[-1], seed=seed) if recipe.niche_weight else None
+    module = MaskedCenter(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
+
+    best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", enable_version_counter=False)
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder / "checkpoints", "last", every_n_train_steps=checkpoint_steps, enable_version_counter=False
+        )
+    ]
+    if recipe.average_from is not None:
+        callbacks.append(_TailAverage(int(recipe.average_from * recipe.max_epochs)))
+    elif validates:
+        callbacks.append(best)
+    if recipe.patience is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=accumulate,
+            max_epochs=recipe.max_epochs,
+            callbacks=callbacks,
+            logger=_loggers(folder),
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=settings.progress_bars,
+            enable_model_summary=False,
+            **trainer_options,
+        )
+        trainer.fit(module, ckpt_path=last if resume else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if recipe.average_from is None and validates and best.best_model_path:
+        module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
+    return _finish(trainer, module, corpus, recipe, out, name or out.stem, card, half, gene_mean)
+
+
+def _network(
+    recipe: Recipe, corpus: Corpus, gene_mean: NDArray[np.float32], init: str | Path | Model | None, seed: int
+) -> nn.Module:
+    """Network to train, with its first weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if recipe.architecture == "sage":
+            network: nn.Module = models.SAGE(len(corpus.vocabulary), recipe.hidden, recipe.dropout)
+        else:
+            network = models.GCN(len(corpus.vocabulary), recipe.hidden)
+    if init is not None:
+        start = models.load(init)
+        if start.vocabulary.sha256 != corpus.vocabulary.sha256:
+            raise ValueError(f"{start.name} has another vocabulary than the corpus. Prepare it with model=....")
+        if (start.architecture, start.hidden) != (recipe.architecture, recipe.hidden):
+            raise ValueError(
+                f"{start.name} is a {start.architecture} of widths {start.hidden}, the recipe asks for a "
+                f"{recipe.architecture} of widths {recipe.hidden}. Change the recipe."
+            )
+        network.load_state_dict(start.network.state_dict())
+    elif recipe.start_at_mean:
+        gain = START_GAIN if recipe.architecture == "sage" else 0.0
+        with torch.no_grad():
+            network.fc_gene.weight.mul_(0.1)  # type: ignore[union-attr, operator]
+            network.fc_gene.bias.copy_(torch.from_numpy((1 - gain) * gene_mean))  # type: ignore[union-attr, operator]
+            if recipe.architecture == "sage":
+                network.gain.fill_(gain)  # type: ignore[operator]
+    return network
+
+
+def _finish(
+    trainer: lightning.Trainer,
+    module: MaskedCenter,
+    corpus: Corpus,
+    recipe: Recipe,
+    out: Path,
+    name: str,
+    card: dict[str, Any] | None,
+    half: bool,
+    gene_mean: NDArray[np.float32],
+) -> Model:
+    """Turn the embedding, evaluate and save."""
+    network = module.network.cpu().eval().requires_grad_(False)
+    if module.niche is not None:
+        network.change_basis(module.niche.cpu().basis())  # type: ignore[operator]
+    trained = corpus.sections.loc[corpus.names(TRAIN)]
+    full_card = {
+        "training": {
+            "sections": list(trained.index),
+            "groups": sorted(trained["group"].unique()),
+            "spots": int(trained["n_spots"].sum()),
+            "recipe": {**asdict(recipe), "hidden": list(recipe.hidden)},
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "seed": module.seed,
+        },
+        **(card or {}),
+    }
+    model = Model(name, network, corpus.vocabulary, card=full_card, gene_mean=gene_mean)
+    if not trainer.is_global_zero:
+        return model
+    if half:  # what is evaluated is what is saved
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half().float())
+    if corpus.names(VALIDATE):
+        table = evaluate_imputation(
+            corpus.iter_sections(VALIDATE), model, mask_fraction=recipe.mask_fraction, device="cpu"
+        )
+        full_card["validation"] = {
+            "groups": sorted(corpus.sections.loc[corpus.names(VALIDATE), "group"].unique()),
+            "spots": int(table["n_spots"].iloc[0]),
+            "metrics": {
+                predictor: {metric: round(float(value), 4) for metric, value in row.items()}
+                for predictor, row in table[["rmse", "r_within", "r_pooled", "r2_spot"]].iterrows()
+            },
+        }
+        logger.info("Validation:\n%s", table[["rmse", "r_within", "r_pooled", "r2_spot"]].round(4).to_string())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(out, half=half)
+    logger.info("Wrote %s (%.1f MB).", out, out.stat().st_size / 1e6)
+    return model
+
+
+class _TailAverage(WeightAveraging):
+    """Average of the weights at the end of the last epochs."""
+
+    def __init__(self, first_epoch: int) -> None:
+        super().__init__()
+        self._first_epoch = first_epoch
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return epoch_idx is not None and epoch_idx >= self._first_epoch
+
+
+def _loggers(folder: Path) -> list[Any]:
+    """CSV always, TensorBoard where it is installed."""
+    loggers: list[Any] = [CSVLogger(folder, name="logs")]
+    with contextlib.suppress(ModuleNotFoundError):
+        loggers.append(TensorBoardLogger(folder, name="tensorboard"))
+    return loggers
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice on things that are meant."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in (".*does not have many workers.*", ".*lr_scheduler.step.*", ".*is not supported for.*tree.*"):
+            warnings.filterwarnings("ignore", message)
+        yield

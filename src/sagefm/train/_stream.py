@@ -1,0 +1,217 @@
+"""Batches of a corpus: every spot once an epoch, a bounded number of them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional as F
+
+from sagefm import _keys
+from sagefm.benchmark._masks import RandomMasks
+from sagefm.benchmark._spots import Spots
+from sagefm.train._corpus import Corpus
+
+SHUFFLE_SPOTS = 16_384
+VALIDATION_EPOCH = 1 << 31  # its masks are the same each time, and none of training's
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Consecutive spots of one section, which is what is read at once."""
+
+    section: str
+    rows: slice
+    first_spot: int
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    @property
+    def spots(self) -> NDArray[np.int64]:
+        """Number of each spot in the corpus, whatever its split."""
+        return np.arange(self.rows.start, self.rows.stop) + self.first_spot
+
+
+class _Window:
+    """The spots of some tiles, dense, with the rows that their neighbourhoods need."""
+
+    def __init__(self, corpus: Corpus, tiles: list[_Tile], device: torch.device) -> None:
+        import zarr
+        from anndata.io import read_elem, sparse_dataset
+
+        store = zarr.open_group(corpus.path, mode="r")
+        dense, neighbors, indptr, rows, offset, entries = [], [], [np.zeros(1, dtype=np.int64)], [], 0, 0
+        for tile in tiles:
+            group: Any = store[f"section/{tile.section}"]
+            graph: Any = read_elem(group["obsp"][_keys.connectivities(_keys.GRAPH)])
+            graph = graph[tile.rows]
+            halo = np.setdiff1d(graph.indices, np.arange(tile.rows.start, tile.rows.stop))
+            counts: Any = sparse_dataset(group["X"])
+            block = counts[tile.rows]
+            if len(halo):
+                picked = np.zeros(graph.shape[1], dtype=bool)
+                picked[halo] = True
+                block = sparse.vstack([block, counts[picked]], format="csr")
+            position = np.empty(graph.shape[1], dtype=np.int64)
+            position[tile.rows] = np.arange(len(tile))
+            position[halo] = len(tile) + np.arange(len(halo))
+            dense.append(_densify(block, device))
+            neighbors.append(position[graph.indices] + offset)
+            indptr.append(graph.indptr[1:].astype(np.int64) + entries)
+            rows.append(np.arange(len(tile)) + offset)
+            offset, entries = offset + block.shape[0], entries + graph.nnz
+        self._log_counts = dense[0] if len(dense) == 1 else torch.cat(dense)
+        self._neighbors, self._indptr = np.concatenate(neighbors), np.concatenate(indptr)
+        self._rows = np.concatenate(rows)
+        self.numbers = np.concatenate([tile.spots for tile in tiles])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def spots(self, chosen: NDArray[np.int64], masks: RandomMasks) -> Spots:
+        """Some spots of the window, counted from 0."""
+        device = self._log_counts.device
+        starts, stops = self._indptr[chosen], self._indptr[chosen + 1]
+        degree = stops - starts
+        offsets = np.cumsum(degree) - degree
+        entries = np.repeat(starts - offsets, degree) + np.arange(degree.sum())
+        neighbors = torch.from_numpy(self._neighbors[entries]).to(device)
+        return Spots(
+            center=self._log_counts.index_select(0, torch.from_numpy(self._rows[chosen]).to(device)),
+            neighbor_sum=F.embedding_bag(neighbors, self._log_counts, torch.from_numpy(offsets).to(device), mode="sum"),
+            degree=torch.from_numpy(degree.astype(np.float32)[:, None]).to(device),
+            mask=masks(self.numbers[chosen]),
+        )
+
+
+def _densify(counts: sparse.csr_matrix, device: torch.device) -> Tensor:
+    """Dense log1p counts on the device, which gets the sparse ones."""
+    values = counts.data.astype(np.float32)
+    if device.type == "cpu":
+        return torch.from_numpy(
+            sparse.csr_matrix((np.log1p(values), counts.indices, counts.indptr), counts.shape).toarray()
+        )
+    rows = torch.from_numpy(counts.indptr.astype(np.int64)).to(device)
+    columns = torch.from_numpy(counts.indices.astype(np.int64)).to(device)
+    values_there = torch.from_numpy(values).to(device).log1p()
+    return torch.sparse_csr_tensor(rows, columns, values_there, size=counts.shape).to_dense()
+
+
+class Stream:
+    """Batches of one split of a corpus, for one of several processes.
+
+    Sections are shuffled and read in windows of about ``shuffle_spots`` spots, dense in memory (58 kB a spot), and
+    shuffled again there. A split that fits into one window is read once. Order and masks follow from the
+    seed and the epoch alone: not from the number of processes, nor from where a run was interrupted.
+
+    Parameters
+    ----------
+    corpus, split
+        What to read.
+    batch_size
+        Spots of a batch, over all processes together.
+    mask_fraction
+        Share of the centre's genes to mask.
+    seed
+        Seed of order and masks.
+    shuffle
+        Off for validation, where a batch holds spots of one section, in order.
+    shuffle_spots
+        Spots of a window.
+    rank, world_size
+        Which share of every batch to give.
+    device
+        Where the batches are made.
+    epoch
+        Returns the number of the epoch that begins.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        *,
+        batch_size: int,
+        mask_fraction: float,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_spots: int = SHUFFLE_SPOTS,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.corpus, self.batch_size, self.mask_fraction, self.seed = corpus, batch_size, mask_fraction, seed
+        self.shuffle, self.rank, self.world_size, self.epoch = shuffle, rank, world_size, epoch
+        self.device = torch.device(device)
+        self.first_batch = 0
+        """Batch that the next iteration begins with, to resume in the middle of an epoch."""
+        first_spots = np.cumsum([0, *corpus.sections["n_spots"]])
+        self._tiles = []
+        for name in corpus.names(split):
+            n, first = int(corpus.sections.loc[name, "n_spots"]), int(first_spots[corpus.sections.index.get_loc(name)])
+            n_tiles = -(-n // shuffle_spots)
+            edges = np.linspace(0, n, n_tiles + 1).astype(int)
+            for start, stop in pairwise(edges):
+                self._tiles.append(_Tile(name, slice(int(start), int(stop)), first))
+        self._shuffle_spots = shuffle_spots
+        self._held: tuple[list[_Tile], _Window] | None = None
+
+    def __len__(self) -> int:
+        return sum(-(-sum(len(tile) for tile in tiles) // self.batch_size) for tiles in self._windows(self.epoch()))
+
+    def __iter__(self) -> Iterator[tuple[str, Spots]]:
+        epoch = self.epoch()
+        masks = RandomMasks(
+            len(self.corpus.vocabulary),
+            self.mask_fraction,
+            (self.seed, epoch if self.shuffle else VALIDATION_EPOCH),
+            self.device,
+        )
+        batch, self.first_batch, first = 0, 0, self.first_batch
+        for tiles in self._windows(epoch):
+            n_batches = self._n_batches(tiles)
+            if batch + n_batches <= first:
+                batch += n_batches  # done before the interruption, not read
+                continue
+            window = self._read(tiles)
+            order = np.arange(len(window))
+            if self.shuffle:
+                np.random.default_rng((self.seed, epoch, int(window.numbers[0]))).shuffle(order)
+            # Batches of nearly one size, rather than a last one of a few spots.
+            for chosen in np.array_split(order, n_batches):
+                if batch >= first:
+                    share = np.array_split(chosen, self.world_size)[self.rank]
+                    yield tiles[0].section, window.spots(share, masks)
+                batch += 1
+
+    def _n_batches(self, tiles: list[_Tile]) -> int:
+        return -(-sum(len(tile) for tile in tiles) // self.batch_size)
+
+    def _windows(self, epoch: int) -> list[list[_Tile]]:
+        """Tiles that are in memory at a time, in the epoch's order."""
+        if not self.shuffle:
+            return [[tile] for tile in self._tiles]
+        if sum(len(tile) for tile in self._tiles) <= self._shuffle_spots:
+            return [self._tiles]  # stays in memory
+        tiles = [self._tiles[i] for i in np.random.default_rng((self.seed, epoch)).permutation(len(self._tiles))]
+        windows: list[list[_Tile]] = [[]]
+        for tile in tiles:
+            if windows[-1] and sum(len(held) for held in windows[-1]) + len(tile) > self._shuffle_spots:
+                windows.append([])
+            windows[-1].append(tile)
+        return windows
+
+    def _read(self, tiles: list[_Tile]) -> _Window:
+        if self._held is None or self._held[0] != tiles:
+            self._held = None  # before the next one takes memory
+            self._held = (tiles, _Window(self.corpus, tiles, self.device))
+        return self._held[1]

@@ -1,0 +1,163 @@
+"""Metrics against scipy and closed forms, and the evaluation against plain loops."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import sagefm as sg
+from sagefm.benchmark._masks import RandomMasks
+from sagefm.benchmark._metrics import Sums, summarize
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """Random model that records a mean of each gene."""
+    return replace(tiny, gene_mean=np.random.default_rng(0).random(14558, dtype=np.float32))
+
+
+@pytest.fixture(scope="module")
+def values():
+    rng = np.random.default_rng(0)
+    truth = np.log1p(rng.poisson(rng.gamma(1, 1, 40), (60, 40))).astype(np.float32)
+    truth[:, 3] = 0
+    prediction = (truth + rng.normal(0, 0.5, truth.shape)).astype(np.float32)
+    prediction[:, 5] = 1
+    mask = rng.random(truth.shape) < 0.4
+    section = np.repeat(["a", "b", "c"], 20)
+    return prediction, truth, mask, section
+
+
+def gene_r(prediction, truth, mask):
+    """Plain loop over genes: r, p, and whether the gene counts."""
+    found = []
+    for p, t, m in zip(prediction.T, truth.T, mask.T, strict=True):
+        p, t = p[m], t[m]
+        if not (t > 0).any():
+            continue
+        if np.ptp(p) == 0 or np.ptp(t) == 0:
+            found.append((0.0, 1.0))
+        else:
+            found.append(tuple(stats.pearsonr(p, t)))
+    return np.array(found)
+
+
+def test_metrics_are_the_plain_ones(values):
+    prediction, truth, mask, section = values
+    found = sg.benchmark.imputation_metrics(prediction, truth, mask, section=section)
+    r, pval = gene_r(*values[:3]).T
+    assert found["rmse"] == pytest.approx(np.sqrt(((prediction - truth)[mask] ** 2).mean()), rel=1e-5)
+    assert found["r_pooled"] == pytest.approx(r.mean(), abs=1e-5)
+    assert found["r_pooled_median"] == pytest.approx(np.median(r), abs=1e-5)
+    within = [gene_r(*(x[section == s] for x in values[:3]))[:, 0].mean() for s in "abc"]
+    assert found["r_within"] == pytest.approx(np.mean(within), abs=1e-5)
+    assert found["share_p05"] == (pval < 0.05).mean()
+    assert found["share_padj05"] == (stats.false_discovery_control(pval) < 0.05).mean()
+    assert found["share_r01"] == (r > 0.1).mean()
+    assert found["share_r03"] == (r > 0.3).mean()
+    spot = [1 - np.var((t - p)[m]) / np.var(t[m]) for p, t, m in zip(prediction, truth, mask, strict=True)]
+    assert found["r2_spot"] == pytest.approx(np.mean(spot), abs=1e-5)
+    assert found["r2_spot_median"] == pytest.approx(np.median(spot), abs=1e-5)
+    columns = [(p[m], t[m]) for p, t, m in zip(prediction.T, truth.T, mask.T, strict=True) if np.ptp(t[m]) > 0]
+    gene = [1 - ((t - p) ** 2).sum() / ((t - t.mean()) ** 2).sum() for p, t in columns]
+    assert found["r2_gene"] == pytest.approx(np.mean(gene), abs=1e-5)
+    assert found["n_genes"] == len(r) == 39
+    assert found["n_spots"] == 60
+
+
+def test_r2_of_a_spot_ignores_an_offset_and_that_of_a_gene_does_not(values):
+    _, truth, mask, _ = values
+    found = sg.benchmark.imputation_metrics(truth + 1, truth, mask)
+    assert found["r2_spot"] == pytest.approx(1, abs=1e-5)
+    assert found["r_pooled"] == pytest.approx(1, abs=1e-4)
+    assert found["rmse"] == pytest.approx(1, abs=1e-5)
+    assert found["r2_gene"] < 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(1, 59), max_size=4))
+def test_metrics_do_not_depend_on_blocks(values, cuts):
+    tensors = [torch.from_numpy(array) for array in values[:3]]
+    edges = [0, *sorted(set(cuts)), 60]
+    whole, parts = Sums(40), Sums(40)
+    whole.add(*tensors)
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        parts.add(*(tensor[start:stop] for tensor in tensors))
+    assert summarize([whole]) == pytest.approx(summarize([parts]), rel=1e-6)
+
+
+def test_refusals():
+    ones = np.ones((3, 4))
+    with pytest.raises(ValueError, match="shapes"):
+        sg.benchmark.imputation_metrics(ones, ones[:, :2], ones)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        sg.benchmark.imputation_metrics(ones, ones, ones * 0)
+    with pytest.raises(ValueError, match="section names 2"):
+        sg.benchmark.imputation_metrics(ones, ones, ones, section=["a", "b"])
+
+
+def test_masks_follow_from_seed_and_spot_alone():
+    masks = RandomMasks(500, 0.3, (1, 2))
+    spots = np.array([7, 100_000, 3])
+    assert masks(spots).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    assert (masks(spots)[1] == masks(np.array([100_000]))[0]).all()
+    assert (masks(spots) == RandomMasks(500, 0.3, (1, 2))(spots)).all()
+    assert (masks(spots) != RandomMasks(500, 0.3, (1, 3))(spots)).any(1).all()
+    every = masks(np.arange(2000)).float()
+    assert every.mean(0).sub(0.3).abs().max() < 0.06  # each gene
+    assert np.corrcoef(every[:-1].flatten(), every[1:].flatten())[0, 1] == pytest.approx(0, abs=0.01)
+
+
+def test_evaluation_is_the_plain_loop(model):
+    """Every predictor, from a dense slide and numpy alone."""
+    adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
+    sg.pp.neighborhood_graph(adata)
+    before = set(adata.var), set(adata.uns)
+    table = sg.benchmark.evaluate_imputation(adata, model, seed=3)
+    assert (set(adata.var), set(adata.uns)) == before
+
+    sg.pp.align_genes(adata)
+    x = np.zeros((adata.n_obs, 14558), dtype=np.float32)
+    index = adata.var["sage_gene"].to_numpy()
+    x[:, index[index >= 0]] = np.log1p(adata.X.toarray()[:, index >= 0])
+    mask = RandomMasks(14558, 0.3, (3, adata.n_obs))(np.arange(adata.n_obs)).numpy()
+    neighbors = (adata.obsp["sage_connectivities"] @ x) / 14
+    center = x * ~mask
+    ratio = center.sum(1) / (neighbors * ~mask).sum(1)
+    slide_mean = center.sum(0) / (~mask).sum(0)
+    expected = {
+        "zeros": x * 0,
+        "gene mean": np.broadcast_to(model.gene_mean, x.shape),
+        "slide mean": np.broadcast_to(slide_mean, x.shape),
+        "neighbour mean": neighbors,
+        "depth-scaled neighbour mean": neighbors * ratio.clip(0.2, 5)[:, None],
+    }
+    for name, prediction in expected.items():
+        plain = sg.benchmark.imputation_metrics(prediction, x, mask)
+        assert table.loc[name].to_dict() == pytest.approx(plain.to_dict(), rel=1e-3, abs=1e-5), name
+    assert list(table.index) == [model.name, *expected]
+
+
+def test_evaluation_keeps_slides_apart(model):
+    slides = [sg.datasets.simulated_visium(n_rows=8, n_cols=8, n_genes=6000, rng=i) for i in range(2)]
+    for slide in slides:
+        sg.pp.neighborhood_graph(slide)
+    apart = sg.benchmark.evaluate_imputation(slides, model)
+    both = ad.concat(slides, label="slide", index_unique="-")
+    sg.pp.neighborhood_graph(both, library_key="slide")
+    together = sg.benchmark.evaluate_imputation(both, model, library_key="slide")
+    # The masks differ, so the figures agree only about.
+    pd.testing.assert_series_equal(apart["r_within"], together["r_within"], atol=0.02)
+    assert (apart["n_spots"] == together["n_spots"]).all()
+    with pytest.raises(KeyError, match="library_key='nothing'"):
+        sg.benchmark.evaluate_imputation(both, model, library_key="nothing")
+    with pytest.raises(ValueError, match="no section"):
+        sg.benchmark.evaluate_imputation([], model)
+    with pytest.raises(ValueError, match="mask_fraction"):
+        sg.benchmark.evaluate_imputation(both, model, mask_fraction=0)
