@@ -13,13 +13,13 @@ from sagefm.train._stream import Stream
 
 N_COMPONENTS = 50
 N_SAMPLED = 6000
-TOTAL = 1000.0
+TOTAL = 1e4
 # Share of the largest eigenvalue that directions which say nothing of the niche keep in the new basis.
 FLOOR = 1e-3
 
 
 class Niche(nn.Module):
-    """Principal components of the mean of all 15 spots, each scaled to one total.
+    """Principal components of the mean of all 15 spots, scaled to one total, log1p.
 
     Masked genes are predicted best from the spot's depth and its own neighbours' mean, which the decoder of the
     GraphSAGE family has besides. So its embedding would hold depth above all, and clusters of it would be
@@ -84,8 +84,9 @@ class Niche(nn.Module):
 
 
 def _profile(spots: Spots) -> Tensor:
-    total = spots.center + spots.neighbor_sum
-    return TOTAL * total / total.sum(1, keepdim=True).clamp(min=1e-6)
+    """Mean of the spot and its neighbours, scaled to one total, log1p."""
+    counts = torch.expm1((spots.center + spots.neighbor_sum) / (spots.degree + 1))
+    return torch.log1p(TOTAL * counts / counts.sum(1, keepdim=True).clamp(min=1e-6))
 
 
 def _sample(corpus: Corpus, seed: int) -> dict[str, NDArray[np.float32]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -113,6 +115,8 @@ def pretrain(
         If ``resume`` finds no checkpoint.
     RuntimeError
         If the loss is not finite.
+    KeyboardInterrupt
+        On Ctrl-C; ``resume=True`` goes on from the last checkpoint.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     if isinstance(preset, str) and preset not in PRESETS:
@@ -130,8 +134,10 @@ def pretrain(
     if resume and not last.exists():
         raise FileNotFoundError(f"no checkpoint at {last} to resume from.")
     gene_mean = corpus.gene_mean(TRAIN)
-    network = _network(recipe, corpus, gene_mean, init, seed)
-    niche = Niche.fit(corpus, recipe.hidden[-1], seed=seed) if recipe.niche_weight else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network(recipe, corpus, gene_mean, init)
+        niche = Niche.fit(corpus, recipe.hidden[-1], seed=seed) if recipe.niche_weight else None
     module = MaskedCenter(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
 
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", enable_version_counter=False)
@@ -155,6 +161,7 @@ def pretrain(
             precision=precision,  # type: ignore[arg-type]
             accumulate_grad_batches=accumulate,
             max_epochs=recipe.max_epochs,
+            log_every_n_steps=10,
             callbacks=callbacks,
             logger=_loggers(folder),
             limit_val_batches=None if validates else 0,
@@ -164,24 +171,21 @@ def pretrain(
             enable_model_summary=False,
             **trainer_options,
         )
-        trainer.fit(module, ckpt_path=last if resume else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        with _interruptible(trainer):
+            trainer.fit(module, ckpt_path=last if resume else None)
     if recipe.average_from is None and validates and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
     return _finish(trainer, module, corpus, recipe, out, name or out.stem, card, half, gene_mean)
 
 
 def _network(
-    recipe: Recipe, corpus: Corpus, gene_mean: NDArray[np.float32], init: str | Path | Model | None, seed: int
+    recipe: Recipe, corpus: Corpus, gene_mean: NDArray[np.float32], init: str | Path | Model | None
 ) -> nn.Module:
     """Network to train, with its first weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if recipe.architecture == "sage":
-            network: nn.Module = models.SAGE(len(corpus.vocabulary), recipe.hidden, recipe.dropout)
-        else:
-            network = models.GCN(len(corpus.vocabulary), recipe.hidden)
+    if recipe.architecture == "sage":
+        network: nn.Module = models.SAGE(len(corpus.vocabulary), recipe.hidden, recipe.dropout)
+    else:
+        network = models.GCN(len(corpus.vocabulary), recipe.hidden)
     if init is not None:
         start = models.load(init)
         if start.vocabulary.sha256 != corpus.vocabulary.sha256:
@@ -272,6 +276,23 @@ def _loggers(folder: Path) -> list[Any]:
     with contextlib.suppress(ModuleNotFoundError):
         loggers.append(TensorBoardLogger(folder, name="tensorboard"))
     return loggers
+
+
+@contextlib.contextmanager
+def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, where Lightning exits the interpreter and ignores further ones."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        logger.info("Interrupted at step %d; resume=True goes on from the last checkpoint.", trainer.global_step)
+        raise KeyboardInterrupt from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
