@@ -255,7 +255,7 @@ def test_step_trains_what_the_literal_step_trains(corpus, architecture):
 
     network.zero_grad()
     module = MaskedCenter(network, corpus, RECIPE)
-    loss = masked_squared_error(module.predict_masked(spots), spots.center, spots.mask) / spots.mask.sum()
+    loss = masked_squared_error(module(spots)[0], spots.center, spots.mask) / spots.mask.sum()
     loss.backward()
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     for name, parameter in network.named_parameters():
@@ -391,9 +391,7 @@ def test_two_processes_train_as_one(corpus, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        MaskedCenter, "predict_masked", lambda self, spots: spots.center * self.network.fc_gene.bias * np.nan
-    )
+    monkeypatch.setattr(MaskedCenter, "loss", lambda self, prediction, spots: prediction.sum() * np.nan)
     with pytest.raises(RuntimeError, match=r"the loss is nan at step 0. Lower learning_rate"):
         run(corpus, tmp_path, replace(RECIPE, niche_weight=0.0))
 

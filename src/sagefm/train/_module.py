@@ -91,31 +91,29 @@ class MaskedCenter(lightning.LightningModule):
             return []
         return self._stream(VALIDATE, shuffle=False, shuffle_spots=self.shuffle_spots)
 
-    def predict_masked(self, spots: Spots) -> Tensor:
-        """Predicted log1p counts of all genes, shape (spots, genes)."""
-        return self.network.canonical().forward(  # type: ignore[operator]
+    def forward(self, spots: Spots) -> tuple[Tensor, Tensor]:
+        """Predicted log1p counts of all genes, shape (spots, genes), and the embedding."""
+        return self.network.canonical().forward_both(  # type: ignore[operator]
             spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask
         )
+
+    def loss(self, prediction: Tensor, spots: Spots) -> Tensor:
+        """Squared error, summed over what was masked."""
+        return masked_squared_error(prediction, spots.center, spots.mask)
 
     def training_step(self, batch: tuple[str, Spots], index: int) -> Tensor:
         """Loss of this process's share, such that the mean over processes is the loss of the batch."""
         spots = batch[1]
         with _seeded((self.seed, self.global_step, self.trainer.global_rank), spots.center.device):
-            if self.niche is None:
-                prediction, niche_loss = self.predict_masked(spots), None
-            else:
-                prediction, embedding = self.network.canonical().forward_both(  # type: ignore[operator]
-                    spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask
-                )
-                niche_loss = self.niche(embedding, spots)
+            prediction, embedding = self(spots)
         n_masked = spots.mask.sum()
         if self.trainer.world_size > 1:
             # Shares may differ by a spot, and in what is masked.
             n_masked = self.trainer.strategy.reduce(n_masked, reduce_op="sum")
-        loss = masked_squared_error(prediction.float(), spots.center, spots.mask)
-        loss = loss / n_masked * self.trainer.world_size
+        loss = self.loss(prediction.float(), spots) / n_masked * self.trainer.world_size
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(spots.center))
-        if niche_loss is not None:
+        if self.niche is not None:
+            niche_loss = self.niche(embedding, spots)
             self.log("niche_loss", niche_loss.detach(), batch_size=len(spots.center))
             loss = loss + self.recipe.niche_weight * niche_loss
         if not torch.isfinite(loss):
@@ -134,7 +132,7 @@ class MaskedCenter(lightning.LightningModule):
         """Add a batch to its section's sums."""
         section, spots = batch
         sums = self._sums.setdefault(section, Sums(spots.center.shape[1]))
-        sums.add(self.predict_masked(spots).float(), spots.center, spots.mask)
+        sums.add(self(spots)[0].float(), spots.center, spots.mask)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""
@@ -143,6 +141,13 @@ class MaskedCenter(lightning.LightningModule):
         for name in ("rmse", "r_within", "r_pooled", "r2_spot", "r2_gene"):
             self.log(f"val_{name}", metrics[name], prog_bar=name in ("rmse", "r_within"))
         self._sums = {}
+
+    def finished_network(self) -> nn.Module:
+        """The network after training, its embedding in the niche's basis, on the CPU."""
+        network = self.network.cpu().eval().requires_grad_(False)
+        if self.niche is not None:
+            network.change_basis(self.niche.cpu().basis())  # type: ignore[operator]
+        return network
 
     def configure_optimizers(self) -> Any:
         """Adam, and the recipe's schedule."""

@@ -10,10 +10,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -29,9 +28,6 @@ from sagefm.train._module import MaskedCenter
 from sagefm.train._niche import Niche
 from sagefm.train._recipe import PRESETS, Recipe
 from sagefm.train._stream import SHUFFLE_SPOTS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
 START_GAIN = 0.7
@@ -133,13 +129,46 @@ def pretrain(
     last = folder / "checkpoints" / "last.ckpt"
     if resume and not last.exists():
         raise FileNotFoundError(f"no checkpoint at {last} to resume from.")
-    gene_mean = corpus.gene_mean(TRAIN)
+    module = build(corpus, recipe, init=init, seed=seed, shuffle_spots=shuffle_spots)
+    trainer = fit(
+        module,
+        folder,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        accumulate_grad_batches=accumulate,
+        **trainer_options,
+    )
+    return _finish(trainer, module, out, name or out.stem, card, half)
+
+
+def build(
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    init: str | Path | Model | None = None,
+    seed: int = 0,
+    shuffle_spots: int = SHUFFLE_SPOTS,
+    module_class: type[MaskedCenter] = MaskedCenter,
+) -> MaskedCenter:
+    """Network and objective before the first step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network(recipe, corpus, gene_mean, init)
+        network = _network(recipe, corpus, init)
         niche = Niche.fit(corpus, recipe.hidden[-1], seed=seed) if recipe.niche_weight else None
-    module = MaskedCenter(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
+        return module_class(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
 
+
+def fit(
+    module: MaskedCenter, folder: Path, *, resume: bool = False, checkpoint_steps: int = 200, **trainer_options: Any
+) -> lightning.Trainer:
+    """Train by the module's recipe; afterwards the module holds the weights to keep."""
+    recipe, validates = module.recipe, bool(module.corpus.names(VALIDATE))
+    last = folder / "checkpoints" / "last.ckpt"
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", enable_version_counter=False)
     callbacks: list[Callback] = [
         ModelCheckpoint(
@@ -154,12 +183,6 @@ def pretrain(
         callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
     with _quiet():
         trainer = lightning.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=accumulate,
             max_epochs=recipe.max_epochs,
             log_every_n_steps=10,
             callbacks=callbacks,
@@ -175,12 +198,10 @@ def pretrain(
             trainer.fit(module, ckpt_path=last if resume else None)
     if recipe.average_from is None and validates and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
-    return _finish(trainer, module, corpus, recipe, out, name or out.stem, card, half, gene_mean)
+    return trainer
 
 
-def _network(
-    recipe: Recipe, corpus: Corpus, gene_mean: NDArray[np.float32], init: str | Path | Model | None
-) -> nn.Module:
+def _network(recipe: Recipe, corpus: Corpus, init: str | Path | Model | None) -> nn.Module:
     """Network to train, with its first weights."""
     if recipe.architecture == "sage":
         network: nn.Module = models.SAGE(len(corpus.vocabulary), recipe.hidden, recipe.dropout)
@@ -197,6 +218,7 @@ def _network(
             )
         network.load_state_dict(start.network.state_dict())
     elif recipe.start_at_mean:
+        gene_mean = corpus.gene_mean(TRAIN)
         gain = START_GAIN if recipe.architecture == "sage" else 0.0
         with torch.no_grad():
             network.fc_gene.weight.mul_(0.1)  # type: ignore[union-attr, operator]
@@ -209,18 +231,13 @@ def _network(
 def _finish(
     trainer: lightning.Trainer,
     module: MaskedCenter,
-    corpus: Corpus,
-    recipe: Recipe,
     out: Path,
     name: str,
     card: dict[str, Any] | None,
     half: bool,
-    gene_mean: NDArray[np.float32],
 ) -> Model:
     """Turn the embedding, evaluate and save."""
-    network = module.network.cpu().eval().requires_grad_(False)
-    if module.niche is not None:
-        network.change_basis(module.niche.cpu().basis())  # type: ignore[operator]
+    network, corpus, recipe = module.finished_network(), module.corpus, module.recipe
     trained = corpus.sections.loc[corpus.names(TRAIN)]
     full_card = {
         "training": {
@@ -234,7 +251,7 @@ def _finish(
         },
         **(card or {}),
     }
-    model = Model(name, network, corpus.vocabulary, card=full_card, gene_mean=gene_mean)
+    model = Model(name, network, corpus.vocabulary, card=full_card, gene_mean=corpus.gene_mean(TRAIN))
     if not trainer.is_global_zero:
         return model
     if half:  # what is evaluated is what is saved

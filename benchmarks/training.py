@@ -1,0 +1,134 @@
+"""Speed of a training step at published size, against the literal PyG step.
+
+    python benchmarks/training.py [--section FILE.h5ad] [--runs 5] [--batch-size 64] [--device cuda]
+
+Each run times the two in turn on the same spots, from counts to updated weights, both with the same fused Adam:
+the literal step makes a complete graph of 15 nodes a spot, masks the centre, runs the network on all nodes and
+steps; ours runs the library's stream, objective and optimizer. Medians of the times and of the ratios are printed.
+With ``--device cuda`` ours is also timed on the GPU, alone, for a while: spots a second and memory.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import torch
+from torch_geometric.loader import DataLoader
+
+import sagefm as sg
+from sagefm.train._module import MaskedCenter, masked_squared_error
+from sagefm.train._stream import Stream
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import literal
+
+MASK_FRACTION = 0.3
+
+
+def adam(network: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(network.parameters(), lr=5e-5, weight_decay=1e-4, fused=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--section", type=Path, help="section to train on; by default a simulated slide")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
+    parser.add_argument("--gpu-batch-size", type=int, default=4096)
+    args = parser.parse_args()
+
+    sg.settings.verbosity, sg.settings.progress_bars = "error", False
+    adata = ad.read_h5ad(args.section) if args.section else sg.datasets.simulated_visium(40, 40)
+    if "donor" not in adata.obs:
+        adata.obs["donor"] = "donor"
+    torch.manual_seed(0)
+    network = sg.models.GCN(14558)
+    recipe = sg.train.PRESETS["paper"]
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = sg.train.prepare_corpus(adata, Path(folder) / "corpus.zarr", split={})
+        if args.device == "cuda":
+            gpu(network, corpus, recipe, args)
+            return
+        module, optimizer = MaskedCenter(network, corpus, recipe), adam(network)
+        stream = Stream(corpus, "train", batch_size=args.batch_size, mask_fraction=MASK_FRACTION)
+
+        def ours(batches: object) -> None:
+            _, spots = next(batches)
+            loss = masked_squared_error(module(spots)[0], spots.center, spots.mask) / spots.mask.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        dense = literal.dense_log1p(adata, corpus.vocabulary.symbols)
+        sg.pp.neighborhood_graph(adata)
+        neighborhoods = literal.neighborhoods_of(adata.obsp["sage_connectivities"])
+        order = np.random.default_rng(0).permutation(adata.n_obs)
+
+        def published(start: int) -> None:
+            chosen = [neighborhoods[i] for i in order[start : start + args.batch_size]]
+            graphs = list(literal.ego_graphs(dense, chosen))
+            for graph in graphs:
+                graph.truth = graph.x.clone()
+                graph.mask = torch.zeros_like(graph.x, dtype=torch.bool)
+                graph.mask[0] = torch.rand(graph.x.shape[1]) < MASK_FRACTION
+                graph.x[0, graph.mask[0]] = 0
+            (batch,) = DataLoader(graphs, batch_size=args.batch_size)
+            loss = (((network(batch.x, batch.edge_index) - batch.truth) ** 2) * batch.mask).sum() / batch.mask.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        print(f"{adata.n_obs} spots, batches of {args.batch_size}, {torch.get_num_threads()} threads")
+        batches = iter(stream)
+        ours(batches), published(0)  # memory is touched, the window is read
+        times: dict[str, list[float]] = {"ours": [], "literal PyG": []}
+        for run in range(args.runs):
+            start = time.perf_counter()
+            for _ in range(4):
+                ours(batches)
+            middle = time.perf_counter()
+            published((run + 1) * args.batch_size)
+            times["ours"].append((middle - start) / 4 / args.batch_size * 1e3)
+            times["literal PyG"].append((time.perf_counter() - middle) / args.batch_size * 1e3)
+    for name, values in times.items():
+        print(f"{name:12s} {np.median(values):8.3f} ms a spot  (min {min(values):.3f}, max {max(values):.3f})")
+    ratio = np.array(times["literal PyG"]) / np.array(times["ours"])
+    print(f"faster than the literal step, median of {args.runs}: {np.median(ratio):.1f} x")
+
+
+def gpu(network: torch.nn.Module, corpus: sg.train.Corpus, recipe: sg.train.Recipe, args: argparse.Namespace) -> None:
+    """Spots a second of the library's step on a GPU that holds the corpus."""
+    device = torch.device("cuda")
+    torch.set_float32_matmul_precision("highest" if args.precision == "float32" else "high")
+    network.to(device)
+    module, optimizer = MaskedCenter(network, corpus, recipe), adam(network)
+    stream = Stream(corpus, "train", batch_size=args.gpu_batch_size, mask_fraction=MASK_FRACTION, device=device)
+    n_spots, seconds = 0, 0.0
+    for epoch in range(40):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _, spots in islice(stream, None):
+            with torch.autocast("cuda", torch.bfloat16, enabled=args.precision == "bfloat16"):
+                prediction = module(spots)[0]
+            loss = masked_squared_error(prediction.float(), spots.center, spots.mask) / spots.mask.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            n_spots += len(spots.center) if epoch else 0
+        torch.cuda.synchronize()
+        seconds += time.perf_counter() - start if epoch else 0
+    speed = n_spots / seconds
+    print(f"{torch.cuda.get_device_name()}, {args.precision}, batches of {args.gpu_batch_size}: {speed:,.0f} spots/s")
+    print(f"an epoch of 776,000 spots: {776_000 / speed:.0f} s; 126 epochs: {776_000 * 126 / speed / 3600:.2f} h")
+    print(f"memory at most: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
