@@ -14,7 +14,7 @@ import pytest
 import sagefm as sg
 
 ROOT = Path(__file__).parents[1]
-NAMESPACES = {name: getattr(sg, name) for name in ("pp", "tl", "pl", "models", "datasets")}
+NAMESPACES = {name: getattr(sg, name) for name in ("pp", "tl", "pl", "models", "datasets", "benchmark", "train")}
 FUNCTIONS = {
     f"{space}.{name}": getattr(module, name)
     for space, module in NAMESPACES.items()
@@ -66,7 +66,7 @@ def test_docstrings(name, function):
     assert names == list(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name[:2] in ("pp", "tl", "pl", "da")])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name[:2] in ("pp", "tl", "pl", "da", "be")])
 def test_examples_run(name):
     function = FUNCTIONS[name]
     finder = doctest.DocTestFinder(recurse=False)
@@ -80,12 +80,12 @@ def test_examples_run(name):
 
 def test_everything_public_is_in_the_docs():
     page = (ROOT / "docs" / "api.md").read_text()
-    listed = set(re.findall(r"^\s*((?:pp|tl|pl|models|datasets)\.\w+|settings)\s*$", page, flags=re.M))
-    assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "models.SAGE", "settings"}
+    listed = set(re.findall(r"^\s*((?:pp|tl|pl|models|datasets|benchmark|train)\.\w+|settings)\s*$", page, flags=re.M))
+    assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "models.SAGE", "train.PRESETS", "settings"}
 
 
 def test_imports_point_one_way():
-    """_keys, _settings, _utils → models → pp → tl → pl; datasets beside pp; cli on top."""
+    """_keys, _settings, _utils → models → pp → tl → pl; datasets beside pp; benchmark, train above; cli on top."""
     allowed = {
         "": set(),
         "models": {""},
@@ -93,7 +93,9 @@ def test_imports_point_one_way():
         "datasets": {"", "models", "pp"},
         "tl": {"", "models", "pp"},
         "pl": {"", "models"},
-        "cli": {"", "models", "pp", "datasets", "tl", "pl"},
+        "benchmark": {"", "models", "pp", "tl"},
+        "train": {"", "models", "pp", "tl", "benchmark"},
+        "cli": {"", "models", "pp", "datasets", "tl", "pl", "benchmark", "train"},
     }
     package = ROOT / "src" / "sagefm"
     for file in package.rglob("*.py"):
@@ -131,7 +133,7 @@ def test_import_is_light():
     """Nothing that takes seconds is imported before it is needed."""
     code = (
         "import sagefm, sys; heavy = {'torch', 'torch_geometric', 'scanpy', 'squidpy', 'spatialdata', 'muon', "
-        "'sklearn', 'matplotlib.pyplot'} & set(sys.modules); print(sorted(heavy))"
+        "'sklearn', 'matplotlib.pyplot', 'lightning', 'zarr'} & set(sys.modules); print(sorted(heavy))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

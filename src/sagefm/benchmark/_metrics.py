@@ -147,7 +147,7 @@ def imputation_metrics(
     >>> import sagefm as sg
     >>> truth = np.log1p(np.random.default_rng(0).poisson(2, (50, 20)))
     >>> mask = np.ones_like(truth, dtype=bool)
-    >>> sg.benchmark.imputation_metrics(truth, truth, mask)["rmse"]
+    >>> float(sg.benchmark.imputation_metrics(truth, truth, mask)["rmse"])
     0.0
     """
     p, t = np.asarray(prediction, dtype=np.float32), np.asarray(truth, dtype=np.float32)

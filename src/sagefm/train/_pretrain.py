@@ -31,6 +31,16 @@ from sagefm.train._stream import SHUFFLE_SPOTS
 
 # Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
 START_GAIN = 0.7
+# What Lightning warns of that is meant so, or its own affair.
+ADVICE = (
+    ".*does not have many workers",
+    ".*lr_scheduler.step",
+    ".*treespec",
+    ".*smaller than the logging interval",
+    ".*sync_dist",  # every process validates on everything
+    ".*Checkpoint directory .* exists",
+    ".*dataloader is not resumable",  # ours goes on where it was
+)
 
 
 def pretrain(
@@ -317,6 +327,6 @@ def _quiet() -> Iterator[None]:
     """Without Lightning's advice on things that are meant."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*lr_scheduler.step.*", ".*is not supported for.*tree.*"):
+        for message in ADVICE:
             warnings.filterwarnings("ignore", message)
         yield

@@ -10,7 +10,7 @@ PUBLISHED_HIDDEN = (1024, 512, 512, 512, 1024)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of pretraining; ``dataclasses.replace`` changes some of a preset.
+    """Hyper-parameters of pretraining, such as ``sg.train.PRESETS["mini"]``; ``dataclasses.replace`` changes some.
 
     Parameters
     ----------
@@ -40,8 +40,9 @@ class Recipe:
         Start the decoder at each gene's mean in training. Where its last ReLU is below zero for all spots a
         gene has no gradient, so that with the usual start many genes are never learnt on little data.
     niche_weight
-        Weight of a second loss: a linear map of the embedding has to give the composition of the neighbourhood (see
-        :class:`sagefm.train.Niche`). Of the trained model only the embedding's basis keeps it.
+        Weight of a second loss: a linear map of the embedding has to give the composition of the neighbourhood, which
+        depth doesn't change. Afterwards the embedding is turned so that distances are those of the map; predictions
+        stay as they are. Without it the embedding of the ``"sage"`` family is mostly the spot's depth.
     """
 
     architecture: Literal["gcn", "sage"]
@@ -75,7 +76,7 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {known}.")
 
 
-PRESETS = {
+PRESETS: dict[str, Recipe] = {
     "paper": Recipe(
         architecture="gcn",
         hidden=PUBLISHED_HIDDEN,
