@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs evaluation mini clean
 
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
@@ -16,6 +16,16 @@ lint: .venv/.test
 
 docs: .venv/.doc
 	.venv/bin/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
+# SECTIONS is a folder of .h5ad with raw counts, coordinates and a column "donor".
+evaluation: .venv/.test
+	.venv/bin/python scripts/ablation.py $(SECTIONS)
+
+mini: .venv/.doc
+	.venv/bin/python scripts/train_mini.py $(SECTIONS)
+	.venv/bin/sagefm demo --out sagefm-demo
+	.venv/bin/python scripts/figures.py sagefm-demo docs/_static
+	.venv/bin/python scripts/run_tutorials.py
 
 # torch first: pip then keeps this build for everything that asks for torch.
 .venv/.base: $(INPUTS)

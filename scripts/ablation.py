@@ -124,6 +124,7 @@ PUBLISHED = replace(GCN, hidden=(1024, 512, 512, 512, 1024), learning_rate=3e-4)
 ROWS = {
     "mini": Row("the recipe of sagefm-mini", MINI),
     "no niche": Row("without the niche loss", replace(MINI, niche_weight=0.0)),
+    "niche 0.1": Row("niche loss of weight 0.1", replace(MINI, niche_weight=0.1)),
     "niche 0.3": Row("niche loss of weight 0.3", replace(MINI, niche_weight=0.3)),
     "no gain": Row("no neighbours' mean in the decoder", MINI, NoGain),
     "no depth": Row("neighbours' mean not scaled by depth", MINI, NoDepth),
@@ -182,6 +183,8 @@ def main() -> None:
                         if f"{donor}, zeros" not in donors:
                             for predictor, metrics in baselines(corpus, donor).iterrows():
                                 donors.add(f"{donor}, {predictor}", metrics[METRICS].to_dict())
+    if (args.out / "donors.csv").exists():
+        write_views(args.out)
 
 
 class Table:
@@ -198,6 +201,49 @@ class Table:
         self.rows[name] = row
         pd.DataFrame.from_dict(self.rows, "index").rename_axis(self.index).round(4).to_csv(self.file)
         logger.warning("%s: %s", name, {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
+
+
+def write_views(folder: Path) -> None:
+    """Tables as the docs show them."""
+    table = pd.read_csv(folder / "ablation.csv", index_col=0)
+    table = table.reindex([name for name in [*ROWS, *table.index] if name in table.index]).loc[
+        lambda t: ~t.index.duplicated()
+    ]
+    view = pd.DataFrame(
+        {
+            "what": table["what"].fillna(table.index.to_series()),
+            "parameters": table["parameters"].map(lambda n: "" if np.isnan(n) else f"{n / 1e6:.1f} M"),
+            "epochs": table["epochs"].map(lambda n: "" if np.isnan(n) else f"{n:.0f}"),
+            "RMSE": table["rmse"].map("{:.4f}".format),
+            "r within": table["r_within"].map("{:.3f}".format),
+            "r pooled": table["r_pooled"].map("{:.3f}".format),
+            "ARI": [
+                "" if np.isnan(both) else f"{both:.2f} ({left_out:.2f})"
+                for both, left_out in zip(table["ari"], table["ari_left_out"], strict=True)
+            ],
+            "probe": table["probe"].map(lambda n: "" if np.isnan(n) else f"{n:.2f}"),
+            "r depth": table["depth_r"].map(lambda n: "" if np.isnan(n) else f"{n:.2f}"),
+        }
+    )
+    view.to_csv(folder / "ablation_view.csv", index=False)
+    donors = pd.read_csv(folder / "donors.csv", index_col=0)
+    donors[["donor", "predictor"]] = [name.split(", ") for name in donors.index]
+    left_out = table.loc[[name for name in table.index if name in set(donors["predictor"])], METRICS]
+    donors = pd.concat([left_out.assign(donor=LEFT_OUT, predictor=left_out.index), donors])
+    wide = donors.pivot(index="donor", columns="predictor", values=["rmse", "r_within"])
+    shown = {
+        "neighbour mean": "neighbour mean",
+        "depth-scaled neighbour mean": "depth-scaled",
+        **{f: f for f in FINALISTS},
+    }
+    view = pd.DataFrame(
+        {
+            f"{label}, {name}": wide[metric][predictor].map(("{:.4f}" if metric == "rmse" else "{:.3f}").format)
+            for metric, label in (("rmse", "RMSE"), ("r_within", "r within"))
+            for predictor, name in shown.items()
+        }
+    )
+    view.to_csv(folder / "donors_view.csv")
 
 
 def split(corpus: sg.train.Corpus, donor: str, only: str | None = None) -> sg.train.Corpus:

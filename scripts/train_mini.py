@@ -21,8 +21,8 @@ import sagefm as sg
 
 ROOT = Path(__file__).parents[1]
 SUMMARY = (
-    "Small model of the GraphSAGE family on little, mostly breast, data: for trying things out, and where the published "
-    "weights can't be had. No substitute for them."
+    "Small model of the GraphSAGE family on little, mostly breast, data: for trying things out, and where the "
+    "published weights can't be had. No substitute for them."
 )
 LIMITS = [
     "Six donors of HER2-positive breast cancer on the legacy Spatial Transcriptomics platform make up half of the "
