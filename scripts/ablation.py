@@ -124,6 +124,7 @@ PUBLISHED = replace(GCN, hidden=(1024, 512, 512, 512, 1024), learning_rate=3e-4)
 ROWS = {
     "mini": Row("the recipe of sagefm-mini", MINI),
     "no niche": Row("without the niche loss", replace(MINI, niche_weight=0.0)),
+    "niche 0.03": Row("niche loss of weight 0.03", replace(MINI, niche_weight=0.03)),
     "niche 0.1": Row("niche loss of weight 0.1", replace(MINI, niche_weight=0.1)),
     "niche 0.3": Row("niche loss of weight 0.3", replace(MINI, niche_weight=0.3)),
     "no gain": Row("no neighbours' mean in the decoder", MINI, NoGain),
