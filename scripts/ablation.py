@@ -293,11 +293,13 @@ def baselines(corpus: sg.train.Corpus, donor: str) -> pd.DataFrame:
     predictors = {
         "zeros": lambda spots: torch.zeros_like(spots.center),
         "gene mean": lambda spots: gene_mean.expand_as(spots.center),
+        "slide mean": lambda spots: (spots.masked_center.sum(0) / (~spots.mask).sum(0)).expand_as(spots.center),
         "neighbour mean": lambda spots: spots.neighbor_mean,
         "depth-scaled neighbour mean": lambda spots: depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask),
     }
     sums: dict[str, dict[str, Sums]] = {name: {} for name in predictors}
-    for section, spots in Stream(corpus, "validate", batch_size=256, mask_fraction=0.3, shuffle=False):
+    # A batch is a whole section, of which the slide mean is the mean.
+    for section, spots in Stream(corpus, "validate", batch_size=10_000, mask_fraction=0.3, shuffle=False):
         for name, predict in predictors.items():
             part = sums[name].setdefault(section, Sums(spots.center.shape[1]))
             part.add(predict(spots), spots.center, spots.mask)

@@ -41,13 +41,9 @@ def main() -> None:
     files = {file.stem: file for file in sorted(args.sections.glob("*.h5ad")) if file.stem not in EXCLUDED}
     with tempfile.TemporaryDirectory() as folder:
         corpus = sg.train.prepare_corpus(files, Path(folder) / "corpus.zarr", split={})
-        by_platform = corpus.sections.groupby(["platform", "tissue"])["n_spots"].agg(["size", "sum"])
         card = {
             "summary": SUMMARY,
-            "data": [
-                {"platform": platform, "tissue": tissue, "sections": int(row["size"]), "spots": int(row["sum"])}
-                for (platform, tissue), row in by_platform.iterrows()
-            ],
+            "data": data(corpus, args.sections / "manifest.csv"),
             "left_out": left_out(ROOT / "docs/evaluation/donors.csv", ROOT / "docs/evaluation/ablation.csv"),
             "limits": LIMITS,
             "licence": "BSD-3-Clause",
@@ -55,6 +51,20 @@ def main() -> None:
         sg.train.pretrain(
             corpus, "mini", out=args.out, run_dir=Path(folder) / "run", name="sagefm-mini", card=card, accelerator="cpu"
         )
+
+
+def data(corpus: sg.train.Corpus, manifest: Path) -> list[dict[str, object]]:
+    """Sections and spots by platform and tissue, with source and licence where a manifest tells them."""
+    sections = corpus.sections
+    columns = ["platform", "tissue"]
+    if manifest.exists():
+        sections = sections.join(pd.read_csv(manifest, index_col="sample")[["source", "licence"]])
+        columns += ["source", "licence"]
+    groups = sections.groupby(columns)["n_spots"].agg(["size", "sum"])
+    return [
+        {**dict(zip(columns, key, strict=True)), "sections": int(row["size"]), "spots": int(row["sum"])}
+        for key, row in groups.iterrows()
+    ]
 
 
 def left_out(donors: Path, ablation: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -396,6 +396,18 @@ def test_loss_that_is_not_finite_stops(corpus, tmp_path, monkeypatch):
         run(corpus, tmp_path, replace(RECIPE, niche_weight=0.0))
 
 
+def test_mixed_precision_and_accumulation(corpus, tmp_path):
+    recipe = replace(RECIPE, max_epochs=1)
+    plain, mixed, accumulated = (
+        run(corpus, tmp_path / name, recipe, half=False, **options)
+        for name, options in (("plain", {}), ("mixed", {"precision": "bf16-mixed"}), ("both", {"accumulate": 2}))
+    )
+    rmse = [model.card["validation"]["metrics"]["model"]["rmse"] for model in (plain, mixed)]
+    assert rmse[1] == pytest.approx(rmse[0], rel=0.01)
+    assert not torch.equal(weights(plain), weights(mixed))
+    assert accumulated.card["training"]["steps"] == -(-plain.card["training"]["steps"] // 2)
+
+
 def test_fine_tuning_starts_from_the_model(corpus, trained, tmp_path):
     model, _ = trained
     recipe = replace(RECIPE, learning_rate=1e-7, max_epochs=1, niche_weight=0.0)
