@@ -89,5 +89,5 @@ PRESETS: dict[str, Recipe] = {
         average_from=None,
         start_at_mean=False,
     ),
-    "mini": Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.1),
+    "mini": Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03),
 }
