@@ -29,6 +29,7 @@ import sagefm as sg
 from sagefm.benchmark._baselines import depth_scaled
 from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.benchmark._spots import Spots
+from sagefm.models._canonical import depth_scale
 from sagefm.train._module import MaskedCenter
 from sagefm.train._pretrain import build, fit
 from sagefm.train._stream import Stream
@@ -59,7 +60,17 @@ class NoDepth(MaskedCenter):
         center, mean = spots.masked_center, spots.neighbor_mean
         z = model.embed(center @ model.center + mean @ model.neighbors + model.bias)
         z = F.dropout(z, model.dropout, training=model.dropout > 0)
-        return model.decode(z, scaled_mean=mean), z
+        return model.decode(z, scaled_mean=self.scaled_mean(spots)), z
+
+    def scaled_mean(self, spots):
+        return spots.neighbor_mean
+
+
+class WholeDepth(NoDepth):
+    """The neighbours' mean is scaled by the depth itself, not by its root."""
+
+    def scaled_mean(self, spots):
+        return depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask)
 
 
 class FilledMask(MaskedCenter):
@@ -72,7 +83,8 @@ class FilledMask(MaskedCenter):
         model = self.network.canonical()
         z = model.embed(self.filled(spots) @ model.center + spots.neighbor_mean @ model.neighbors + model.bias)
         z = F.dropout(z, model.dropout, training=model.dropout > 0)
-        return model.decode(z, scaled_mean=depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask)), z
+        totals = (spots.masked_center.sum(1, True), spots.neighbor_mean.masked_fill(spots.mask, 0).sum(1, True))
+        return model.decode(z, scaled_mean=depth_scale(*totals) * spots.neighbor_mean), z
 
 
 class MaskToken(FilledMask):
@@ -127,6 +139,7 @@ ROWS = {
     "niche 0.1": Row("niche loss of weight 0.1", replace(MINI, niche_weight=0.1)),
     "no gain": Row("no neighbours' mean in the decoder", MINI, NoGain),
     "no depth": Row("neighbours' mean not scaled by depth", MINI, NoDepth),
+    "whole depth": Row("neighbours' mean scaled by depth, not its root", MINI, WholeDepth),
     "filled mask": Row("masked genes enter as the neighbours' mean", MINI, FilledMask),
     "mask token": Row("masked genes enter as a learnt value", MINI, MaskToken),
     "rare genes": Row("errors weighted by 1/sqrt(gene mean)", MINI, RareGenes),

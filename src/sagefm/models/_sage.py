@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import SAGEConv, SimpleConv
 
-from sagefm.models._canonical import Canonical, depth_ratio
+from sagefm.models._canonical import Canonical, depth_scale
 
 
 class SAGE(nn.Module):
     """Masked-central-spot GraphSAGE network.
 
     One ``SAGEConv`` with mean aggregation, linear layers with leaky ReLU (slope 0.01) between them, and a
-    decoder that adds each gene's own mean over the neighbours, times a gain of the gene and the depth of the
-    spot relative to its neighbours. Unlike :class:`GCN` it can tell a spot from its neighbours. A second
+    decoder that adds each gene's own mean over the neighbours, times a gain of the gene and the square root of
+    the spot's depth relative to its neighbours. Unlike :class:`GCN` it can tell a spot from its neighbours. A second
     convolution would make neighbourhoods of neighbourhoods, which it has none of.
 
     Parameters
@@ -68,8 +68,8 @@ class SAGE(nn.Module):
         """
         mean = SimpleConv(aggr="mean")(x, edge_index)
         observed = mean if masked is None else mean * ~masked
-        depth = depth_ratio(x.sum(1, keepdim=True), observed.sum(1, keepdim=True))
-        return F.relu(self.fc_gene(self.embed(x, edge_index)) + self.gain * depth * mean)
+        scale = depth_scale(x.sum(1, keepdim=True), observed.sum(1, keepdim=True))
+        return F.relu(self.fc_gene(self.embed(x, edge_index)) + self.gain * scale * mean)
 
     @torch.no_grad()
     def change_basis(self, matrix: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from sagefm import _keys, models
 from sagefm._settings import logger
 from sagefm._utils import check_key, check_whole, get_device, progress
-from sagefm.models._canonical import depth_ratio
+from sagefm.models._canonical import depth_scale
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
 
@@ -51,7 +51,7 @@ class State:
     hidden
         First layer before its activation, shape (spots, width).
     depth
-        Depth relative to the neighbours, shape (spots, 1), where the decoder reads it.
+        What scales the mean of the neighbours, shape (spots, 1), where the decoder reads it.
     where
         What was masked: nothing, the centre, or every spot.
     """
@@ -200,7 +200,7 @@ class Engine:
             if model.gain is not None:
                 # Both totals leave out what is masked at the spot, though its neighbours may show it.
                 total = self._aggregate(rows, self._totals, kept)
-                depth = depth_ratio(center[:, -1:], total / degree.clamp(min=1))
+                depth = depth_scale(center[:, -1:], total / degree.clamp(min=1))
             hidden = model.first_layer(center[:, : model.width], neighbors[:, : model.width], degree)
             yield State(rows, hidden.to(self.dtype), depth, where)
 
