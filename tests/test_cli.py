@@ -20,7 +20,7 @@ def test_demo(tmp_path, capsys):
         "1600 spots and 12000 genes",
         "adjusted Rand index",
         "COL1A1",
-        "mean of the neighbours",
+        "depth-scaled neighbour mean",
         "small model",
     ):
         assert words in printed

@@ -184,7 +184,10 @@ def test_mini_comes_with_the_package():
     model = sg.models.load("sagefm-mini")
     assert model.name == "sagefm-mini"
     assert len(model.vocabulary) == 14_558
-    assert model.card["validation"]["model"]["rmse"] < model.card["validation"]["zeros"]["rmse"]
+    assert model.gene_mean.shape == (14_558,)
+    assert {"summary", "data", "training", "left_out", "limits", "licence"} <= set(model.card)
+    for donor in model.card["left_out"].values():
+        assert donor["mini"]["rmse"] < donor["depth-scaled neighbour mean"]["rmse"]
     table = sg.models.available()
     assert table.loc["sagefm-mini", "local"]
     assert not table.loc["sage-fm-hest1k", "local"]

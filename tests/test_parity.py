@@ -137,7 +137,7 @@ def test_sage_spelled_out(sage):
     h = x[0] @ weights["conv.lin_r.weight"].T + mean @ weights["conv.lin_l.weight"].T + weights["conv.lin_l.bias"]
     for i in range(2):
         h = np.where(h > 0, h, 0.01 * h) @ weights[f"linear.{i}.weight"].T + weights[f"linear.{i}.bias"]
-    depth = np.clip(x[0, ~masked].sum() / mean[~masked].sum(), 0.2, 5)
+    depth = np.sqrt(np.clip(x[0, ~masked].sum() / mean[~masked].sum(), 0.2, 5))
     output = h @ weights["fc_gene.weight"].T + weights["fc_gene.bias"] + weights["gain"] * depth * mean
     np.testing.assert_allclose(found, np.maximum(output, 0), atol=1e-4)
 

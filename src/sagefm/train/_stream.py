@@ -125,7 +125,7 @@ class Stream:
     shuffle
         Off for validation, where a batch holds spots of one section, in order.
     shuffle_spots
-        Spots of a window.
+        Spots of a window; it may hold two batches more, and the neighbours of a part of a section.
     rank, world_size
         Which share of every batch to give.
     device
@@ -154,6 +154,8 @@ class Stream:
         self.device = torch.device(device)
         self.first_batch = 0
         """Batch that the next iteration begins with, to resume in the middle of an epoch."""
+        if shuffle_spots < batch_size:
+            raise ValueError(f"shuffle_spots={shuffle_spots} has to be at least batch_size={batch_size}.")
         first_spots = np.cumsum([0, *corpus.sections["n_spots"]])
         self._tiles = []
         for name in corpus.names(split):
@@ -166,7 +168,7 @@ class Stream:
         self._held: tuple[list[_Tile], _Window] | None = None
 
     def __len__(self) -> int:
-        return sum(-(-sum(len(tile) for tile in tiles) // self.batch_size) for tiles in self._windows(self.epoch()))
+        return sum(n_batches for _, n_batches in self._plan(self.epoch()))
 
     def __iter__(self) -> Iterator[tuple[str, Spots]]:
         epoch = self.epoch()
@@ -177,8 +179,7 @@ class Stream:
             self.device,
         )
         batch, self.first_batch, first = 0, 0, self.first_batch
-        for tiles in self._windows(epoch):
-            n_batches = self._n_batches(tiles)
+        for tiles, n_batches in self._plan(epoch):
             if batch + n_batches <= first:
                 batch += n_batches  # done before the interruption, not read
                 continue
@@ -193,22 +194,28 @@ class Stream:
                     yield tiles[0].section, window.spots(share, masks)
                 batch += 1
 
-    def _n_batches(self, tiles: list[_Tile]) -> int:
-        return -(-sum(len(tile) for tile in tiles) // self.batch_size)
-
-    def _windows(self, epoch: int) -> list[list[_Tile]]:
-        """Tiles that are in memory at a time, in the epoch's order."""
+    def _plan(self, epoch: int) -> list[tuple[list[_Tile], int]]:
+        """Tiles that are in memory at a time, in the epoch's order, and how many batches their spots make."""
         if not self.shuffle:
-            return [[tile] for tile in self._tiles]
-        if sum(len(tile) for tile in self._tiles) <= self._shuffle_spots:
-            return [self._tiles]  # stays in memory
-        tiles = [self._tiles[i] for i in np.random.default_rng((self.seed, epoch)).permutation(len(self._tiles))]
+            return [([tile], -(-len(tile) // self.batch_size)) for tile in self._tiles]
         windows: list[list[_Tile]] = [[]]
-        for tile in tiles:
-            if windows[-1] and sum(len(held) for held in windows[-1]) + len(tile) > self._shuffle_spots:
-                windows.append([])
-            windows[-1].append(tile)
-        return windows
+        if sum(len(tile) for tile in self._tiles) <= self._shuffle_spots:
+            windows = [self._tiles]  # stays in memory
+        else:
+            for i in np.random.default_rng((self.seed, epoch)).permutation(len(self._tiles)):
+                tile = self._tiles[i]
+                n_held = sum(len(held) for held in windows[-1])
+                # No window is smaller than a batch.
+                if n_held >= self.batch_size and n_held + len(tile) > self._shuffle_spots:
+                    windows.append([])
+                windows[-1].append(tile)
+            if len(windows) > 1 and sum(len(tile) for tile in windows[-1]) < self.batch_size:
+                last = windows.pop()
+                windows[-1] += last
+        # As many batches in every epoch, however the windows fall: Lightning and the schedules count on it.
+        ends = np.cumsum([sum(len(tile) for tile in tiles) for tiles in windows])
+        n_batches = np.diff(-(-ends // self.batch_size), prepend=0)
+        return list(zip(windows, n_batches.tolist(), strict=True))
 
     def _read(self, tiles: list[_Tile]) -> _Window:
         if self._held is None or self._held[0] != tiles:
