@@ -25,9 +25,9 @@ SUMMARY = (
     "published weights can't be had. No substitute for them."
 )
 LIMITS = [
-    "Six donors of HER2-positive breast cancer on the legacy Spatial Transcriptomics platform make up half of the "
-    "training spots; three of the ten donors are of other tissues or none of breast.",
-    "Other organs, normal tissue and Visium HD are unseen.",
+    "62 % of the training spots are of six donors of HER2-positive breast cancer on the legacy Spatial Transcriptomics "
+    "platform. Of the other four sections two are breast, one is colorectum, one melanoma.",
+    "Other organs, normal tissue and high-resolution platforms are unseen.",
     "Neighbourhoods of 200 µm pitch (legacy) and 100 µm pitch (Visium) are mixed.",
 ]
 

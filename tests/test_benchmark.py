@@ -162,3 +162,23 @@ def test_evaluation_keeps_slides_apart(model):
         sg.benchmark.evaluate_imputation([], model)
     with pytest.raises(ValueError, match="mask_fraction"):
         sg.benchmark.evaluate_imputation(both, model, mask_fraction=0)
+
+
+def test_baselines_on_a_real_section(section, model):
+    """What makes the neighbours' mean hard to beat is there, and depth adds to it."""
+    adata = section("her2st_G1")
+    sg.pp.neighborhood_graph(adata)
+    table = sg.benchmark.evaluate_imputation(adata, model)
+    names = ["zeros", "slide mean", "neighbour mean", "depth-scaled neighbour mean"]
+    assert table.loc[names, "rmse"].is_monotonic_decreasing
+    assert table.loc["depth-scaled neighbour mean", "r_within"] > 1.3 * table.loc["neighbour mean", "r_within"]
+
+
+def test_mini_beats_the_baselines_on_a_real_section(section):
+    """Of a donor that training saw; on others see docs/evaluation."""
+    adata = section("CRC_16")
+    sg.pp.neighborhood_graph(adata)
+    table = sg.benchmark.evaluate_imputation(adata, "sagefm-mini")
+    others = table.drop("sagefm-mini")
+    assert table.loc["sagefm-mini", "rmse"] < others["rmse"].min()
+    assert table.loc["sagefm-mini", "r_within"] > others["r_within"].max()
