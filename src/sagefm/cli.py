@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("error: %s", message)
         return 1
     except KeyboardInterrupt:
-        logger.error("interrupted.")
+        logger.error("interrupted; nothing was written to the output.")
         return 130
     return 0
 
