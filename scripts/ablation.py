@@ -218,14 +218,18 @@ def write_views(folder: Path) -> None:
     table = table.reindex([name for name in [*ROWS, *table.index] if name in table.index]).loc[
         lambda t: ~t.index.duplicated()
     ]
+
+    def three(value: float) -> str:
+        return f"{round(value, 3) + 0:.3f}"  # no -0.000
+
     view = pd.DataFrame(
         {
             "what": table["what"].fillna(table.index.to_series()),
-            "parameters": table["parameters"].map(lambda n: "" if np.isnan(n) else f"{n / 1e6:.1f} M"),
+            "size": table["parameters"].map(lambda n: "" if np.isnan(n) else f"{n / 1e6:.1f} M"),
             "epochs": table["epochs"].map(lambda n: "" if np.isnan(n) else f"{n:.0f}"),
             "RMSE": table["rmse"].map("{:.4f}".format),
-            "r within": table["r_within"].map("{:.3f}".format),
-            "r pooled": table["r_pooled"].map("{:.3f}".format),
+            "r within": table["r_within"].map(three),
+            "r pooled": table["r_pooled"].map(three),
             "ARI": [
                 "" if np.isnan(both) else f"{both:.2f} ({left_out:.2f})"
                 for both, left_out in zip(table["ari"], table["ari_left_out"], strict=True)
@@ -241,14 +245,14 @@ def write_views(folder: Path) -> None:
     donors = pd.concat([left_out.assign(donor=LEFT_OUT, predictor=left_out.index), donors])
     wide = donors.pivot(index="donor", columns="predictor", values=["rmse", "r_within"])
     shown = {
-        "neighbour mean": "neighbour mean",
-        "depth-scaled neighbour mean": "depth-scaled",
+        "neighbour mean": "mean",
+        "depth-scaled neighbour mean": "scaled",
         **{f: f for f in FINALISTS},
     }
     view = pd.DataFrame(
         {
-            f"{label}, {name}": wide[metric][predictor].map(("{:.4f}" if metric == "rmse" else "{:.3f}").format)
-            for metric, label in (("rmse", "RMSE"), ("r_within", "r within"))
+            f"{label} {name}": wide[metric][predictor].map(("{:.4f}" if metric == "rmse" else "{:.3f}").format)
+            for metric, label in (("rmse", "RMSE"), ("r_within", "r"))
             for predictor, name in shown.items()
             if predictor in wide[metric]
         }
