@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sagefm.train._corpus import Corpus, prepare_corpus
+from sagefm.train._corpus import Corpus
+from sagefm.train._prepare import prepare_corpus
 from sagefm.train._recipe import PRESETS, Recipe
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.benchmark._spots import Spots
-from sagefm.train._corpus import TRAIN, VALIDATE, Corpus
+from sagefm.train._corpus import Corpus
 from sagefm.train._niche import Niche
 from sagefm.train._recipe import Recipe
+from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS, Stream
 
 

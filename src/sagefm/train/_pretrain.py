@@ -23,10 +23,11 @@ from sagefm._settings import logger, settings
 from sagefm._utils import check_whole
 from sagefm.benchmark import evaluate_imputation
 from sagefm.models import Model
-from sagefm.train._corpus import TRAIN, VALIDATE, Corpus
+from sagefm.train._corpus import Corpus
 from sagefm.train._module import MaskedCenter
 from sagefm.train._niche import Niche
 from sagefm.train._recipe import PRESETS, Recipe
+from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS
 
 # Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
