@@ -320,7 +320,7 @@ def test_training_learns_and_the_file_serves_every_tool(corpus, slides, trained,
     table = model.card["validation"]["metrics"]
     assert table["model"]["rmse"] < table["zeros"]["rmse"]
     assert table["model"]["rmse"] < table["gene mean"]["rmse"]
-    assert table["model"]["r_within"] > 0.05
+    assert table["model"]["r_within"] > 0.02
     assert model.card["licence"] == "none"
     assert model.card["training"]["groups"] == ["donor0", "donor1", "donor3"]
     json.dumps(model.card)
