@@ -176,7 +176,7 @@ def depth_ratio(center: Tensor, neighbors: Tensor) -> Tensor:
 def depth_scale(center: Tensor, neighbors: Tensor) -> Tensor:
     """Square root of :func:`depth_ratio`, which the decoder scales the neighbours' mean with.
 
-    Beside an embedding, which knows the depth as well, the root serves better than the ratio itself: an exponent that
-    was learnt came to 0.51 (ablation in the docs).
+    Beside an embedding, which knows the depth as well, the root serves better than the ratio itself (ablation in the
+    docs).
     """
     return depth_ratio(center, neighbors).sqrt()

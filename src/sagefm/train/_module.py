@@ -107,14 +107,15 @@ class MaskedCenter(lightning.LightningModule):
         spots = batch[1]
         with _seeded((self.seed, self.global_step, self.trainer.global_rank), spots.center.device):
             prediction, embedding = self(spots)
-        n_masked = spots.mask.sum()
+        totals = torch.stack([spots.mask.sum(), spots.degree.new_tensor(len(spots.center), dtype=torch.int64)])
         if self.trainer.world_size > 1:
-            # Shares may differ by a spot, and in what is masked.
-            n_masked = self.trainer.strategy.reduce(n_masked, reduce_op="sum")
+            # Shares may differ by a spot, or be empty, and differ in what is masked.
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        n_masked, n_spots = totals
         loss = self.loss(prediction.float(), spots) / n_masked * self.trainer.world_size
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(spots.center))
         if self.niche is not None:
-            niche_loss = self.niche(embedding, spots)
+            niche_loss = self.niche(embedding, spots) / n_spots * self.trainer.world_size
             self.log("niche_loss", niche_loss.detach(), batch_size=len(spots.center))
             loss = loss + self.recipe.niche_weight * niche_loss
         if not torch.isfinite(loss):

@@ -72,8 +72,8 @@ class Niche(nn.Module):
         return (_profile(spots) - self.mean) @ self.components
 
     def forward(self, embedding: Tensor, spots: Spots) -> Tensor:
-        """Mean squared error of the linear map."""
-        return nn.functional.mse_loss(self.map(embedding).float(), self.target(spots))
+        """Squared error of the linear map, mean over components, summed over spots."""
+        return (self.map(embedding).float() - self.target(spots)).square().sum() / self.components.shape[1]
 
     @torch.no_grad()
     def basis(self) -> Tensor:
