@@ -21,6 +21,9 @@ ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")  # var, first
 EMBEDDING = "X_sage"
 IMPUTED = "sage_imputed"
 CLUSTER = "sage_cluster"
+PERTURB_LR = "perturb_lr"
+PERTURB_TARGETS = "perturb_targets"
+SENSITIVITY = "gene_sensitivity"
 
 
 def connectivities(key: str) -> str:

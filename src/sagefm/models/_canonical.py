@@ -106,6 +106,14 @@ class Canonical:
             return (center + neighbor_sum) / (degree + 1) + self.bias
         return center + neighbor_sum / degree.clamp(min=1) + self.bias
 
+    def center_share(self, degree: Tensor) -> Tensor:
+        """What the first layer multiplies ``c_i @ Wc`` with; masking gene g takes away this ``* x_ig * Wc[g]``."""
+        return 1 / (degree + 1) if self.normalization == "gcn" else torch.ones_like(degree)
+
+    def neighbors_share(self, degree: Tensor) -> Tensor:
+        """What it multiplies ``n_i @ Wn`` with; raising gene g by v in all neighbours adds this ``* v * Wn[g]``."""
+        return degree / (degree + 1) if self.normalization == "gcn" else (degree > 0).to(degree)
+
     def embed(self, h: Tensor) -> Tensor:
         """Embedding from the first layer's output before its activation."""
         for weight, bias in self.trunk:

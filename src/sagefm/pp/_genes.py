@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,12 @@ class Alignment:
     def measured(self) -> NDArray[np.int64]:
         """Vocabulary indices of the genes that the slide has, ascending."""
         return np.unique(self.index[self.index >= 0])
+
+    def find(self, adata: AnnData, vocabulary: Vocabulary, names: Sequence[str]) -> NDArray[np.int64]:
+        """Vocabulary index of each gene by the column of that name, else as the vocabulary knows it; -1 for none."""
+        of_column = dict(zip(adata.var_names, self.index, strict=True))
+        by_column = np.array([of_column.get(name, -1) for name in names], dtype=np.int64)
+        return np.where(by_column >= 0, by_column, vocabulary.find(names))
 
     def write(self, adata: AnnData) -> None:
         """Put the alignment into ``adata``."""

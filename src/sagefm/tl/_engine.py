@@ -6,7 +6,8 @@ matrix once, and its 15 neighbourhoods reuse the narrow result. Counts are dense
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,16 +51,25 @@ class State:
         Which spots.
     hidden
         First layer before its activation, shape (spots, width).
-    depth
-        What scales the mean of the neighbours, shape (spots, 1), where the decoder reads it.
+    totals
+        Where the decoder reads them: sums of the log1p counts of the centre and of the neighbours' mean, each of
+        shape (spots, 1), both without what is masked at the spot, though its neighbours may show it.
+    degree
+        Number of neighbours, shape (spots, 1).
     where
         What was masked: nothing, the centre, or every spot.
     """
 
     rows: slice
     hidden: Tensor
-    depth: Tensor | None
+    totals: tuple[Tensor, Tensor] | None
+    degree: Tensor
     where: Where | None
+
+    @property
+    def depth(self) -> Tensor:
+        """What scales the mean of the neighbours, shape (spots, 1); 1 where the decoder doesn't read it."""
+        return torch.ones_like(self.degree) if self.totals is None else depth_scale(*self.totals)
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,26 @@ class Engine:
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
-        self._graph = graph
-        self._neighbors = self._tensor(graph.indices.astype(np.int64))
-        self._indptr = self._tensor(graph.indptr.astype(np.int64))
+        self._use(graph)
         self._centers: list[Tensor] = []
         self._neighborhoods: list[Tensor] = []
         self._totals: list[Tensor] = []
+
+    def with_graph(self, graph: sparse.csr_matrix) -> Engine:
+        """Return the same engine on another graph; what :meth:`project` made is shared."""
+        other = copy.copy(self)
+        other._use(graph)
+        return other
+
+    def _use(self, graph: sparse.csr_matrix) -> None:
+        self._graph = graph
+        self._neighbors = self._tensor(graph.indices.astype(np.int64))
+        self._indptr = self._tensor(graph.indptr.astype(np.int64))
+
+    @property
+    def graph(self) -> sparse.csr_matrix:
+        """Row i holds the neighbours of spot i."""
+        return self._graph
 
     def blocks(self, desc: str) -> Iterator[slice]:
         """Row blocks, with a progress bar."""
@@ -179,30 +203,35 @@ class Engine:
         return torch.from_numpy(array).to(self.device)
 
     @torch.inference_mode()
-    def states(self, rows: slice, where: Where | None = None) -> Iterator[State]:
+    def states(
+        self, rows: slice, where: Where | None = None, masks: Sequence[Collection[int]] | None = None
+    ) -> Iterator[State]:
         """First layer of some spots.
 
-        Yields it once with nothing masked (``where=None``), or once per mask of :meth:`project`, masked in
-        the ``"center"`` or ``"everywhere"``.
+        Yields it once with nothing masked (``where=None``), or once per mask, masked in the ``"center"`` or
+        ``"everywhere"``. A mask joins some masks of :meth:`project`; by default each of them is one by itself.
         """
         model = self.canonical
-        n_masks = len(self._centers) - 1
+        n_groups = len(self._centers)
         degree = (self._indptr[rows.start + 1 : rows.stop + 1] - self._indptr[rows]).unsqueeze(1)
-        every = range(n_masks + 1)
-        neighbors_of_all = None if where == "everywhere" else self._aggregate(rows, self._neighborhoods, every)
-        for mask in [None] if where is None else range(n_masks):
-            kept = [group for group in every if group != mask]
+        neighbors_of_all = (
+            None if where == "everywhere" else self._aggregate(rows, self._neighborhoods, range(n_groups))
+        )
+        if where is None:
+            masks = [()]
+        elif masks is None:
+            masks = [(group,) for group in range(n_groups - 1)]
+        for mask in masks:
+            kept = [group for group in range(n_groups) if group not in mask]
             center = _sum([self._centers[group][rows] for group in kept])
             neighbors = neighbors_of_all
             if neighbors is None:
                 neighbors = self._aggregate(rows, self._neighborhoods, kept)
-            depth = None
+            totals = None
             if model.gain is not None:
-                # Both totals leave out what is masked at the spot, though its neighbours may show it.
-                total = self._aggregate(rows, self._totals, kept)
-                depth = depth_scale(center[:, -1:], total / degree.clamp(min=1))
+                totals = (center[:, -1:], self._aggregate(rows, self._totals, kept) / degree.clamp(min=1))
             hidden = model.first_layer(center[:, : model.width], neighbors[:, : model.width], degree)
-            yield State(rows, hidden.to(self.dtype), depth, where)
+            yield State(rows, hidden.to(self.dtype), totals, degree.to(hidden.dtype), where)
 
     def _aggregate(self, rows: slice, values: list[Tensor], groups: Sequence[int]) -> Tensor:
         """Sum over the neighbours of values that lie apart by group, over some groups."""
@@ -224,11 +253,15 @@ class Engine:
     def predict(self, state: State, target: Target) -> NDArray[np.float32]:
         """Predicted log1p counts, shape (spots, genes of the target)."""
         scaled_mean = None
-        if target.log_counts is not None and state.depth is not None and state.where != "everywhere":
-            neighbors = self._graph[state.rows]
-            mean = (neighbors @ target.log_counts).toarray() / np.maximum(np.diff(neighbors.indptr), 1)[:, None]
-            scaled_mean = (state.depth * self._tensor(mean.astype(np.float32))).to(self.dtype)
+        if target.log_counts is not None and state.where != "everywhere":
+            scaled_mean = (state.depth * self.neighbor_mean(state.rows, target.log_counts)).to(self.dtype)
         return _to_numpy(self.canonical.decode(self.canonical.embed(state.hidden), target.genes, scaled_mean))
+
+    def neighbor_mean(self, rows: slice, values: sparse.csr_matrix) -> Tensor:
+        """Mean over the neighbours of values of every spot, shape (rows, columns of the values)."""
+        neighbors = self._graph[rows]
+        mean = (neighbors @ values).toarray() / np.maximum(np.diff(neighbors.indptr), 1)[:, None]
+        return self._tensor(mean.astype(np.float32))
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

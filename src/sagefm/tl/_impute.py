@@ -200,9 +200,7 @@ def _requested(
         raise TypeError(f"genes has to hold names, got {bad[0]!r}.")
     if not names:
         raise ValueError("genes is empty; leave it out to impute every measured gene.")
-    of_column = dict(zip(adata.var_names, alignment.index, strict=True))
-    by_column = np.array([of_column.get(name, -1) for name in names], dtype=np.int64)
-    wanted = np.where(by_column >= 0, by_column, vocabulary.find(names))
+    wanted = alignment.find(adata, vocabulary, names)
     unknown = [name for name, gene in zip(names, wanted, strict=True) if gene < 0]
     if unknown:
         raise KeyError(

@@ -1,0 +1,487 @@
+"""Screen of ligand-receptor pairs: which network runs they need, and what is counted in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import sparse, stats
+from torch import Tensor
+
+from sagefm._utils import progress
+from sagefm.tl._clamp import Answer, Clamping, Expression, Job, combine_subunits, gene_statistics
+from sagefm.tl._controls import MAX_MASKED, Null, adjust, compare, match_controls
+from sagefm.tl._interactions import CONSTANT, OK, Interaction
+
+if TYPE_CHECKING:
+    from sagefm.tl._engine import Engine
+
+Floats = NDArray[np.float64]
+Genes = tuple[int, ...]
+T = TypeVar("T", bound=np.generic)
+
+CHANGED = 1e-8  # of a predicted log1p count, as in the paper
+RECEPTORS, BOTH = (0,), (0, 1)  # masks of the projection: receptors, and controls beside them
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """Group of every spot."""
+
+    names: list[str]
+    codes: NDArray[np.int64]
+
+
+@dataclass
+class Tally:
+    """Responses counted by library, each array of shape (libraries, pairs) unless said otherwise."""
+
+    n_spots: NDArray[np.int64]
+    n_up: Floats
+    n_down: Floats
+    change: Floats
+    doses: Floats  # (levels, pairs), sums over all spots
+    spots: NDArray[np.float32] | None = None  # (spots, pairs)
+
+    def total(self) -> Tally:
+        """Over all libraries, kept as an axis of length 1."""
+
+        def add(array: NDArray[T]) -> NDArray[T]:
+            return array.sum(axis=0, keepdims=True)
+
+        return Tally(add(self.n_spots), add(self.n_up), add(self.n_down), add(self.change), self.doses)
+
+    @property
+    def mean_delta(self) -> Floats:
+        """Mean change over all spots, shape (pairs,)."""
+        return self.change.sum(axis=0) / self.n_spots.sum()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of ligands in the neighbours (x) and receptors in the centre (y), by pair."""
+
+    n: Floats
+    x: Floats
+    y: Floats
+    xx: Floats
+    yy: Floats
+    xy: Floats
+
+    def total(self) -> Moments:
+        """Over all libraries, kept as an axis of length 1."""
+        return Moments(*(getattr(self, name).sum(axis=0, keepdims=True) for name in self.__dataclass_fields__))
+
+    def table(self) -> dict[str, Floats]:
+        """Pearson r and its p-value, missing where either side doesn't vary."""
+        mean_x, mean_y = self.x / self.n, self.y / self.n
+        sd_x, sd_y = (
+            np.sqrt(np.maximum(squares / self.n - mean**2, 0))
+            for squares, mean in ((self.xx, mean_x), (self.yy, mean_y))
+        )
+        covariance = self.xy / self.n - mean_x * mean_y
+        # What is left of a constant by rounding is no variance.
+        varies = (sd_x > 1e-6) & (sd_y > 1e-6) & (self.n > 2)
+        r = np.divide(covariance, sd_x * sd_y, out=np.full(covariance.shape, np.nan), where=varies).clip(-1, 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = r * np.sqrt((self.n - 2) / (1 - r**2))
+        return {
+            "reference_r": r,
+            "reference_pval": 2 * stats.t.sf(np.abs(t), np.maximum(self.n - 2, 1)),
+        }
+
+
+class Screen:
+    """Some pairs on one slide.
+
+    Parameters
+    ----------
+    engine
+        Before :meth:`Engine.project`, which is done here.
+    interactions
+        Pairs, duplicates and all; only those that can be run are.
+    measured
+        Vocabulary indices of the genes that the slide has.
+    n_levels
+        Levels of a clamp, from the lowest to the highest count seen.
+    observed
+        Whether the highest level is compared with the neighbours as they are, not with the lowest level.
+    by_pair
+        Whether every pair masks its own receptor alone.
+    n_controls, n_control_ligands
+        Matched genes for a receptor, and for a ligand.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        interactions: Sequence[Interaction],
+        measured: NDArray[np.int64],
+        *,
+        n_levels: int = 2,
+        observed: bool = False,
+        by_pair: bool = False,
+        n_controls: int = 0,
+        n_control_ligands: int = 0,
+    ) -> None:
+        self.engine, self._observed, self._by_pair = engine, observed, by_pair
+        self.n_levels, self._n_controls, self._n_control_ligands = n_levels, n_controls, n_control_ligands
+        n_genes = engine.canonical.n_genes
+        self.statistics = gene_statistics(engine.counts, n_genes, engine.blocks("Reading"))
+        varies = self.statistics.high > self.statistics.low
+        self.interactions = [
+            replace_status(pair, CONSTANT) if pair.status == OK and not varies[list(pair.ligand_genes)].any() else pair
+            for pair in interactions
+        ]
+        keys = {(p.ligand_genes, p.receptor_genes): p for p in reversed(self.interactions) if p.status == OK}
+        self.pairs = list(dict.fromkeys(keys[key] for key in reversed(keys)))
+        position = {(pair.ligand_genes, pair.receptor_genes): i for i, pair in enumerate(self.pairs)}
+        self._position = np.array(
+            [position[p.ligand_genes, p.receptor_genes] if p.status == OK else -1 for p in self.interactions]
+        )
+
+        receptors = {gene for pair in self.pairs for gene in pair.receptor_genes}
+        ligands = {gene for pair in self.pairs for gene in pair.ligand_genes}
+        self._controls: dict[int, NDArray[np.int64]] = {}
+        self._control_ligands: dict[int, NDArray[np.int64]] = {}
+        excluded = receptors | ligands
+        if self.pairs and n_controls:
+            room = int(MAX_MASKED * len(measured)) - len(receptors)
+            self._controls = match_controls(
+                sorted(receptors), self.statistics, measured, excluded, n_controls, max(room, n_controls)
+            )
+        if self.pairs and n_control_ligands:
+            self._control_ligands = match_controls(
+                sorted(ligands), self.statistics, measured, excluded, n_control_ligands, 5 * n_control_ligands
+            )
+        control_pool = np.unique(np.concatenate([[], *self._controls.values()]).astype(np.int64))
+        ligand_pool = np.unique(np.concatenate([[], *self._control_ligands.values()]).astype(np.int64))
+        genes = np.array(sorted(excluded), dtype=np.int64)
+        self._expression = Expression(
+            engine.counts, np.concatenate([genes, control_pool, ligand_pool]), engine.batch_size
+        )
+        if self.pairs:
+            engine.project([np.array(sorted(receptors)), control_pool])
+        self._sd = self._receptor_sd()
+
+    # What is run.
+
+    def run(self, libraries: Libraries, *, store_spots: bool = False, engine: Engine | None = None) -> Tally:
+        """Clamp every ligand and count what every receptor does."""
+        n_libraries, n_pairs = len(libraries.names), len(self.pairs)
+        shape = (n_libraries, n_pairs)
+        tally = Tally(
+            n_spots=np.bincount(libraries.codes, minlength=n_libraries)[:, None],
+            n_up=np.zeros(shape),
+            n_down=np.zeros(shape),
+            change=np.zeros(shape),
+            doses=np.zeros((self.n_levels, n_pairs)),
+            spots=np.empty((len(libraries.codes), n_pairs), dtype=np.float32) if store_spots else None,
+        )
+        jobs, members = self._jobs()
+        masks = () if self._by_pair else RECEPTORS
+        for answer in self._answers(jobs, masks, "Perturbing", engine=engine):
+            pairs = members[answer.job]
+            columns = [self._columns(jobs[answer.job], self.pairs[pair].receptor_genes) for pair in pairs]
+            change = self._change(answer, columns).cpu().numpy()
+            member = np.zeros((n_libraries, len(answer.spots)))
+            member[libraries.codes[answer.spots], np.arange(len(answer.spots))] = 1
+            tally.n_up[:, pairs] += member @ (change > CHANGED)
+            tally.n_down[:, pairs] += member @ (change < -CHANGED)
+            tally.change[:, pairs] += member @ change.astype(np.float64)
+            if self.n_levels > 2:
+                # A receptor complex is as high as its lowest subunit.
+                low = [answer.levels[:, :, column].amin(2).sum(1, dtype=torch.float64) for column in columns]
+                tally.doses[:, pairs] += torch.stack(low, 1).cpu().numpy()
+            if tally.spots is not None:
+                tally.spots[answer.spots[:, None], pairs] = change
+        return tally
+
+    def controls(self, n_spots: int | None, rng: np.random.Generator) -> Null:
+        """Second run, controls masked beside the receptors: where each pair stands among its controls."""
+        n = self._n_controls
+        jobs, members, columns = [], [], []
+        base, grouped = self._jobs(by_pair=False)
+        for job, pairs in zip(base, grouped, strict=True):
+            units = {pair: self._control_units(self.pairs[pair].receptor_genes) for pair in pairs}
+            targets = np.unique(np.concatenate([job.targets, *(unit.ravel() for unit in units.values())]))
+            jobs.append(Job(job.genes, job.levels[[0, -1]], targets))
+            members.append(pairs)
+            columns.append(
+                [
+                    torch.from_numpy(
+                        np.searchsorted(targets, np.vstack([[self.pairs[pair].receptor_genes], units[pair]]))
+                    ).to(self.engine.device)
+                    for pair in pairs
+                ]
+            )
+        sums = np.zeros((len(self.pairs), n + 1))
+        picked = self._draw(n_spots, rng)
+        for answer in self._answers(jobs, BOTH, "Controls", picked=picked):
+            change = self._difference(answer)
+            mean = change.sum(0, dtype=torch.float64)
+            for pair, index in zip(members[answer.job], columns[answer.job], strict=True):
+                if index.shape[1] == 1:
+                    total = mean[index[:, 0]]
+                else:
+                    total = combine_subunits(change[:, index]).sum(0, dtype=torch.float64)
+                sums[pair] += total.cpu().numpy()
+        sd = np.array([self._control_sd(self.pairs[pair]) for pair in range(len(self.pairs))])
+        n_used = self.engine.counts.n_obs if picked is None else int(picked.sum())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            statistic = sums / n_used / np.column_stack([self._sd, sd.reshape(len(self.pairs), n)])
+        return self._compare(statistic)
+
+    def control_ligands(self) -> Null:
+        """Other ligands clamped instead, receptors masked: where each pair stands among them."""
+        n = self._n_control_ligands
+        wanted: dict[Genes, list[tuple[int, int]]] = {}
+        for pair, interaction in enumerate(self.pairs):
+            units = np.column_stack([self._control_ligands[gene] for gene in interaction.ligand_genes])
+            for slot, genes in enumerate([interaction.ligand_genes, *map(tuple, units.tolist())]):
+                wanted.setdefault(tuple(dict.fromkeys(genes)), []).append((pair, slot))
+        jobs, slots = [], []
+        for genes, places in wanted.items():
+            receptors = [gene for pair, _ in places for gene in self.pairs[pair].receptor_genes]
+            jobs.append(Job(genes, self._levels(genes, 2), np.unique(receptors)))
+            slots.append(tuple(np.array(places).T))
+        sums = np.zeros((len(self.pairs), n + 1))
+        for answer in self._answers(jobs, RECEPTORS, "Control ligands"):
+            pairs = slots[answer.job][0]
+            columns = [self._columns(jobs[answer.job], self.pairs[pair].receptor_genes) for pair in pairs]
+            change = self._change(answer, columns).sum(0, dtype=torch.float64).cpu().numpy()
+            sums[slots[answer.job]] += change
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._compare(sums / self.engine.counts.n_obs / self._sd[:, None])
+
+    def shuffles(self, n_shuffles: int, libraries: Libraries, rng: np.random.Generator) -> Floats:
+        """Mean change of every pair while spots have the neighbours of others, shape (shuffles, pairs)."""
+        means = []
+        for _ in range(n_shuffles):
+            order = np.arange(len(libraries.codes))
+            for code in range(len(libraries.names)):
+                members = np.flatnonzero(libraries.codes == code)
+                order[members] = rng.permutation(members)
+            engine = self.engine.with_graph(self.engine.graph[order])
+            means.append(self.run(Libraries(["all"], np.zeros_like(libraries.codes)), engine=engine).mean_delta)
+        return np.array(means).reshape(n_shuffles, len(self.pairs))
+
+    def reference(self, libraries: Libraries) -> Moments:
+        """Moments of what was measured."""
+        ligand_of, ligands = _factorize([pair.ligand_genes for pair in self.pairs])
+        receptor_of, receptors = _factorize([pair.receptor_genes for pair in self.pairs])
+        x_all, y_all = self._sides(ligands), self._sides(receptors)
+        shape = (len(libraries.names), len(self.pairs))
+        sums = {name: np.zeros(shape) for name in ("x", "y", "xx", "yy", "xy")}
+        for start in range(0, len(libraries.codes), self.engine.batch_size):
+            rows = slice(start, min(start + self.engine.batch_size, len(libraries.codes)))
+            x = self.engine.neighbor_mean(rows, x_all).cpu().numpy().astype(np.float64)
+            y = y_all[rows].toarray().astype(np.float64)
+            member = np.zeros((len(libraries.names), len(y)))
+            member[libraries.codes[rows], np.arange(len(y))] = 1
+            sums["x"] += (member @ x)[:, ligand_of]
+            sums["y"] += (member @ y)[:, receptor_of]
+            sums["xx"] += (member @ x**2)[:, ligand_of]
+            sums["yy"] += (member @ y**2)[:, receptor_of]
+            sums["xy"] += member @ (x[:, ligand_of] * y[:, receptor_of])
+        n = np.bincount(libraries.codes, minlength=len(libraries.names)).astype(float)
+        return Moments(n=np.repeat(n[:, None], len(self.pairs), 1), **sums)
+
+    # Tables.
+
+    def describe(self, tally: Tally, moments: Moments, library: int) -> pd.DataFrame:
+        """Descriptive columns of every pair in one library."""
+        n = int(tally.n_spots[library, 0])
+        up, down = tally.n_up[library], tally.n_down[library]
+        measured = {name: values[library] for name, values in moments.table().items()}
+        r, effect = measured["reference_r"], (up - down) / max(n, 1)
+        concordant = pd.array(np.sign(effect) == np.sign(r), dtype="boolean")
+        concordant[np.isnan(r)] = pd.NA
+        return pd.DataFrame(
+            {
+                "n_spots": n,
+                "n_up": up.astype(np.int64),
+                "n_down": down.astype(np.int64),
+                "n_same": (n - up - down).astype(np.int64),
+                "frac_up": up / max(n, 1),
+                "frac_down": down / max(n, 1),
+                "effect": effect,
+                "mean_delta": tally.change[library] / max(n, 1),
+                **measured,
+                "concordant": concordant,
+            }
+        )
+
+    def add_test(self, table: pd.DataFrame, null: Null | None, prefix: str = "") -> None:
+        """Columns of a comparison with controls; missing values without one."""
+        missing = np.full(len(self.pairs), np.nan)
+        for name in ("control_mean", "control_sd", "zscore", "pval"):
+            table[prefix + name] = missing if null is None else getattr(null, name.removeprefix("control_"))
+        table[f"{prefix}padj"] = adjust(table[f"{prefix}pval"].to_numpy())
+
+    def expand(self, table: pd.DataFrame) -> pd.DataFrame:
+        """One row for every pair asked for, missing values where it couldn't be run."""
+        counts = [name for name in table if table[name].dtype.kind == "i"]
+        rows = table.astype(dict.fromkeys(counts, "Int64")).reindex(self._position).reset_index(drop=True)
+        names = pd.DataFrame(
+            {
+                "ligand": [pair.ligand for pair in self.interactions],
+                "receptor": [pair.receptor for pair in self.interactions],
+                "status": [pair.status for pair in self.interactions],
+            }
+        )
+        expanded = pd.concat([names, rows], axis=1)
+        expanded.index = pd.Index([pair.name for pair in self.interactions])
+        return expanded
+
+    def doses(self, tally: Tally) -> pd.DataFrame:
+        """Mean predicted receptor at every level, in long form."""
+        mean = tally.doses / tally.n_spots.sum()
+        rows = [
+            (pair.name, level, float(self._levels(pair.ligand_genes, self.n_levels)[level, 0]), mean[level, i])
+            for i, pair in enumerate(self.pairs)
+            for level in range(self.n_levels)
+        ]
+        return _text_index(pd.DataFrame(rows, columns=["pair", "level", "dose", "mean"]))
+
+    # How.
+
+    def _jobs(self, *, by_pair: bool | None = None) -> tuple[list[Job], list[list[int]]]:
+        """Runs of the network, and the pairs that are read in each."""
+        by_pair = self._by_pair if by_pair is None else by_pair
+        members: dict[tuple[Genes, int], list[int]] = {}
+        for i, pair in enumerate(self.pairs):
+            members.setdefault((pair.ligand_genes, i if by_pair else -1), []).append(i)
+        jobs = []
+        for (genes, alone), pairs in members.items():
+            targets = np.unique([gene for pair in pairs for gene in self.pairs[pair].receptor_genes])
+            masked = self.pairs[alone].receptor_genes if by_pair else ()
+            jobs.append(Job(genes, self._levels(genes, self.n_levels), targets, masked))
+        return jobs, list(members.values())
+
+    def _levels(self, genes: Genes, n_levels: int) -> NDArray[np.float32]:
+        """Levels from the lowest to the highest count seen, shape (levels, genes)."""
+        low, high = self.statistics.low[list(genes)], self.statistics.high[list(genes)]
+        return np.linspace(low, high, n_levels, dtype=np.float32)
+
+    def _answers(
+        self,
+        jobs: Sequence[Job],
+        masks: Genes,
+        desc: str,
+        *,
+        picked: NDArray[np.bool_] | None = None,
+        engine: Engine | None = None,
+    ) -> Iterator[Answer]:
+        """Run jobs on all spots, or on those picked."""
+        if not jobs:
+            return
+        engine = engine or self.engine
+        clamping = Clamping(engine, self._expression, jobs, masks, observed=self._observed)
+        n = engine.counts.n_obs
+        # Blocks of about as many spots, however few of them are picked.
+        size = engine.batch_size if picked is None else max(1, engine.batch_size * n // max(1, int(picked.sum())))
+        blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+        def answers() -> Iterator[Answer]:
+            for rows in blocks:
+                here = None if picked is None else np.flatnonzero(picked[rows])
+                if here is None or len(here):
+                    yield from clamping.run(rows, here)
+
+        yield from progress(answers(), desc, total=len(blocks) * len(jobs), unit="run")
+
+    def _difference(self, answer: Answer) -> Tensor:
+        """Highest level against what it is compared with, shape (spots, targets)."""
+        low = answer.observed if self._observed else answer.levels[0]
+        return answer.levels[-1] - low
+
+    def _change(self, answer: Answer, columns: Sequence[list[int]]) -> Tensor:
+        """Change of some receptors, each the columns of its subunits, shape (spots, receptors)."""
+        change = self._difference(answer)
+        if all(len(column) == 1 for column in columns):
+            return change[:, [column[0] for column in columns]]
+        return torch.stack([combine_subunits(change[:, column]) for column in columns], 1)
+
+    @staticmethod
+    def _columns(job: Job, genes: Genes) -> list[int]:
+        return np.searchsorted(job.targets, genes).tolist()
+
+    def _control_units(self, receptor: Genes) -> NDArray[np.int64]:
+        """Controls of a receptor, shape (controls, subunits)."""
+        return np.column_stack([self._controls[gene] for gene in receptor])
+
+    def _control_sd(self, pair: Interaction) -> Floats:
+        units = self._control_units(pair.receptor_genes)
+        if units.shape[1] == 1:
+            return self.statistics.sd[units[:, 0]]
+        return np.array([_sd(self._expression.dense(unit).min(axis=1)) for unit in units])
+
+    def _receptor_sd(self) -> Floats:
+        return np.array(
+            [
+                self.statistics.sd[genes[0]]
+                if len(genes := pair.receptor_genes) == 1
+                else _sd(self._expression.dense(genes).min(axis=1))
+                for pair in self.pairs
+            ]
+        )
+
+    def _compare(self, statistic: Floats) -> Null:
+        """First column against the others; pairs without a finite statistic take no part."""
+        known = np.isfinite(statistic).all(axis=1)
+        null = Null(*(np.full(len(self.pairs), np.nan) for _ in range(4)))
+        if known.any():
+            expression = np.array(
+                [self.statistics.mean[list(pair.receptor_genes)].min() for pair in self.pairs], dtype=float
+            )
+            found = compare(statistic[known, 0], statistic[known, 1:], expression[known])
+            for name in ("mean", "sd", "zscore", "pval"):
+                getattr(null, name)[known] = getattr(found, name)
+        return null
+
+    def _draw(self, n_spots: int | None, rng: np.random.Generator) -> NDArray[np.bool_] | None:
+        n = self.engine.counts.n_obs
+        if n_spots is None or n_spots >= n:
+            return None
+        picked = np.zeros(n, dtype=bool)
+        picked[rng.choice(n, n_spots, replace=False)] = True
+        return picked
+
+    def _sides(self, sides: Sequence[Genes]) -> sparse.csr_matrix:
+        """Expression of genes and complexes, a complex as its scarcest subunit, shape (spots, sides)."""
+        columns = []
+        for genes in sides:
+            column = self._expression[genes[:1]]
+            for gene in genes[1:]:
+                column = column.minimum(self._expression[[gene]])
+            columns.append(column)
+        if not columns:
+            return sparse.csr_matrix((self.engine.counts.n_obs, 0), dtype=np.float32)
+        return sparse.hstack(columns, format="csr")
+
+
+def replace_status(pair: Interaction, status: str) -> Interaction:
+    """Return the pair with another status."""
+    return Interaction(pair.ligand, pair.receptor, pair.ligand_genes, pair.receptor_genes, status)
+
+
+def _factorize(sides: Sequence[Genes]) -> tuple[NDArray[np.int64], list[Genes]]:
+    """Number of each side among the different ones, and these."""
+    number = {side: i for i, side in enumerate(dict.fromkeys(sides))}
+    return np.array([number[side] for side in sides], dtype=np.int64), list(number)
+
+
+def _sd(values: NDArray[np.float32]) -> float:
+    return float(values.astype(np.float64).std())
+
+
+def _text_index(table: pd.DataFrame) -> pd.DataFrame:
+    """Index that h5ad can hold."""
+    table.index = table.index.astype(str)
+    return table
