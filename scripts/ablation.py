@@ -56,7 +56,7 @@ class NoDepth(MaskedCenter):
     """The neighbours' mean enters the decoder as it is."""
 
     def forward(self, spots):
-        model = self.network.canonical()
+        model = self.canonical()
         center, mean = spots.masked_center, spots.neighbor_mean
         z = model.embed(center @ model.center + mean @ model.neighbors + model.bias)
         z = F.dropout(z, model.dropout, training=model.dropout > 0)
@@ -80,7 +80,7 @@ class FilledMask(MaskedCenter):
         return torch.where(spots.mask, spots.neighbor_mean, spots.center)
 
     def forward(self, spots):
-        model = self.network.canonical()
+        model = self.canonical()
         z = model.embed(self.filled(spots) @ model.center + spots.neighbor_mean @ model.neighbors + model.bias)
         z = F.dropout(z, model.dropout, training=model.dropout > 0)
         totals = (spots.masked_center.sum(1, True), spots.neighbor_mean.masked_fill(spots.mask, 0).sum(1, True))
@@ -131,13 +131,17 @@ class Row:
 
 
 MINI = sg.train.PRESETS["mini"]
-GCN = replace(MINI, architecture="gcn", dropout=0.0, niche_weight=0.0)
+ONE_DECODER = {"alone_weight": 0.0, "alone_share": 0.0}
+GCN = replace(MINI, architecture="gcn", dropout=0.0, niche_weight=0.0, **ONE_DECODER)
 PUBLISHED = replace(GCN, hidden=(1024, 512, 512, 512, 1024), learning_rate=3e-4)
 ROWS = {
     "mini": Row("the recipe of sagefm-mini", MINI),
     "no niche": Row("without the niche loss", replace(MINI, niche_weight=0.0)),
     "niche 0.1": Row("niche loss of weight 0.1", replace(MINI, niche_weight=0.1)),
-    "no gain": Row("no neighbours' mean in the decoder", MINI, NoGain),
+    "no second decoder": Row("without the loss of the embedding alone", replace(MINI, **ONE_DECODER)),
+    "share 0": Row("that loss, but no share of its decoder", replace(MINI, alone_share=0.0)),
+    "share 0.5": Row("half a share of its decoder", replace(MINI, alone_share=0.5)),
+    "no gain": Row("no neighbours' mean in the decoder", replace(MINI, **ONE_DECODER), NoGain),
     "no depth": Row("neighbours' mean not scaled by depth", MINI, NoDepth),
     "whole depth": Row("neighbours' mean scaled by depth, not its root", MINI, WholeDepth),
     "filled mask": Row("masked genes enter as the neighbours' mean", MINI, FilledMask),
@@ -155,7 +159,7 @@ ROWS = {
     "published 0.3": Row("published architecture, mask 0.3", PUBLISHED),
     "published 0.2": Row("published architecture, mask 0.2", replace(PUBLISHED, mask_fraction=0.2)),
 }
-FINALISTS = ("mini", "no niche")
+FINALISTS = ("mini", "no second decoder")
 DONORS = ("her2st_A", "her2st_C", "her2st_D", "her2st_E", "her2st_F", "CRC_16", "janesick")
 
 
