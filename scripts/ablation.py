@@ -139,6 +139,7 @@ ROWS = {
     "no niche": Row("without the niche loss", replace(MINI, niche_weight=0.0)),
     "niche 0.1": Row("niche loss of weight 0.1", replace(MINI, niche_weight=0.1)),
     "no second decoder": Row("without the loss of the embedding alone", replace(MINI, **ONE_DECODER)),
+    "alone 0.3": Row("weight 0.3 of that loss", replace(MINI, alone_weight=0.3)),
     "share 0": Row("that loss, but no share of its decoder", replace(MINI, alone_share=0.0)),
     "share 0.5": Row("half a share of its decoder", replace(MINI, alone_share=0.5)),
     "no gain": Row("no neighbours' mean in the decoder", replace(MINI, **ONE_DECODER), NoGain),

@@ -76,3 +76,43 @@ def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
         nodes = forward(batch.x, batch.edge_index)
         results.append(nodes[batch.ptr[:-1]])
     return torch.cat(results).numpy()
+
+
+@torch.no_grad()
+def perturbed(network, dense, neighborhoods, clamped, masked, batch_size=64):
+    """All genes predicted at the central spots, with genes set to values on all other nodes (``clamped``) and masked
+    at the centre."""
+    predictions = []
+    for start in range(0, len(neighborhoods), batch_size):
+        graphs, extra = [], {}
+        for spots in neighborhoods[start : start + batch_size]:
+            x = dense[spots].copy()
+            x[0, masked] = 0
+            for gene, value in clamped.items():
+                x[1:, gene] = value
+            graphs.append(Data(x=torch.from_numpy(x), edge_index=complete_edges(len(spots))))
+        batch = next(iter(DataLoader(graphs, batch_size=batch_size)))
+        if network.architecture == "sage":
+            # The depth is that of the counts as observed, whatever is clamped.
+            observed = [dense[spots] for spots in neighborhoods[start : start + batch_size]]
+            extra = {"depth": torch.tensor([_depth(x, masked) for x in observed])}
+        predictions.append(predict_center(network, batch, **extra))
+    return torch.cat(predictions).numpy()
+
+
+def predict_center(network, batch, depth=None):
+    """Prediction at the central nodes, with a given depth where the decoder takes one."""
+    center = batch.ptr[:-1]
+    if depth is None:
+        return network(batch.x, batch.edge_index)[center]
+    z = network.embed(batch.x, batch.edge_index)[center]
+    neighbors = torch.stack([part[1:].mean(0) for part in batch.x.split(batch.ptr.diff().tolist())])
+    return torch.relu(network.fc_gene(z) + network.gain * depth[:, None].sqrt() * neighbors)
+
+
+def _depth(x, masked):
+    """Depth of a spot relative to its neighbours without the masked genes, within 0.2 to 5."""
+    kept = np.ones(x.shape[1], dtype=bool)
+    kept[masked] = False
+    mean = x[1:, kept].mean(0).sum()
+    return float(np.clip(x[0, kept].sum() / mean, 0.2, 5)) if mean > 0 else 1.0

@@ -2,5 +2,26 @@
 
 from sagefm.pl._embedding import cluster
 from sagefm.pl._impute import impute
+from sagefm.pl._perturb import (
+    dose_response,
+    perturbation_lollipop,
+    perturbation_overlap,
+    perturbation_scatter,
+    perturbation_spatial,
+    sensitivity_heatmap,
+    target_controls,
+    target_effects,
+)
 
-__all__ = ["cluster", "impute"]
+__all__ = [
+    "cluster",
+    "dose_response",
+    "impute",
+    "perturbation_lollipop",
+    "perturbation_overlap",
+    "perturbation_scatter",
+    "perturbation_spatial",
+    "sensitivity_heatmap",
+    "target_controls",
+    "target_effects",
+]

@@ -3,20 +3,17 @@
 from sagefm.tl._cluster import cluster
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._impute import impute
-from sagefm.tl._interactions import paper_interactions
 from sagefm.tl._overlap import perturbation_overlap
 from sagefm.tl._perturb import perturb_lr
 from sagefm.tl._sensitivity import gene_sensitivity
-from sagefm.tl._targets import perturb_targets, textbook_targets
+from sagefm.tl._targets import perturb_targets
 
 __all__ = [
     "cluster",
     "gene_sensitivity",
     "impute",
-    "paper_interactions",
     "perturb_lr",
     "perturb_targets",
     "perturbation_overlap",
     "sage_embed",
-    "textbook_targets",
 ]

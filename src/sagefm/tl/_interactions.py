@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sagefm.models._vocabulary import hest1k
+from sagefm.datasets import paper_interactions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +23,6 @@ Interactions: TypeAlias = "str | pd.DataFrame | Iterable[tuple[str, str]]"
 OK, NOT_IN_MODEL, NOT_MEASURED, CONSTANT = "ok", "not_in_model", "not_measured", "constant_ligand"
 STATUS = (OK, NOT_IN_MODEL, NOT_MEASURED, CONSTANT)
 
-# Their names match, but they are a receptor and its repressor, a kinase and its regulator, and the like.
-NO_LIGAND = ("AHR", "GCK", "MTR", "ADA", "HIP1", "INSR")
 COLUMNS = (("ligand", "receptor"), ("source", "target"))
 
 
@@ -42,41 +40,6 @@ class Interaction:
     def name(self) -> str:
         """How columns name the pair."""
         return f"{self.ligand}|{self.receptor}"
-
-
-def paper_interactions() -> pd.DataFrame:
-    """Return the 34 pairs of the paper: every gene X of the vocabulary with the gene named X and R.
-
-    Six of them are no ligand and receptor, only names that match.
-
-    Returns
-    -------
-    Table with columns ``ligand``, ``receptor`` and ``is_ligand_receptor``, in the vocabulary's order.
-
-    Notes
-    -----
-    SAGE-FM (arXiv 2601.15504), Methods: in-silico perturbation. AHR and AHRR, GCK and GCKR, MTR and MTRR, ADA and
-    ADAR, HIP1 and HIP1R, INSR and INSRR are the six.
-
-    Examples
-    --------
-    >>> import sagefm as sg
-    >>> pairs = sg.tl.paper_interactions()
-    >>> len(pairs), int(pairs["is_ligand_receptor"].sum())
-    (34, 28)
-    """
-    import pandas as pd
-
-    symbols = hest1k().symbols
-    known = set(symbols)
-    ligands = [symbol for symbol in symbols if f"{symbol}R" in known]
-    return pd.DataFrame(
-        {
-            "ligand": ligands,
-            "receptor": [f"{ligand}R" for ligand in ligands],
-            "is_ligand_receptor": [ligand not in NO_LIGAND for ligand in ligands],
-        }
-    )
 
 
 def read_interactions(interactions: Interactions | None) -> list[tuple[str, str]]:

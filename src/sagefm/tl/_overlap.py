@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 
 def perturbation_overlap(
-    data: AnnData | SpatialData,
+    adata: AnnData | SpatialData,
     groups: Sequence[str] | None = None,
     *,
     alpha: float = 0.05,
     key: str = _keys.PERTURB_LR,
     table_key: str = "table",
-) -> None:
+    copy: bool = False,
+) -> AnnData | None:
     """Compare a perturbation between two groups of spots, as the paper does validation and test slides.
 
     Parameters
     ----------
-    data
+    adata
         Spots after :func:`perturb_lr` or :func:`perturb_targets` with a ``library_key``.
     groups
         The two libraries to compare, such as ``("validation", "test")``; by default the two that there are.
@@ -39,11 +40,13 @@ def perturbation_overlap(
     key
         Where the results are.
     table_key
-        Table to use where ``data`` is a ``SpatialData``.
+        Table to use where ``adata`` is a ``SpatialData``.
+    copy
+        Return a copy instead of writing in place.
 
     Returns
     -------
-    ``None``. Writes
+    ``None``, or the copy. Writes
 
     ``uns[key]["overlap"]["pairs"]``
         By pair: ``reference_r``, ``reference_pval`` and ``effect`` of each group (suffix ``_1`` and ``_2``),
@@ -82,7 +85,7 @@ def perturbation_overlap(
     import pandas as pd
     from scipy import stats
 
-    adata = get_table(data, table_key)
+    adata = get_table(adata, table_key, copy=copy)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha!r} has to lie between 0 and 1.")
     recorded = adata.uns.get(key)
@@ -121,6 +124,7 @@ def perturbation_overlap(
     effects = pairs[["effect_1", "effect_2"]].to_numpy(dtype=float)
     varies = len(effects) > 2 and (np.ptp(effects, axis=0) > 0).all()
     counts["effect_r"], counts["effect_pval"] = map(float, stats.pearsonr(*effects.T)) if varies else (np.nan, np.nan)
+    adata.uns[key] = {**recorded}  # a copy shares nested mappings
     adata.uns[key]["overlap"] = {"pairs": pairs, "counts": counts, "params": {"groups": names, "alpha": float(alpha)}}
     logger.info(
         "%d of %d pairs are significant in both groups with one sign; the model reproduces %d of them in both. Wrote "
@@ -130,3 +134,4 @@ def perturbation_overlap(
         counts["reproduced"],
         key,
     )
+    return adata if copy else None

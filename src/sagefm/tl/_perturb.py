@@ -70,7 +70,7 @@ def perturb_lr(
     interactions
         Pairs ``(ligand, receptor)``, or a table with these columns (or ``source`` and ``target``), or the
         name of a resource of LIANA such as ``"consensus"``, which needs ``liana``, or ``"paper"``, the default:
-        :func:`paper_interactions`. ``"A_B"`` is a complex of genes.
+        :func:`sagefm.datasets.paper_interactions`. ``"A_B"`` is a complex of genes.
     model
         Name, path or loaded model, see :func:`sagefm.models.load`.
     contrast

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,6 +11,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_table
+from sagefm.datasets import textbook_targets
 from sagefm.tl._interactions import OK, read_interactions, resolve
 from sagefm.tl._perturb import get_libraries, library_rows
 
@@ -25,26 +25,6 @@ if TYPE_CHECKING:
     from sagefm.tl._screen import Screen
 
 Targets: TypeAlias = "Mapping[str, Sequence[str]] | pd.DataFrame"
-
-
-def textbook_targets() -> pd.DataFrame:
-    """Return a small table of ligands and genes that are known to respond to them.
-
-    Returns
-    -------
-    Table with columns ``gene`` (the ligand), ``target`` and ``doi`` of the reference: the Hallmark gene sets
-    (Liberzon et al. 2015), and the early response to EGF (Amit et al. 2007).
-
-    Examples
-    --------
-    >>> import sagefm as sg
-    >>> sorted(sg.tl.textbook_targets()["gene"].unique())
-    ['EGF', 'IFNB1', 'IFNG', 'IL2', 'IL6', 'SHH', 'TGFB1', 'TNF', 'WNT3A']
-    """
-    import pandas as pd
-
-    with (files("sagefm.tl") / "textbook_targets.csv").open() as file:
-        return pd.read_csv(file)
 
 
 def perturb_targets(
@@ -75,7 +55,7 @@ def perturb_targets(
         Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
     targets
         Targets of each gene: a mapping, or a table with columns ``gene`` and ``target``. By default
-        :func:`textbook_targets`.
+        :func:`sagefm.datasets.textbook_targets`.
     model
         Name, path or loaded model, see :func:`sagefm.models.load`.
     n_controls

@@ -1,0 +1,731 @@
+"""Figures of in-silico perturbations.
+
+Directions are told apart by marker and hatch besides colour, so that they survive a greyscale print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sagefm import _keys
+from sagefm._utils import get_table, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+# Dark to light, so that they differ in greyscale too; orange and blue differ for most colour-blind readers.
+UP, DOWN, SAME = "#b35806", "#92c5de", "#e6e6e6"
+MARKERS = "osD^vP"
+RUN = {
+    _keys.PERTURB_LR: "sg.tl.perturb_lr(adata, ...)",
+    _keys.PERTURB_TARGETS: "sg.tl.perturb_targets(adata, ...)",
+    _keys.SENSITIVITY: "sg.tl.gene_sensitivity(adata, ...)",
+}
+
+
+def perturbation_lollipop(
+    adata: AnnData | SpatialData,
+    pairs: Sequence[str] | None = None,
+    *,
+    n_pairs: int = 30,
+    key: str = _keys.PERTURB_LR,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show the share of spots where each receptor goes up or down.
+
+    A line to the right is the share that goes up, one to the left the share that goes down; what is missing to 1
+    stays as it is. Markers are the slide groups where results are by library. Names of pairs have the sign
+    of the reference correlation, in its colour, and a star where the verdict is that the pair responds.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.perturb_lr`.
+    pairs
+        Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest effect, significant ones first.
+    n_pairs
+        How many at most, if ``pairs`` is not given.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    KeyError
+        If there are no results, or no such pair.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5c.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4"), ("CSF1", "CSF1R")], "sagefm-mini", n_controls=0)
+    >>> ax = sg.pl.perturbation_lollipop(adata)
+    """
+    from matplotlib.lines import Line2D
+
+    adata = get_table(adata, table_key)
+    recorded = _recorded(adata, key)
+    results = _run_pairs(recorded["results"])
+    shown = _chosen(results, pairs, n_pairs)
+    parts = {"": results.loc[shown]}
+    if "libraries" in recorded:
+        libraries = recorded["libraries"].drop_duplicates(["library", "pair"])
+        parts = {
+            name: part.set_index("pair").reindex(shown) for name, part in libraries.groupby("library", observed=True)
+        }
+    ax = _axes(ax, (5.6, 1.2 + 0.28 * len(shown) * max(1, len(parts) / 2)))
+    at = np.arange(len(shown))[::-1]
+    offsets = np.linspace(0.25, -0.25, len(parts)) if len(parts) > 1 else [0.0]
+    for number, (part, offset) in enumerate(zip(parts.values(), offsets, strict=True)):
+        marker = MARKERS[number % len(MARKERS)]
+        for column, sign, color in (("frac_up", 1, UP), ("frac_down", -1, DOWN)):
+            share = sign * part[column].to_numpy(dtype=float)
+            ax.hlines(at + offset, 0, share, color=color, linewidth=2.2, zorder=1)
+            filled = color if sign > 0 else "white"  # full is up, open is down
+            ax.scatter(share, at + offset, marker=marker, s=34, color=filled, edgecolor=color, linewidth=1.4, zorder=2)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlim=(-1.08, 1.08), ylim=(-0.8, len(shown) - 0.2), yticks=at, xlabel="share of spots")
+    ticks = np.linspace(-1, 1, 5)
+    ax.set_xticks(ticks, [f"{abs(tick):g}" for tick in ticks])
+    responds = (
+        results.loc[shown, "verdict"].eq("responds") if "verdict" in results else np.zeros(len(shown), dtype=bool)
+    )
+    reference = results.loc[shown, "reference_r"].to_numpy(dtype=float)
+    labels = [
+        f"{name.replace('|', ' → ')} ({_sign(r)}){' *' if star else ''}"
+        for name, r, star in zip(shown, reference, responds, strict=True)
+    ]
+    for label, r in zip(ax.set_yticklabels(labels), reference, strict=True):
+        label.set_color("#7f3b08" if r > 0 else "#2166ac" if r < 0 else "0.4")
+    ax.set_title("receptor goes down   |   receptor goes up", fontsize="medium")
+    handles = []
+    if len(parts) > 1:
+        handles = [
+            Line2D([], [], marker=MARKERS[i % len(MARKERS)], color="0.3", linestyle="", label=str(name))
+            for i, name in enumerate(parts)
+        ]
+    handles.append(Line2D([], [], linestyle="", label="(+) (−): measured correlation"))
+    if responds.any():
+        handles.append(Line2D([], [], linestyle="", label="*  more than controls"))
+    _legend_outside(ax, handles)
+    _tidy(ax, grid="x")
+    return _finish(ax, save)
+
+
+def perturbation_scatter(
+    adata: AnnData | SpatialData,
+    *,
+    n_labels: int = 10,
+    key: str = _keys.PERTURB_LR,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show each pair's measured correlation in one group of slides against that in the other.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturbation_overlap`.
+    n_labels
+        How many pairs to name: those with the largest correlations that the model reproduces.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes. Filled points are pairs with a significant correlation of one sign in both groups; circles of them
+    are reproduced by the model, crosses aren't.
+
+    Raises
+    ------
+    KeyError
+        If the groups have not been compared.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5a.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> adata.obs["half"] = ["left" if x < 600 else "right" for x in adata.obsm["spatial"][:, 0]]
+    >>> sg.pp.neighborhood_graph(adata, library_key="half")
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", library_key="half", n_controls=0)
+    >>> sg.tl.perturbation_overlap(adata)
+    >>> ax = sg.pl.perturbation_scatter(adata)
+    """
+    adata = get_table(adata, table_key)
+    overlap = _overlap(adata, key)
+    pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
+    ax = _axes(ax, (5.0, 4.6))
+    styles: dict[str, tuple[Any, dict[str, Any]]] = {
+        "not significant in both": (~pairs["agrees"], {"marker": ".", "color": "0.75", "s": 25}),
+        "reproduced": (pairs["reproduced"], {"marker": "o", "color": UP, "edgecolor": "k", "linewidth": 0.5, "s": 42}),
+        "not reproduced": (pairs["agrees"] & ~pairs["reproduced"], {"marker": "x", "color": "#2166ac", "s": 42}),
+    }
+    for label, (members, style) in styles.items():
+        part = pairs[members]
+        ax.scatter(part["reference_r_1"], part["reference_r_2"], label=f"{label} ({len(part)})", **style)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    size = (pairs["reference_r_1"].abs() + pairs["reference_r_2"].abs())[pairs["reproduced"]]
+    for name in size.sort_values(ascending=False).index[:n_labels]:
+        place = pairs.loc[name, ["reference_r_1", "reference_r_2"]].to_numpy(dtype=float)
+        text = name.replace("|", "–")
+        ax.annotate(text, place, xytext=(5, 3), textcoords="offset points", fontsize="x-small")
+    ax.set(xlabel=f"measured correlation, {one}", ylabel=f"measured correlation, {two}")
+    ax.margins(0.12)
+    ax.legend(frameon=False, fontsize="small", title="model")
+    _tidy(ax)
+    return _finish(ax, save)
+
+
+def perturbation_overlap(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.PERTURB_LR,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show how many pairs are significant in each group of slides, in both, and reproduced by the model.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturbation_overlap`.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes, with two circles of a Venn diagram: pairs with a significant measured correlation.
+
+    Raises
+    ------
+    KeyError
+        If the groups have not been compared.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5b. Circles are of one size, whatever the counts.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> adata.obs["half"] = ["left" if x < 600 else "right" for x in adata.obsm["spatial"][:, 0]]
+    >>> sg.pp.neighborhood_graph(adata, library_key="half")
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", library_key="half", n_controls=0)
+    >>> sg.tl.perturbation_overlap(adata)
+    >>> ax = sg.pl.perturbation_overlap(adata)
+    """
+    from matplotlib.patches import Circle
+
+    adata = get_table(adata, table_key)
+    overlap = _overlap(adata, key)
+    counts, names = overlap["counts"], list(overlap["params"]["groups"])
+    ax = _axes(ax, (5.4, 4.0))
+    both = int(counts["significant_both"])
+    for x, color, hatch in ((-0.55, UP, "///"), (0.55, "#2166ac", "\\\\\\")):
+        ax.add_patch(Circle((x, 0), 1.0, facecolor=(*_rgb(color), 0.25), edgecolor=color, linewidth=1.5))
+        ax.add_patch(Circle((x, 0), 1.0, fill=False, edgecolor=(*_rgb(color), 0.25), hatch=hatch, linewidth=0))
+    only = [int(counts[f"significant_{i}"]) - both for i in (1, 2)]
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0, "alpha": 0.85}
+    ax.text(-1.05, 0, str(only[0]), ha="center", va="center", fontsize="x-large", bbox=box)
+    ax.text(1.05, 0, str(only[1]), ha="center", va="center", fontsize="x-large", bbox=box)
+    inside = f"{both}\n\nof one sign {int(counts['agrees'])}\nreproduced {int(counts['reproduced'])}"
+    ax.text(0, 0, inside, ha="center", va="center", fontsize="medium", bbox=box)
+    for x, name in zip((-0.75, 0.75), names, strict=True):
+        ax.text(x, 1.08, name, ha="center", va="bottom")
+    rest = int(counts["n_pairs"]) - only[0] - only[1] - both
+    ax.text(0, -1.12, f"{rest} of {int(counts['n_pairs'])} pairs in neither", ha="center", va="top", color="0.35")
+    ax.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal")
+    ax.set_title("pairs with a significant measured correlation", fontsize="medium")
+    ax.axis("off")
+    return _finish(ax, save)
+
+
+def target_effects(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.PERTURB_TARGETS,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show the effect of each gene on its targets, and their mean.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturb_targets`.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes: one point a target, a bar at their mean. After :func:`sagefm.tl.perturbation_overlap` with this key
+    the effects in one group of slides are shown against those in the other.
+
+    Raises
+    ------
+    KeyError
+        If there are no results.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5e.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=2)
+    >>> ax = sg.pl.target_effects(adata)
+    """
+    adata = get_table(adata, table_key)
+    recorded = _recorded(adata, key)
+    if "overlap" in recorded:
+        return _finish(_effects_by_group(recorded["overlap"], ax), save)
+    results = _run_pairs(recorded["results"])
+    genes = list(dict.fromkeys(results["gene"]))
+    ax = _axes(ax, (1.6 + 0.6 * len(genes), 4.0))
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    for x, gene in enumerate(genes):
+        effects = results.loc[results["gene"] == gene, "effect"].to_numpy(dtype=float)
+        ax.scatter(x + _spread(len(effects)), effects, s=22, color="0.45", zorder=2)
+        ax.hlines(effects.mean(), x - 0.32, x + 0.32, color=UP, linewidth=3, zorder=3)
+    ax.set_xticks(range(len(genes)), genes, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set(ylim=(-1.08, 1.08), ylabel="effect E on the targets", xlim=(-0.6, len(genes) - 0.4))
+    ax.set_title("points: targets; bars: their mean", fontsize="medium")
+    _tidy(ax, grid="y")
+    return _finish(ax, save)
+
+
+def target_controls(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.PERTURB_TARGETS,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show the mean effect on each gene's targets beside that on random genes, and the pooled t-test.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturb_targets` with controls.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes: a diamond for the targets, circles for the replicates of controls.
+
+    Raises
+    ------
+    KeyError
+        If there are no results or no controls.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5f.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=3)
+    >>> ax = sg.pl.target_controls(adata)
+    """
+    adata = get_table(adata, table_key)
+    recorded = _recorded(adata, key)
+    if "tests" not in recorded:
+        raise KeyError(
+            f"adata.uns[{key!r}] has no controls. Run sg.tl.perturb_targets(adata, ...) with n_controls > 0."
+        )
+    tests = recorded["tests"]
+    genes = list(dict.fromkeys(tests["gene"]))
+    ax = _axes(ax, (2.0 + 0.65 * len(genes), 4.0))
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    for x, gene in enumerate(genes):
+        part = tests[tests["gene"] == gene]
+        pooled, replicates = part[part["replicate"] == "pooled"].iloc[0], part[part["replicate"] != "pooled"]
+        controls = replicates["mean_control"].to_numpy(dtype=float)
+        last = x == len(genes) - 1
+        label = "random genes, by replicate" if last else None
+        ax.scatter(x + _spread(len(controls)), controls, s=26, facecolor="none", edgecolor="0.4", zorder=2, label=label)
+        label = "targets" if last else None
+        ax.scatter(x, pooled["mean_target"], marker="D", s=60, color=UP, edgecolor="k", zorder=3, label=label)
+        p = pooled["pval"]
+        text = "" if np.isnan(p) else f"p {p:.2f}" if p >= 0.01 else f"p {p:.0e}"
+        ax.text(x, 1.1, text, ha="center", va="bottom", fontsize="x-small")
+    ax.set_xticks(range(len(genes)), genes, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set(ylim=(-1.08, 1.25), ylabel="mean effect E", xlim=(-0.6, len(genes) - 0.4), yticks=np.linspace(-1, 1, 5))
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
+    _tidy(ax, grid="y")
+    return _finish(ax, save)
+
+
+def dose_response(
+    adata: AnnData | SpatialData,
+    pairs: Sequence[str] | None = None,
+    *,
+    n_pairs: int = 6,
+    key: str = _keys.PERTURB_LR,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show the mean predicted receptor at every level of the ligand.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.perturb_lr` with ``n_levels`` above 2.
+    pairs
+        Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest mean change.
+    n_pairs
+        How many at most, if ``pairs`` is not given.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes. Changes are from the lowest level, so that receptors of any abundance share the axis.
+
+    Raises
+    ------
+    KeyError
+        If there are no levels, or no such pair.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", n_controls=0, n_levels=5)
+    >>> ax = sg.pl.dose_response(adata)
+    """
+    adata = get_table(adata, table_key)
+    recorded = _recorded(adata, key)
+    if "doses" not in recorded:
+        raise KeyError(f"adata.uns[{key!r}] has no doses. Run sg.tl.perturb_lr(adata, ...) with n_levels above 2.")
+    results = _run_pairs(recorded["results"])
+    shown = _chosen(results, pairs, n_pairs, by="mean_delta")
+    ax = _axes(ax, (5.4, 3.8))
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    grey = np.linspace(0.0, 0.75, max(len(shown), 2))
+    for number, name in enumerate(shown):
+        part = recorded["doses"][recorded["doses"]["pair"] == name].sort_values("level")
+        change = part["mean"].to_numpy() - part["mean"].iloc[0]
+        color = _viridis(grey[number])
+        marker = MARKERS[number % len(MARKERS)]
+        ax.plot(part["dose"], change, marker=marker, color=color, label=name.replace("|", " → "))
+    ax.set(xlabel="ligand in the neighbours, log1p counts", ylabel="change of the predicted receptor")
+    _legend_outside(ax, ax.get_legend_handles_labels()[0])
+    _tidy(ax, grid="y")
+    return _finish(ax, save)
+
+
+def perturbation_spatial(
+    adata: AnnData | SpatialData,
+    pair: str,
+    *,
+    key: str = _keys.PERTURB_LR,
+    spatial_key: str = _keys.SPATIAL,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Show the response of every spot on the tissue, through :func:`squidpy.pl.spatial_scatter`.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.perturb_lr` with ``store_spots=True``, or :func:`sagefm.tl.gene_sensitivity`.
+    pair
+        Column of ``obsm[key]``, ``LIGAND|RECEPTOR``.
+    key
+        Where the results are.
+    spatial_key
+        Coordinates in ``obsm``.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+    kwargs
+        More options of :func:`squidpy.pl.spatial_scatter`, such as ``library_id``.
+
+    Returns
+    -------
+    The axes. Colours are centred on no change.
+
+    Raises
+    ------
+    KeyError
+        If responses by spot are missing, or no such pair is among them.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", n_controls=0, store_spots=True)
+    >>> ax = sg.pl.perturbation_spatial(adata, "CXCL12|CXCR4")
+    """
+    import squidpy as sq
+    from anndata import AnnData
+
+    adata = get_table(adata, table_key)
+    if key not in adata.obsm:
+        run = RUN.get(key, RUN[_keys.PERTURB_LR]).replace("...", "..., store_spots=True")
+        raise KeyError(f"{key!r} not in adata.obsm. Run {run} first.")
+    table: pd.DataFrame = adata.obsm[key]
+    if pair not in table:
+        raise KeyError(f"no pair {pair!r} in adata.obsm[{key!r}]; it has {shorten(table.columns)}.")
+    if spatial_key not in adata.obsm:
+        raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
+    # A small object of its own, so that the slide isn't touched.
+    title = pair.replace("|", " → ")
+    drawn = AnnData(obs=table[[pair]].rename(columns={pair: title}).astype(float))
+    drawn.obsm[spatial_key] = np.asarray(adata.obsm[spatial_key], dtype=float)
+    if "spatial" in adata.uns:
+        drawn.uns["spatial"] = adata.uns["spatial"]
+    else:
+        kwargs.setdefault("shape", None)
+    if "library_key" in kwargs:
+        drawn.obs[kwargs["library_key"]] = adata.obs[kwargs["library_key"]].to_numpy()
+    largest = float(np.abs(drawn.obs[title]).max()) or 1.0
+    ax = _axes(ax, (5.2, 4.4))
+    options: dict[str, Any] = {
+        "cmap": "PuOr_r",
+        "vmin": -largest,
+        "vmax": largest,
+        "size": _point_size(drawn, spatial_key),
+    }
+    if kwargs.get("shape", "circle") is not None:
+        options.pop("size")
+    sq.pl.spatial_scatter(drawn, color=title, spatial_key=spatial_key, ax=ax, **{**options, **kwargs})
+    ax.set(xlabel="", ylabel="")
+    return _finish(ax, save)
+
+
+def sensitivity_heatmap(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.SENSITIVITY,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show the mean derivatives of predicted genes by genes in the neighbours.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.gene_sensitivity`.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes. The sign is printed in the cells where there are at most 400.
+
+    Raises
+    ------
+    KeyError
+        If there are no results.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.gene_sensitivity(adata, ["COL1A1", "CD74"], ["COL3A1"], model="sagefm-mini")
+    >>> ax = sg.pl.sensitivity_heatmap(adata)
+    """
+    adata = get_table(adata, table_key)
+    recorded = _recorded(adata, key)
+    table: pd.DataFrame = recorded["results"]
+    ax = _axes(ax, (2.2 + 0.42 * table.shape[1], 1.4 + 0.34 * table.shape[0]))
+    values = table.to_numpy(dtype=float)
+    largest = float(np.abs(values).max()) or 1.0
+    image = ax.imshow(values, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+    if values.size <= 400:
+        for (row, column), value in np.ndenumerate(values):
+            color = "white" if abs(value) > 0.6 * largest else "black"
+            ax.text(column, row, _sign(value), ha="center", va="center", color=color, fontsize="small")
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(table.shape[0]), table.index)
+    where = "in the neighbours" if recorded["params"]["wrt"] == "neighbors" else "in the spot"
+    ax.set(xlabel="predicted gene", ylabel=f"gene {where}")
+    ax.figure.colorbar(image, ax=ax, shrink=0.8, label="mean derivative")
+    return _finish(ax, save)
+
+
+def _recorded(adata: AnnData, key: str) -> Mapping[str, Any]:
+    recorded = adata.uns.get(key)
+    if not isinstance(recorded, Mapping) or "results" not in recorded:
+        raise KeyError(f"no results in adata.uns[{key!r}]. Run {RUN.get(key, RUN[_keys.PERTURB_LR])} first.")
+    return recorded
+
+
+def _overlap(adata: AnnData, key: str) -> Mapping[str, Any]:
+    recorded = adata.uns.get(key)
+    if not isinstance(recorded, Mapping) or "overlap" not in recorded:
+        raise KeyError(f"no overlap in adata.uns[{key!r}]. Run sg.tl.perturbation_overlap(adata) first.")
+    overlap: Mapping[str, Any] = recorded["overlap"]
+    return overlap
+
+
+def _run_pairs(results: pd.DataFrame) -> pd.DataFrame:
+    """Rows that could be run, once each."""
+    rows = results[results["status"] == "ok"]
+    if not len(rows):
+        raise ValueError("none of the pairs could be run; see the column status of the results.")
+    return rows[~rows.index.duplicated()]
+
+
+def _chosen(results: pd.DataFrame, pairs: Sequence[str] | None, n_pairs: int, by: str = "effect") -> list[str]:
+    """Names of the pairs to show."""
+    if pairs is not None:
+        names = [pairs] if isinstance(pairs, str) else list(pairs)
+        if unknown := [name for name in names if name not in results.index]:
+            raise KeyError(f"no results of {unknown[0]!r}; there are those of {shorten(results.index)}.")
+        return names
+    order = results.assign(_size=results[by].abs(), _p=results["padj"].fillna(1.0) if "padj" in results else 1.0)
+    order["_p"] = order["_p"].ge(0.05)
+    top = order.sort_values(["_p", "_size"], ascending=[True, False], kind="stable").index[:n_pairs]
+    return results.loc[top].sort_values(by, ascending=False, kind="stable").index.tolist()
+
+
+def _effects_by_group(overlap: Mapping[str, Any], ax: Axes | None) -> Axes:
+    pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
+    ax = _axes(ax, (4.6, 4.4))
+    ax.plot([-1, 1], [-1, 1], color="0.7", linewidth=0.8, zorder=0)
+    ax.scatter(pairs["effect_1"], pairs["effect_2"], s=26, color=UP, edgecolor="k", linewidth=0.4)
+    r = overlap["counts"]["effect_r"]
+    ax.set_title("" if np.isnan(r) else f"Pearson r = {r:.2f}, {len(pairs)} targets", fontsize="medium")
+    ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), xlabel=f"effect E, {one}", ylabel=f"effect E, {two}", aspect="equal")
+    _tidy(ax)
+    return ax
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def _finish(ax: Axes, save: str | Path | None) -> Axes:
+    if save is not None:
+        ax.get_figure(root=True).savefig(save, dpi=150, bbox_inches="tight")  # type: ignore[union-attr]
+    return ax
+
+
+def _tidy(ax: Axes, grid: str | None = None) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    if grid is not None:
+        ax.grid(axis=grid, color="0.92", linewidth=0.8, zorder=-1)  # type: ignore[arg-type]
+        ax.set_axisbelow(True)
+
+
+def _legend_outside(ax: Axes, handles: Sequence[Any]) -> None:
+    ax.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _spread(n: int) -> np.ndarray:
+    """Small offsets that keep points apart."""
+    return np.linspace(-0.22, 0.22, n) if n > 1 else np.zeros(n)
+
+
+def _sign(value: float) -> str:
+    return "+" if value > 0 else "−" if value < 0 else "0"
+
+
+def _rgb(color: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)
+
+
+def _viridis(value: float) -> Any:
+    import matplotlib as mpl
+
+    return mpl.colormaps["viridis"](value)
+
+
+def _point_size(adata: AnnData, spatial_key: str) -> float:
+    """Size of points that nearly touch on axes of the default size."""
+    extent = np.ptp(adata.obsm[spatial_key][:, :2], axis=0).max() or 1.0
+    spacing = extent / np.sqrt(max(adata.n_obs, 1))
+    return float((0.9 * 280 * spacing / extent) ** 2)
