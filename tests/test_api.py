@@ -85,7 +85,7 @@ def test_everything_public_is_in_the_docs():
 
 
 def test_imports_point_one_way():
-    """_keys, _settings, _utils → models → pp → tl → pl; datasets between pp and tl; benchmark, train above; then cli."""
+    """_keys, _settings, _utils → models → pp → tl → pl; datasets under tl; benchmark and train above; then cli."""
     allowed = {
         "": set(),
         "models": {""},

@@ -1,5 +1,6 @@
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 import sagefm as sg
@@ -28,6 +29,7 @@ def test_demo(tmp_path, capsys):
         "clusters.png",
         "demo.h5ad",
         "imputed.png",
+        "perturbed.png",
     ]
     adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
     assert {"X_sage"} <= set(adata.obsm)
@@ -54,6 +56,24 @@ def test_impute(path, tmp_path):
     assert layer.columns[layer.notna().all()].sort_values().tolist() == ["COL1A1", "KRT8"]
 
 
+def test_perturb(path, tmp_path, capsys):
+    table, out, plot = tmp_path / "pairs.csv", tmp_path / "out.csv", tmp_path / "out.png"
+    pd.DataFrame({"ligand": ["CXCL12", "X"], "receptor": ["CXCR4", "Y"]}).to_csv(table)
+    command = ["perturb", str(path), "--interactions", str(table), "-o", str(out), "--model", "sagefm-mini"]
+    assert main([*command, "--plot", str(plot), "--n-controls", "5"]) == 0
+    found = pd.read_csv(out)
+    assert found["status"].tolist() == ["ok", "not_in_model"]
+    assert plot.stat().st_size > 1000
+    assert "not testable" in capsys.readouterr().out
+    expected = ad.read_h5ad(path)
+    sg.pp.neighborhood_graph(expected)
+    sg.tl.perturb_lr(expected, [("CXCL12", "CXCR4")], "sagefm-mini", n_controls=5)
+    assert found["mean_delta"][0] == pytest.approx(expected.uns["perturb_lr"]["results"]["mean_delta"].iloc[0])
+    assert main(command) == 1  # the table is there already
+    assert main([*command[:5], str(tmp_path / "out.h5ad"), "--model", "sagefm-mini"]) == 1
+    assert main([*command, "--overwrite", "--interactions", "absent.csv"]) == 1
+
+
 def test_models(capsys):
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
@@ -76,7 +96,7 @@ def test_output_is_not_replaced_unless_told(path, tmp_path, log):
     ("arguments", "message"),
     [
         (["embed", "{tmp}/none.h5ad", "-o", "{tmp}/out.h5ad"], "no slide at"),
-        (["embed", "{tmp}/slide.csv", "-o", "{tmp}/out.h5ad"], "neither .h5ad nor .zarr"),
+        (["embed", "{tmp}/slide.csv", "-o", "{tmp}/out.h5ad"], "is not .h5ad or .zarr"),
         (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/no/out.h5ad"], "no folder"),
         (["embed", "{tmp}/sdata.zarr", "-o", "{tmp}/out.h5ad"], "takes its table"),
         (["embed", "{tmp}/slide.h5ad", "-o", "{tmp}/out.h5ad", "--layer", "x"], "layer 'x' not in the slide"),

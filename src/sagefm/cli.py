@@ -1,4 +1,4 @@
-"""Command line: ``sagefm demo | embed | impute | models | prepare | pretrain``.
+"""Command line: ``sagefm demo | embed | impute | perturb | models | prepare | pretrain``.
 
 Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 interrupted.
 """
@@ -17,7 +17,8 @@ from sagefm._settings import logger, settings
 if TYPE_CHECKING:
     from anndata import AnnData
 
-EXPECTED = (ValueError, KeyError, TypeError, OSError, RuntimeError)
+SLIDES = (".h5ad", ".zarr")
+EXPECTED = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,17 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    slide = argparse.ArgumentParser(add_help=False)
-    slide.add_argument("input", type=Path, help="slide with raw counts, .h5ad or .zarr")
+    reading = argparse.ArgumentParser(add_help=False)
+    reading.add_argument("input", type=Path, help="slide with raw counts, .h5ad or .zarr")
+    reading.add_argument("--model", default="sage-fm-hest1k", help="name or path (default: %(default)s)")
+    reading.add_argument("--layer", help="layer with the raw counts (default: X)")
+    reading.add_argument("--library-key", help="column of obs that names the slide of each spot")
+    reading.add_argument("--gene-symbols", help="column of var with the genes' symbols (default: var_names)")
+    reading.add_argument("--min-coverage", type=float, help="share of the model's genes to ask for (default: 0.3)")
+    reading.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
+    reading.add_argument("--batch-size", type=int, help="spots at a time")
+    reading.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    slide = argparse.ArgumentParser(add_help=False, parents=[reading])
     slide.add_argument("-o", "--out", type=Path, required=True, help="slide to write, .h5ad or .zarr")
-    slide.add_argument("--model", default="sage-fm-hest1k", help="name or path (default: %(default)s)")
-    slide.add_argument("--layer", help="layer with the raw counts (default: X)")
-    slide.add_argument("--library-key", help="column of obs that names the slide of each spot")
-    slide.add_argument("--gene-symbols", help="column of var with the genes' symbols (default: var_names)")
-    slide.add_argument("--min-coverage", type=float, help="share of the model's genes to ask for (default: 0.3)")
-    slide.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
-    slide.add_argument("--batch-size", type=int, help="spots at a time")
-    slide.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
     embed = commands.add_parser("embed", parents=[slide], help="embed every spot: obsm['X_sage']")
     embed.set_defaults(run=_embed)
@@ -72,6 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     impute.add_argument("--genes", nargs="+", help="genes to predict (default: all that were measured)")
     impute.add_argument("--mask", choices=["center", "everywhere"], default="center", help="default: %(default)s")
     impute.set_defaults(run=_impute)
+
+    perturb = commands.add_parser("perturb", parents=[reading], help="perturb ligands in the neighbours: a table")
+    perturb.add_argument(
+        "--interactions",
+        default="paper",
+        help="paper, a resource of LIANA such as consensus, or a CSV file with columns ligand and receptor "
+        "(default: %(default)s)",
+    )
+    perturb.add_argument("-o", "--out", type=Path, required=True, help="table to write, .csv")
+    perturb.add_argument("--plot", type=Path, help="figure to write, such as out.png")
+    perturb.add_argument("--mask", choices=["all", "pair"], default="all", help="default: %(default)s")
+    perturb.add_argument("--n-controls", type=int, default=20, help="controls a receptor (default: %(default)s)")
+    perturb.set_defaults(run=_perturb)
 
     listing = commands.add_parser("models", help="list the models")
     listing.set_defaults(run=_models)
@@ -143,16 +158,19 @@ def _demo(arguments: argparse.Namespace) -> None:
     tl.sage_embed(adata, model)
     tl.cluster(adata)
     tl.impute(adata, None, model)
+    tl.perturb_lr(adata, "paper", model)
 
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     figures = {
         "clusters.png": "clusters of the embedding, on the tissue",
         "imputed.png": "genes, measured and predicted",
+        "perturbed.png": "receptors, when their ligand is raised in the neighbours",
     }
     with _headless():
         pl.cluster(adata, show=False, save=out / "clusters.png")
         pl.impute(adata, genes, show=False, save=out / "imputed.png")
+        pl.perturbation_lollipop(adata, save=out / "perturbed.png")
     _write(adata, out / "demo.h5ad", overwrite=True)
 
     agreement = adjusted_rand_score(adata.obs["domain"], adata.obs[_keys.CLUSTER])
@@ -167,14 +185,21 @@ def _demo(arguments: argparse.Namespace) -> None:
         f"(adjusted Rand index {agreement:.2f}; 1 is perfect, 0 is chance)"
     )
     print(f"  imputation  Pearson r with the measured counts, which the model didn't see: {correlations}")
+    pairs = adata.uns[_keys.PERTURB_LR]["results"]
+    pairs = pairs[pairs["status"] == "ok"]
+    print(
+        f"  ligands     raised in the neighbours, {(pairs['verdict'] == 'responds').sum()} of {len(pairs)} receptors "
+        "respond more than control genes do\n              (no more were expected: the model has never seen a "
+        "simulated slide)"
+    )
     print("\nWith 30 % of the genes hidden at every spot, beside what needs no model:\n")
     print(f"{'':36s}RMSE   r within the slide, mean over genes")
     for predictor, metrics in table.iterrows():
         print(f"  {predictor:30s} {metrics['rmse']:8.3f}{metrics['r_within']:7.2f}")
     print(f"\nWritten to {out}/:\n")
-    print("  demo.h5ad     the slide with all results; open it with anndata.read_h5ad")
+    print("  demo.h5ad      the slide with all results; open it with anndata.read_h5ad")
     for name, text in figures.items():
-        print(f"  {name:13s} {text}")
+        print(f"  {name:14s} {text}")
     print(
         f"\n{model} is a small model for trying things out, trained on real tissue, which a simulated slide is not: "
         "the\nfigures show that the steps work, not how good a model is.\n"
@@ -208,6 +233,42 @@ def _impute(arguments: argparse.Namespace) -> None:
     _write(adata, arguments.out, arguments.overwrite)
 
 
+def _perturb(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    interactions = arguments.interactions
+    if interactions.endswith(".csv"):
+        interactions = pd.read_csv(interactions)
+    if arguments.plot is not None and not arguments.plot.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {arguments.plot.absolute().parent} to write into.")
+    adata = _read(arguments, writes=[".csv"])
+    tl.perturb_lr(
+        adata,
+        interactions,
+        arguments.model,
+        mask=arguments.mask,
+        n_controls=arguments.n_controls,
+        library_key=arguments.library_key,
+        layer=arguments.layer,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+    )
+    results = adata.uns[_keys.PERTURB_LR]["results"]
+    partial = arguments.out.with_name(f".{arguments.out.name}.part")
+    try:
+        results.to_csv(partial, index=False)
+        partial.replace(arguments.out)
+    finally:
+        partial.unlink(missing_ok=True)
+    logger.info("Wrote %s.", arguments.out)
+    if arguments.plot is not None:
+        with _headless():
+            pl.perturbation_lollipop(adata, save=arguments.plot)
+        logger.info("Wrote %s.", arguments.plot)
+    counts = results["verdict"].value_counts()
+    print("\n".join(f"{number:6d}  {verdict}" for verdict, number in counts.items()))
+
+
 def _models(arguments: argparse.Namespace) -> None:
     for name, entry in models.available().iterrows():
         where = "ready" if entry["local"] else f"downloaded on first use, {entry['size_mb']} MB"
@@ -217,7 +278,7 @@ def _models(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     from sagefm import train
 
-    files = [file for file in sorted(arguments.sections.glob("*")) if file.suffix in (".h5ad", ".zarr")]
+    files = [file for file in sorted(arguments.sections.glob("*")) if file.suffix in SLIDES]
     if not files:
         raise FileNotFoundError(f"no .h5ad or .zarr in {arguments.sections}.")
     sections = {file.stem: file for file in files}
@@ -272,14 +333,14 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     )
 
 
-def _read(arguments: argparse.Namespace) -> AnnData:
+def _read(arguments: argparse.Namespace, writes: Sequence[str] = SLIDES) -> AnnData:
     """Read the slide and give it the graph and genes that it lacks, after checking that the output can be written."""
     import anndata
 
     path: Path = arguments.input
-    for argument in (path, arguments.out):
-        if argument.suffix not in (".h5ad", ".zarr"):
-            raise ValueError(f"{argument} is neither .h5ad nor .zarr.")
+    for argument, known in ((path, SLIDES), (arguments.out, writes)):
+        if argument.suffix not in known:
+            raise ValueError(f"{argument} is not {' or '.join(known)}.")
     if not path.exists():
         raise FileNotFoundError(f"no slide at {path}.")
     if arguments.out.exists() and not arguments.overwrite:
