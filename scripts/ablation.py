@@ -139,7 +139,7 @@ ROWS = {
     "no niche": Row("without the niche loss", replace(MINI, niche_weight=0.0)),
     "niche 0.1": Row("niche loss of weight 0.1", replace(MINI, niche_weight=0.1)),
     "no second decoder": Row("without the loss of the embedding alone", replace(MINI, **ONE_DECODER)),
-    "alone 0.3": Row("weight 0.3 of that loss", replace(MINI, alone_weight=0.3)),
+    "alone 1": Row("weight 1 of that loss", replace(MINI, alone_weight=1.0)),
     "no gain": Row("no neighbours' mean in the decoder", replace(MINI, **ONE_DECODER), NoGain),
     "no depth": Row("neighbours' mean not scaled by depth", MINI, NoDepth),
     "whole depth": Row("neighbours' mean scaled by depth, not its root", MINI, WholeDepth),

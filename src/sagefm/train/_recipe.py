@@ -107,6 +107,6 @@ PRESETS: dict[str, Recipe] = {
         start_at_mean=False,
     ),
     "mini": Recipe(
-        architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03, alone_weight=1.0, alone_share=0.1
+        architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03, alone_weight=0.3, alone_share=0.1
     ),
 }
