@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sagefm.models import Model
-    from sagefm.tl._screen import Libraries, Moments, Screen, Tally
+    from sagefm.tl._screen import Screen
+    from sagefm.tl._tally import Libraries, Moments, Tally
 
 Floats = NDArray[np.float64]
 
@@ -175,7 +176,8 @@ def perturb_lr(
 
     from sagefm.tl import _engine
     from sagefm.tl._clamp import BATCH_SPOTS
-    from sagefm.tl._screen import Libraries, Screen
+    from sagefm.tl._screen import Screen
+    from sagefm.tl._tally import Libraries
 
     if contrast not in ("max_vs_min", "max_vs_observed"):
         raise ValueError(f"contrast={contrast!r} is none of 'max_vs_min', 'max_vs_observed'.")
@@ -263,7 +265,7 @@ def get_libraries(adata: AnnData, library_key: str | None) -> Libraries | None:
     """Group of every spot, None without a key."""
     import pandas as pd
 
-    from sagefm.tl._screen import Libraries
+    from sagefm.tl._tally import Libraries
 
     if library_key is None:
         return None

@@ -3,97 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse
 from torch import Tensor
 
 from sagefm._utils import progress
 from sagefm.tl._clamp import Answer, Clamping, Expression, Job, combine_subunits, gene_statistics
 from sagefm.tl._controls import MAX_MASKED, Null, adjust, compare, match_controls
 from sagefm.tl._interactions import CONSTANT, OK, Interaction
+from sagefm.tl._tally import CHANGED, Libraries, Moments, Tally
 
 if TYPE_CHECKING:
     from sagefm.tl._engine import Engine
 
 Floats = NDArray[np.float64]
 Genes = tuple[int, ...]
-T = TypeVar("T", bound=np.generic)
 
-CHANGED = 1e-8  # of a predicted log1p count, as in the paper
 RECEPTORS, BOTH = (0,), (0, 1)  # masks of the projection: receptors, and controls beside them
-
-
-@dataclass(frozen=True)
-class Libraries:
-    """Group of every spot."""
-
-    names: list[str]
-    codes: NDArray[np.int64]
-
-
-@dataclass
-class Tally:
-    """Responses counted by library, each array of shape (libraries, pairs) unless said otherwise."""
-
-    n_spots: NDArray[np.int64]
-    n_up: Floats
-    n_down: Floats
-    change: Floats
-    doses: Floats  # (levels, pairs), sums over all spots
-    spots: NDArray[np.float32] | None = None  # (spots, pairs)
-
-    def total(self) -> Tally:
-        """Over all libraries, kept as an axis of length 1."""
-
-        def add(array: NDArray[T]) -> NDArray[T]:
-            return array.sum(axis=0, keepdims=True)
-
-        return Tally(add(self.n_spots), add(self.n_up), add(self.n_down), add(self.change), self.doses)
-
-    @property
-    def mean_delta(self) -> Floats:
-        """Mean change over all spots, shape (pairs,)."""
-        return self.change.sum(axis=0) / self.n_spots.sum()
-
-
-@dataclass(frozen=True)
-class Moments:
-    """First and second moments of ligands in the neighbours (x) and receptors in the centre (y), by pair."""
-
-    n: Floats
-    x: Floats
-    y: Floats
-    xx: Floats
-    yy: Floats
-    xy: Floats
-
-    def total(self) -> Moments:
-        """Over all libraries, kept as an axis of length 1."""
-        return Moments(*(getattr(self, name).sum(axis=0, keepdims=True) for name in self.__dataclass_fields__))
-
-    def table(self) -> dict[str, Floats]:
-        """Pearson r and its p-value, missing where either side doesn't vary."""
-        mean_x, mean_y = self.x / self.n, self.y / self.n
-        sd_x, sd_y = (
-            np.sqrt(np.maximum(squares / self.n - mean**2, 0))
-            for squares, mean in ((self.xx, mean_x), (self.yy, mean_y))
-        )
-        covariance = self.xy / self.n - mean_x * mean_y
-        # What is left of a constant by rounding is no variance.
-        varies = (sd_x > 1e-6) & (sd_y > 1e-6) & (self.n > 2)
-        r = np.divide(covariance, sd_x * sd_y, out=np.full(covariance.shape, np.nan), where=varies).clip(-1, 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = r * np.sqrt((self.n - 2) / (1 - r**2))
-        return {
-            "reference_r": r,
-            "reference_pval": 2 * stats.t.sf(np.abs(t), np.maximum(self.n - 2, 1)),
-        }
 
 
 class Screen:
@@ -135,15 +67,16 @@ class Screen:
         self.statistics = gene_statistics(engine.counts, n_genes, engine.blocks("Reading"))
         varies = self.statistics.high > self.statistics.low
         self.interactions = [
-            replace_status(pair, CONSTANT) if pair.status == OK and not varies[list(pair.ligand_genes)].any() else pair
+            replace(pair, status=CONSTANT) if pair.status == OK and not varies[list(pair.ligand_genes)].any() else pair
             for pair in interactions
         ]
-        keys = {(p.ligand_genes, p.receptor_genes): p for p in reversed(self.interactions) if p.status == OK}
-        self.pairs = list(dict.fromkeys(keys[key] for key in reversed(keys)))
-        position = {(pair.ligand_genes, pair.receptor_genes): i for i, pair in enumerate(self.pairs)}
-        self._position = np.array(
-            [position[p.ligand_genes, p.receptor_genes] if p.status == OK else -1 for p in self.interactions]
-        )
+        runnable: dict[tuple[Genes, Genes], Interaction] = {}
+        for pair in self.interactions:
+            if pair.status == OK:
+                runnable.setdefault((pair.ligand_genes, pair.receptor_genes), pair)
+        self.pairs = list(runnable.values())
+        position = {key: i for i, key in enumerate(runnable)}
+        self._position = np.array([position.get((p.ligand_genes, p.receptor_genes), -1) for p in self.interactions])
 
         receptors = {gene for pair in self.pairs for gene in pair.receptor_genes}
         ligands = {gene for pair in self.pairs for gene in pair.ligand_genes}
@@ -196,7 +129,7 @@ class Screen:
             tally.change[:, pairs] += member @ change.astype(np.float64)
             if self.n_levels > 2:
                 # A receptor complex is as high as its lowest subunit.
-                low = [answer.levels[:, :, column].amin(2).sum(1, dtype=torch.float64) for column in columns]
+                low = [answer.levels[:, :, column].amin(2).sum(1) for column in columns]
                 tally.doses[:, pairs] += torch.stack(low, 1).cpu().numpy()
             if tally.spots is not None:
                 tally.spots[answer.spots[:, None], pairs] = change
@@ -224,12 +157,12 @@ class Screen:
         picked = self._draw(n_spots, rng)
         for answer in self._answers(jobs, BOTH, "Controls", picked=picked):
             change = self._difference(answer)
-            mean = change.sum(0, dtype=torch.float64)
+            totals = change.sum(0)
             for pair, index in zip(members[answer.job], columns[answer.job], strict=True):
                 if index.shape[1] == 1:
-                    total = mean[index[:, 0]]
+                    total = totals[index[:, 0]]
                 else:
-                    total = combine_subunits(change[:, index]).sum(0, dtype=torch.float64)
+                    total = combine_subunits(change[:, index]).sum(0)
                 sums[pair] += total.cpu().numpy()
         sd = np.array([self._control_sd(self.pairs[pair]) for pair in range(len(self.pairs))])
         n_used = self.engine.counts.n_obs if picked is None else int(picked.sum())
@@ -254,7 +187,7 @@ class Screen:
         for answer in self._answers(jobs, RECEPTORS, "Control ligands"):
             pairs = slots[answer.job][0]
             columns = [self._columns(jobs[answer.job], self.pairs[pair].receptor_genes) for pair in pairs]
-            change = self._change(answer, columns).sum(0, dtype=torch.float64).cpu().numpy()
+            change = self._change(answer, columns).sum(0).cpu().numpy()
             sums[slots[answer.job]] += change
         with np.errstate(divide="ignore", invalid="ignore"):
             return self._compare(sums / self.engine.counts.n_obs / self._sd[:, None])
@@ -464,11 +397,6 @@ class Screen:
         if not columns:
             return sparse.csr_matrix((self.engine.counts.n_obs, 0), dtype=np.float32)
         return sparse.hstack(columns, format="csr")
-
-
-def replace_status(pair: Interaction, status: str) -> Interaction:
-    """Return the pair with another status."""
-    return Interaction(pair.ligand, pair.receptor, pair.ligand_genes, pair.receptor_genes, status)
 
 
 def _factorize(sides: Sequence[Genes]) -> tuple[NDArray[np.int64], list[Genes]]:

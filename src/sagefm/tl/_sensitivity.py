@@ -144,7 +144,7 @@ def gene_sensitivity(
     weights = (canonical.neighbors if wrt == "neighbors" else canonical.center)[by]
     own = torch.from_numpy(gene_index[:, None] == target_index).to(engine.device)
     hidden_in_center = torch.from_numpy(np.isin(gene_index, masks[0] if masks else [])).to(engine.device)
-    mean = torch.zeros(own.shape, dtype=torch.float64, device=engine.device)
+    total = np.zeros(own.shape)
     per_spot = np.empty((adata.n_obs, *own.shape), dtype=np.float32) if store_spots else None
     with torch.inference_mode():
         for rows in engine.blocks("Differentiating"):
@@ -163,11 +163,11 @@ def gene_sensitivity(
                     part[:, own[:, column]] += direct
                 if wrt == "center":
                     part[:, hidden_in_center] = 0
-                mean[:, column] += part.sum(0, dtype=torch.float64)
+                total[:, column] += part.sum(0).cpu().numpy()
                 if per_spot is not None:
                     per_spot[rows, :, column] = part.cpu().numpy()
 
-    table = pd.DataFrame((mean / adata.n_obs).cpu().numpy(), index=names[0], columns=names[1])
+    table = pd.DataFrame(total / adata.n_obs, index=names[0], columns=names[1])
     params: dict[str, object] = {"function": "tl.gene_sensitivity", "model": loaded.name, "wrt": wrt, "mask": mask}
     params["connectivity_key"] = connectivity_key
     if layer is not None:

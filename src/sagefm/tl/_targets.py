@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -124,7 +125,8 @@ def perturb_targets(
     """
     from sagefm.tl import _engine
     from sagefm.tl._clamp import BATCH_SPOTS
-    from sagefm.tl._screen import Libraries, Screen
+    from sagefm.tl._screen import Screen
+    from sagefm.tl._tally import Libraries
 
     n_controls = check_whole("n_controls", n_controls, 0)
     pairs = _read_targets(targets)
@@ -220,8 +222,6 @@ def _draw_controls(
 
 
 def _control_pair(pair: Interaction, gene: int, symbol: str) -> Interaction:
-    from dataclasses import replace
-
     return replace(pair, receptor=symbol, receptor_genes=(int(gene),))
 
 
