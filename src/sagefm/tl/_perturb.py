@@ -184,10 +184,8 @@ def perturb_lr(
     if mask not in ("all", "pair"):
         raise ValueError(f"mask={mask!r} is none of 'all', 'pair'.")
     n_levels = check_whole("n_levels", n_levels, 2)
-    n_controls, n_control_ligands = (
-        check_whole("n_controls", n_controls, 0),
-        check_whole("n_control_ligands", n_control_ligands, 0),
-    )
+    n_controls = check_whole("n_controls", n_controls, 0)
+    n_control_ligands = check_whole("n_control_ligands", n_control_ligands, 0)
     for name, value in (("n_controls", n_controls), ("n_control_ligands", n_control_ligands)):
         if 0 < value < MIN_CONTROLS:
             raise ValueError(

@@ -143,7 +143,7 @@ class Screen:
         for job, pairs in zip(base, grouped, strict=True):
             units = {pair: self._control_units(self.pairs[pair].receptor_genes) for pair in pairs}
             targets = np.unique(np.concatenate([job.targets, *(unit.ravel() for unit in units.values())]))
-            jobs.append(Job(job.genes, job.levels[[0, -1]], targets))
+            jobs.append(Job(job.genes, self._extremes(job.levels), targets))
             members.append(pairs)
             columns.append(
                 [
@@ -181,7 +181,7 @@ class Screen:
         jobs, slots = [], []
         for genes, places in wanted.items():
             receptors = [gene for pair, _ in places for gene in self.pairs[pair].receptor_genes]
-            jobs.append(Job(genes, self._levels(genes, 2), np.unique(receptors)))
+            jobs.append(Job(genes, self._extremes(self._levels(genes, 2)), np.unique(receptors)))
             slots.append(tuple(np.array(places).T))
         sums = np.zeros((len(self.pairs), n + 1))
         for answer in self._answers(jobs, RECEPTORS, "Control ligands"):
@@ -294,13 +294,18 @@ class Screen:
         for (genes, alone), pairs in members.items():
             targets = np.unique([gene for pair in pairs for gene in self.pairs[pair].receptor_genes])
             masked = self.pairs[alone].receptor_genes if by_pair else ()
-            jobs.append(Job(genes, self._levels(genes, self.n_levels), targets, masked))
+            levels = self._levels(genes, self.n_levels)
+            jobs.append(Job(genes, levels if self.n_levels > 2 else self._extremes(levels), targets, masked))
         return jobs, list(members.values())
 
     def _levels(self, genes: Genes, n_levels: int) -> NDArray[np.float32]:
         """Levels from the lowest to the highest count seen, shape (levels, genes)."""
         low, high = self.statistics.low[list(genes)], self.statistics.high[list(genes)]
         return np.linspace(low, high, n_levels, dtype=np.float32)
+
+    def _extremes(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Levels that a contrast takes: the highest, and the lowest where it is compared with that."""
+        return levels[-1:] if self._observed else levels[[0, -1]]
 
     def _answers(
         self,
