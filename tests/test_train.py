@@ -14,12 +14,10 @@ import pytest
 import torch
 
 import sagefm as sg
-from sagefm.models._canonical import depth_scale
 from sagefm.models._vocabulary import hest1k
 from sagefm.train._corpus import Corpus
 from sagefm.train._module import MaskedCenter, masked_squared_error
 from sagefm.train._niche import Niche
-from sagefm.train._pretrain import build
 from sagefm.train._stream import Stream
 
 RECIPE = replace(sg.train.PRESETS["mini"], hidden=(12, 8), batch_size=40, max_epochs=2, learning_rate=3e-3)
@@ -417,34 +415,6 @@ def test_mixed_precision_and_accumulation(corpus, tmp_path):
     assert rmse[1] == pytest.approx(rmse[0], rel=0.01)
     assert not torch.equal(weights(plain), weights(mixed))
     assert accumulated.card["training"]["steps"] == -(-plain.card["training"]["steps"] // 2)
-
-
-def test_finished_decoder_joins_both(corpus):
-    module = build(corpus, RECIPE)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    spots = next(iter(Stream(corpus, "train", batch_size=30, mask_fraction=0.3)))[1]
-    full, z = (
-        module.train()
-        .network.eval()
-        .canonical()
-        .forward_both(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask)
-    )
-    network, share = module.network, RECIPE.alone_share
-    gain = network.gain * depth_scale(
-        spots.masked_center.sum(1, True), (spots.neighbor_mean * ~spots.mask).sum(1, True)
-    )
-    both = network.fc_gene(z) + gain * spots.neighbor_mean
-    assert torch.allclose(both.relu(), full, atol=1e-5)
-    expected = ((1 - share) * both + share * module.alone(z)).relu()
-    assert torch.allclose(module.eval()(spots)[0], expected, atol=1e-5)
-    module.niche = None
-    joined = module.finished_network().canonical()
-    prediction = joined.forward(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask)
-    assert torch.allclose(prediction, expected, atol=1e-5)
-    assert not torch.allclose(prediction, full, atol=1e-3)
 
 
 def test_fine_tuning_starts_from_the_model(corpus, trained, tmp_path):

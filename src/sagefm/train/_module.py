@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.benchmark._spots import Spots
-from sagefm.models._canonical import Canonical
 from sagefm.train._corpus import Corpus
 from sagefm.train._niche import Niche
 from sagefm.train._recipe import Recipe
@@ -42,8 +39,6 @@ class MaskedCenter(lightning.LightningModule):
         How.
     niche
         Second target, where the recipe has one.
-    alone
-        Second decoder, where the recipe has one.
     seed
         Seed of order, masks and dropout.
     shuffle_spots
@@ -57,13 +52,12 @@ class MaskedCenter(lightning.LightningModule):
         recipe: Recipe,
         *,
         niche: Niche | None = None,
-        alone: nn.Linear | None = None,
         seed: int = 0,
         shuffle_spots: int = SHUFFLE_SPOTS,
     ) -> None:
         super().__init__()
         self.network = network
-        self.niche, self.alone = niche, alone
+        self.niche = niche
         self.corpus, self.recipe, self.seed, self.shuffle_spots = corpus, recipe, seed, shuffle_spots
         self._batches_done = 0
         self._first_batch = 0
@@ -98,19 +92,11 @@ class MaskedCenter(lightning.LightningModule):
             return []
         return self._stream(VALIDATE, shuffle=False, shuffle_spots=self.shuffle_spots)
 
-    def canonical(self) -> Canonical:
-        """The network as it is trained; outside training with the share of the second decoder that it ends with."""
-        model: Canonical = self.network.canonical()  # type: ignore[operator]
-        if self.alone is None or self.training or model.gain is None:
-            return model
-        weight, bias = model.decoder
-        share = self.recipe.alone_share
-        decoder = (weight.lerp(self.alone.weight.T, share), bias.lerp(self.alone.bias, share))
-        return replace(model, decoder=decoder, gain=(1 - share) * model.gain)
-
     def forward(self, spots: Spots) -> tuple[Tensor, Tensor]:
         """Predicted log1p counts of all genes, shape (spots, genes), and the embedding."""
-        return self.canonical().forward_both(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask)
+        return self.network.canonical().forward_both(  # type: ignore[operator]
+            spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask
+        )
 
     def loss(self, prediction: Tensor, spots: Spots) -> Tensor:
         """Squared error, summed over what was masked."""
@@ -128,10 +114,6 @@ class MaskedCenter(lightning.LightningModule):
         n_masked, n_spots = totals
         loss = self.loss(prediction.float(), spots) / n_masked * self.trainer.world_size
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(spots.center))
-        if self.alone is not None:
-            alone_loss = self.loss(F.relu(self.alone(embedding)).float(), spots) / n_masked * self.trainer.world_size
-            self.log("alone_loss", alone_loss.detach(), batch_size=len(spots.center))
-            loss = loss + self.recipe.alone_weight * alone_loss
         if self.niche is not None:
             niche_loss = self.niche(embedding, spots) / n_spots * self.trainer.world_size
             self.log("niche_loss", niche_loss.detach(), batch_size=len(spots.center))
@@ -163,16 +145,8 @@ class MaskedCenter(lightning.LightningModule):
         self._sums = {}
 
     def finished_network(self) -> nn.Module:
-        """The network after training, decoders joined, its embedding in the niche's basis, on the CPU."""
+        """The network after training, its embedding in the niche's basis, on the CPU."""
         network = self.network.cpu().eval().requires_grad_(False)
-        if self.alone is not None:
-            model = self.cpu().eval().canonical()
-            for mine, joined in (
-                (network.fc_gene.weight, model.decoder[0].T),  # type: ignore[union-attr]
-                (network.fc_gene.bias, model.decoder[1]),  # type: ignore[union-attr]
-                (network.gain, model.gain),
-            ):
-                mine.copy_(joined.detach())  # type: ignore[operator, union-attr]
         if self.niche is not None:
             network.change_basis(self.niche.cpu().basis())  # type: ignore[operator]
         return network

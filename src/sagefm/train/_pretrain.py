@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
@@ -171,10 +171,7 @@ def build(
         torch.manual_seed(seed)
         network = _network(recipe, corpus, init)
         niche = Niche.fit(corpus, recipe.hidden[-1], seed=seed) if recipe.niche_weight else None
-        alone = None
-        if recipe.alone_weight:
-            alone = _second_decoder(cast(models.SAGE, network), recipe, corpus, started=init is not None)
-        return module_class(network, corpus, recipe, niche=niche, alone=alone, seed=seed, shuffle_spots=shuffle_spots)
+        return module_class(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
 
 
 def fit(
@@ -240,21 +237,6 @@ def _network(recipe: Recipe, corpus: Corpus, init: str | Path | Model | None) ->
             if recipe.architecture == "sage":
                 network.gain.fill_(gain)  # type: ignore[operator]
     return network
-
-
-def _second_decoder(network: models.SAGE, recipe: Recipe, corpus: Corpus, *, started: bool) -> nn.Linear:
-    """Decoder of the embedding alone: at first as the network's own, which takes the neighbours' mean for constant.
-
-    A network that training starts from is taken apart so that both decoders joined are its own.
-    """
-    decoder, gene_mean = nn.Linear(recipe.hidden[-1], len(corpus.vocabulary)), torch.from_numpy(corpus.gene_mean(TRAIN))
-    with torch.no_grad():
-        if started:
-            network.gain.div_(1 - recipe.alone_share)
-            network.fc_gene.bias.sub_(recipe.alone_share * network.gain * gene_mean)
-        decoder.weight.copy_(network.fc_gene.weight)
-        decoder.bias.copy_(network.fc_gene.bias + network.gain * gene_mean)
-    return decoder
 
 
 def _finish(

@@ -43,12 +43,6 @@ class Recipe:
         Weight of a second loss: a linear map of the embedding has to give the composition of the neighbourhood, which
         depth doesn't change. Afterwards the embedding is turned so that distances are those of the map; predictions
         stay as they are. Without it the embedding of the ``"sage"`` family is mostly the spot's depth.
-    alone_weight
-        Weight of the same loss for a prediction from the embedding alone, through a decoder of its own
-        (``"sage"`` only): the embedding then has to hold what could otherwise be read off the neighbours' mean.
-    alone_share
-        Share of that second decoder in the finished one. The neighbours' mean takes the error down, mostly by what
-        differs between slides; without it predictions follow a gene within a slide better.
     """
 
     architecture: Literal["gcn", "sage"]
@@ -64,16 +58,9 @@ class Recipe:
     average_from: float | None = 0.5
     start_at_mean: bool = True
     niche_weight: float = 0.0
-    alone_weight: float = 0.0
-    alone_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("mask_fraction", 0, 1),
-            ("dropout", 0, 1),
-            ("average_from", 0, 1),
-            ("alone_share", 0, 1),
-        ):
+        for name, low, high in (("mask_fraction", 0, 1), ("dropout", 0, 1), ("average_from", 0, 1)):
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 raise ValueError(f"{name}={value!r} has to lie from {low} to below {high}.")
@@ -82,12 +69,8 @@ class Recipe:
         for name in ("learning_rate", "batch_size", "max_epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} has to be above 0.")
-        if min(self.weight_decay, self.niche_weight, self.alone_weight) < 0:
-            raise ValueError("weight_decay, niche_weight and alone_weight can't be below 0.")
-        if self.alone_share and not self.alone_weight:
-            raise ValueError("alone_share takes an alone_weight above 0: a decoder that isn't trained has no share.")
-        if self.alone_weight and self.architecture != "sage":
-            raise ValueError("alone_weight is for architecture='sage', the one that reads the neighbours' mean.")
+        if self.weight_decay < 0 or self.niche_weight < 0:
+            raise ValueError("weight_decay and niche_weight can't be below 0.")
         for name, known in (("architecture", ("gcn", "sage")), ("schedule", ("plateau", "one_cycle"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {known}.")
@@ -106,7 +89,5 @@ PRESETS: dict[str, Recipe] = {
         average_from=None,
         start_at_mean=False,
     ),
-    "mini": Recipe(
-        architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03, alone_weight=0.3, alone_share=0.1
-    ),
+    "mini": Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03),
 }
