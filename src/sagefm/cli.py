@@ -119,15 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     changes = pretrain.add_argument_group("changes of the preset")
     changes.add_argument("--architecture", choices=["gcn", "sage"])
     changes.add_argument("--hidden", type=int, nargs="+", metavar="WIDTH")
-    for name in (
-        "dropout",
-        "mask-fraction",
-        "learning-rate",
-        "weight-decay",
-        "niche-weight",
-        "alone-weight",
-        "alone-share",
-    ):
+    for name in ("dropout", "mask-fraction", "learning-rate", "weight-decay", "niche-weight"):
         changes.add_argument(f"--{name}", type=float)
     for name in ("batch-size", "max-epochs", "patience"):
         changes.add_argument(f"--{name}", type=int)
