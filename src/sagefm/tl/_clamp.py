@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=np.floating)
 
-# Spots at a time: what one ligand's trunk writes then stays in the processor's cache.
-BATCH_SPOTS = 512
+# Spots at a time.
+BATCH_SPOTS = 1024
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Clamping:
         self._counts_targets = expression[self._targets if model.gain is not None else []]
         self._weights = model.neighbors[self._tensor(self._clamped)]
         self._masked_weights = model.center[self._tensor(self._masked)]
-        self._read = self._tensor(self._targets)
+        self._read_out = model.read_out(self._tensor(self._targets))
         self._places = [self._place(job) for job in jobs]
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
@@ -198,7 +198,7 @@ class Clamping:
             if unmasked is None:  # shared by all jobs without masks of their own
                 state = block.state
                 scaled = None if block.targets is None else state.depth * block.targets
-                unmasked = model.decode(model.embed(state.hidden), self._read, scaled)
+                unmasked = self._read_out.predict(state.hidden.clone(), scaled_mean=scaled)
             level, spot = active.nonzero(as_tuple=True)
             observed = unmasked[:, place.targets]
             levels = observed.repeat(len(active), 1, 1)
@@ -231,7 +231,7 @@ class Clamping:
         self, block: _Block, state: State, place: _Place, spot: Tensor, level: Tensor, shift: Tensor
     ) -> Tensor:
         """Targets at some spots: the first ones shifted to a level, the others as they are."""
-        model, n_shifted = self.engine.canonical, len(level)
+        n_shifted = len(level)
         hidden = state.hidden[spot]
         hidden[:n_shifted].addmm_(shift.to(hidden.dtype), self._weights[place.clamped])
         scaled = None
@@ -241,7 +241,7 @@ class Clamping:
             for target, gene in place.read_itself:  # its own mean over the neighbours is what it is clamped to
                 has_neighbors = state.degree[spot[:n_shifted], 0] > 0
                 scaled[:n_shifted, target] = has_neighbors * depth[:n_shifted, 0] * place.levels[level, gene]
-        return model.decode(model.embed(hidden), self._read[place.targets], scaled)
+        return self._read_out.predict(hidden, place.targets, scaled)
 
     def _read_block(self, rows: slice) -> _Block:
         engine = self.engine

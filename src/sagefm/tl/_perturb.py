@@ -38,7 +38,7 @@ def perturb_lr(
     n_levels: int = 2,
     mask: Literal["all", "pair"] = "all",
     n_controls: int = 20,
-    control_spots: int | None = 1000,
+    control_spots: int | None = 500,
     n_control_ligands: int = 0,
     n_shuffles: int = 0,
     library_key: str | None = None,
@@ -109,7 +109,7 @@ def perturb_lr(
     device
         ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
     batch_size
-        Spots at a time; it changes memory and speed only. By default 512.
+        Spots at a time; it changes memory and speed only. By default 1,024.
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     copy

@@ -164,7 +164,8 @@ class Screen:
                 else:
                     total = combine_subunits(change[:, index]).sum(0)
                 sums[pair] += total.cpu().numpy()
-        sd = np.array([self._control_sd(self.pairs[pair]) for pair in range(len(self.pairs))])
+        sd_of = {receptor: self._control_sd(receptor) for receptor in {pair.receptor_genes for pair in self.pairs}}
+        sd = np.array([sd_of[pair.receptor_genes] for pair in self.pairs])
         n_used = self.engine.counts.n_obs if picked is None else int(picked.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
             statistic = sums / n_used / np.column_stack([self._sd, sd.reshape(len(self.pairs), n)])
@@ -354,8 +355,8 @@ class Screen:
         """Controls of a receptor, shape (controls, subunits)."""
         return np.column_stack([self._controls[gene] for gene in receptor])
 
-    def _control_sd(self, pair: Interaction) -> Floats:
-        units = self._control_units(pair.receptor_genes)
+    def _control_sd(self, receptor: Genes) -> Floats:
+        units = self._control_units(receptor)
         if units.shape[1] == 1:
             return self.statistics.sd[units[:, 0]]
         return np.array([_sd(self._expression.dense(unit).min(axis=1)) for unit in units])

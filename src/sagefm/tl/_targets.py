@@ -75,7 +75,7 @@ def perturb_targets(
     device
         ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
     batch_size
-        Spots at a time; it changes memory and speed only. By default 512.
+        Spots at a time; it changes memory and speed only. By default 1,024.
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     copy
