@@ -12,15 +12,16 @@ WIDTH = 1000
 
 
 def main(demo: Path, out: Path) -> None:
-    """Write ``demo.png``: one figure above the other, 256 colours."""
-    parts = [Image.open(demo / name).convert("RGB") for name in ("clusters.png", "imputed.png")]
-    parts = [part.resize((WIDTH, round(part.height * WIDTH / part.width))) for part in parts]
-    whole = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), "white")
-    top = 0
-    for part in parts:
-        whole.paste(part, (0, top))
-        top += part.height
-    whole.quantize(256).save(out / "demo.png", optimize=True)
+    """Write ``demo.png``, one figure above the other, and ``perturbed.png``; 256 colours."""
+    for name, sources in (("demo.png", ("clusters.png", "imputed.png")), ("perturbed.png", ("perturbed.png",))):
+        parts = [Image.open(demo / source).convert("RGB") for source in sources]
+        parts = [part.resize((WIDTH, round(part.height * WIDTH / part.width))) for part in parts]
+        whole = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), "white")
+        top = 0
+        for part in parts:
+            whole.paste(part, (0, top))
+            top += part.height
+        whole.quantize(256).save(out / name, optimize=True)
 
 
 if __name__ == "__main__":

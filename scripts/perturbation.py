@@ -135,7 +135,7 @@ def run_planted(arguments: argparse.Namespace) -> None:
             if size:
                 row["with the right sign"] = int((part["found"] & part["sign"]).sum())
                 row["E has the right sign"] = int(part["sign"].sum())
-            row["|E| > 0.9"] = int((part["effect"].abs() > 0.9).sum())
+            row["E beyond ±0.9"] = int((part["effect"].abs() > 0.9).sum())
             row["reference r"] = round(float((part["reference_r"] * np.sign(part["planted"] + 1e-9)).mean()), 2)
             rows.append(row)
     table = pd.DataFrame(rows).set_index("model")
