@@ -531,7 +531,8 @@ def test_bad_arguments_leave_the_slide_alone(slide, tiny, options, error, match)
         (lambda a, m: sg.tl.perturb_targets(a, {"TGFB1": "FN1"}, m), TypeError, "list of names"),
         (lambda a, m: sg.tl.perturb_targets(a, [("TGFB1", "FN1")], m), TypeError, "mapping"),
         (lambda a, m: sg.tl.perturb_targets(a, pd.DataFrame({"x": [1]}), m), KeyError, "'gene' and 'target'"),
-        (lambda a, m: sg.tl.perturb_targets(a, {}, m), ValueError, "empty"),
+        (lambda a, m: sg.tl.perturb_targets(a, {"TGFB1": []}, m), ValueError, "no target"),
+        (lambda a, m: sg.tl.perturb_targets(a, pd.DataFrame({"gene": [], "target": []}), m), ValueError, "empty"),
         (lambda a, m: sg.tl.gene_sensitivity(a, ["nonsense"], model=m), KeyError, "nonsense"),
         (lambda a, m: sg.tl.gene_sensitivity(a, [], model=m), ValueError, "genes is empty"),
         (lambda a, m: sg.tl.gene_sensitivity(a, ["FN1"], [3], model=m), TypeError, "targets"),
@@ -567,3 +568,72 @@ def test_copy_and_log(slide, tiny, log):
     assert "perturb_lr" in result.uns
     assert "perturb_lr" not in slide.uns
     assert "uns['perturb_lr']" in log.text
+
+
+def test_receptors_that_do_not_vary_are_not_testable(tiny):
+    """A constant whose variance is not zero by rounding."""
+    slide = sg.datasets.simulated_visium(30, 33, n_genes=5_000)
+    constant = {"CXCR4": 7, "CSF1R": 25, "EGFR": 41}
+    x = slide.X.tolil()
+    for name, value in constant.items():
+        x[:, slide.var_names.get_loc(name)] = value
+    slide.X = x.tocsr()
+    sg.pp.neighborhood_graph(slide)
+    results = run(slide, [("CXCL12", name) for name in (*constant, "IL6R")], awake(tiny), n_controls=5)
+    assert (results["verdict"].iloc[:3] == "not testable").all()
+    assert np.isfinite(results["pval"].iloc[3])
+
+
+def test_control_complexes_that_do_not_vary_leave_the_others(slide, tiny):
+    """Two rare genes are seldom in one spot, so that a complex of them may be nowhere."""
+    mean = np.asarray(slide.X.mean(axis=0)).ravel()
+    rare = slide.var_names[(mean > 0.05) & (mean < 0.12)][:60]
+    pairs = [("CXCL12", f"{a}_{b}") for a, b in zip(rare[::2], rare[1::2], strict=True)]
+    results = run(slide, pairs, awake(tiny), n_controls=20)
+    x = slide.to_df()
+    varies = [np.ptp(x[pair[1].split("_")].min(axis=1)) > 0 for pair in pairs]
+    assert 10 < sum(varies) < len(pairs)
+    assert (results["pval"].notna() <= varies).all()
+    assert results["pval"].notna().sum() > 0.8 * sum(varies)
+
+
+def test_missing_controls_are_left_out_of_ranks():
+    rng = np.random.default_rng(0)
+    controls = rng.normal(size=(200, 20))
+    controls[:, 12:][rng.random((200, 8)) < 0.5] = np.nan
+    controls[0, 12:] = np.nan
+    statistic = rng.normal(size=200)
+    null = compare(statistic, controls, rng.random(200))
+    alone = (statistic[0] - controls[0, :12].mean()) / controls[0, :12].std(ddof=1)
+    assert null.zscore[0] == pytest.approx(alone)
+    assert stats.kstest(null.pval, "uniform").pvalue > 0.01
+
+
+def test_one_pair_by_two_names(slide, sage):
+    pairs = [("CXCL12", "CXCR4"), ("CXCL12", "ENSG00000121966"), ("CXCL12", "CXCR4")]
+    run(slide, pairs, sage, n_levels=3)
+    names = ["CXCL12|CXCR4", "CXCL12|ENSG00000121966"]
+    spots, doses = slide.obsm["perturb_lr"], slide.uns["perturb_lr"]["doses"]
+    assert spots.columns.tolist() == names
+    assert (spots[names[0]] == spots[names[1]]).all()
+    assert doses["pair"].value_counts().to_dict() == dict.fromkeys(names, 3)
+    sg.pl.dose_response(slide)
+    targets = {"TGFB1": ["FN1", "COL1A1"], "ENSG00000105329": ["COL3A1", "FN1"]}
+    sg.tl.perturb_targets(slide, targets, sage, n_controls=3)
+    tests = slide.uns["perturb_targets"]["tests"]
+    assert set(tests["gene"]) == {"all", "TGFB1"}
+    assert (tests["n_targets"] == 3).all()
+
+
+def test_saturated_effects_have_no_t(slide):
+    """All targets up at all spots, all controls unchanged: no variance to compare with."""
+    targets = {"CXCL12": ["CXCR4", "CCR7"]}
+    model = planted_model([("CXCL12", "CXCR4")], 20.0)
+    with torch.no_grad():
+        model.network.fc_gene.weight.zero_()
+        model.network.fc_gene.weight[[gene("CXCR4"), gene("CCR7")], 0] = 20.0
+    sg.tl.perturb_targets(slide, targets, model, n_controls=3)
+    tests = slide.uns["perturb_targets"]["tests"]
+    assert tests["mean_target"].nunique() == 1
+    assert (tests["mean_control"] == 0).all()
+    assert tests[["t", "pval"]].isna().all(axis=None)

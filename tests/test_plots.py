@@ -247,3 +247,28 @@ def test_plots_of_perturbations_draw_into_given_axes(perturbed):
     assert sg.pl.sensitivity_heatmap(perturbed, ax=axes[1]) is axes[1]
     assert sg.pl.target_effects(perturbed, ax=axes[2]) is axes[2]
     plt.close("all")
+
+
+def test_sensitivity_heatmap_has_room_for_long_names(slide, tiny):
+    sg.tl.gene_sensitivity(slide, ["COL1A1", "ENSG00000019582"], ["COL3A1"], model=tiny)
+    ax = sg.pl.sensitivity_heatmap(slide)
+    ax.figure.canvas.draw()
+    assert ax.get_position().width > 0.1
+
+
+def test_response_on_one_of_two_slides(slide, tiny):
+    slide.obs["half"] = np.where(np.arange(slide.n_obs) % 2, "odd", "even")
+    sg.tl.perturb_lr(slide, [("CXCL12", "CXCR4")], tiny, n_controls=0, store_spots=True)
+    with pytest.raises(ValueError, match="one slide at a time"):
+        sg.pl.perturbation_spatial(slide, "CXCL12|CXCR4", library_key="half")
+    sg.pl.perturbation_spatial(slide, "CXCL12|CXCR4", library_key="half", library_id="odd")
+
+
+def test_lollipop_of_a_pair_without_reference(slide, tiny):
+    column = slide.var_names.get_loc("CXCR4")
+    x = slide.X.tolil()
+    x[:, column] = 0
+    slide.X = x.tocsr()
+    sg.tl.perturb_lr(slide, [("CXCL12", "CXCR4"), ("CSF1", "CSF1R")], tiny, n_controls=0)
+    labels = [label.get_text() for label in sg.pl.perturbation_lollipop(slide).get_yticklabels()]
+    assert sum("(?)" in label for label in labels) == 1

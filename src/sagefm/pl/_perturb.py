@@ -127,7 +127,8 @@ def perturbation_lollipop(
             Line2D([], [], marker=MARKERS[i % len(MARKERS)], color="0.3", linestyle="", label=str(name))
             for i, name in enumerate(parts)
         ]
-    handles.append(Line2D([], [], linestyle="", label="(+) (−): measured correlation"))
+    unknown = ", (?) none" if np.isnan(reference).any() else ""
+    handles.append(Line2D([], [], linestyle="", label=f"(+) (−): measured correlation{unknown}"))
     if responds.any():
         handles.append(Line2D([], [], linestyle="", label="*  more than controls"))
     _legend_outside(ax, handles)
@@ -393,6 +394,7 @@ def target_controls(
     """
     adata = get_table(adata, table_key)
     recorded = _recorded(adata, key)
+    _run_pairs(recorded["results"])
     if "tests" not in recorded:
         raise KeyError(
             f"adata.uns[{key!r}] has no controls. Run sg.tl.perturb_targets(adata, ...) with n_controls > 0."
@@ -557,6 +559,10 @@ def perturbation_spatial(
     else:
         kwargs.setdefault("shape", None)
     if "library_key" in kwargs:
+        libraries = list(dict.fromkeys(adata.obs[kwargs["library_key"]]))
+        named = kwargs.get("library_id")
+        if len(libraries) > 1 and (named is None or (not isinstance(named, str) and len(named) != 1)):
+            raise ValueError(f"one slide at a time: set library_id to one of {libraries}.")
         drawn.obs[kwargs["library_key"]] = adata.obs[kwargs["library_key"]].to_numpy()
     largest = float(np.abs(drawn.obs[title]).max()) or 1.0
     ax = _axes(ax, (5.2, 4.4))
@@ -616,7 +622,8 @@ def sensitivity_heatmap(
     adata = get_table(adata, table_key)
     recorded = _recorded(adata, key)
     table: pd.DataFrame = recorded["results"]
-    ax = _axes(ax, (2.2 + 0.42 * table.shape[1], 1.4 + 0.34 * table.shape[0]))
+    longest = max(map(len, map(str, table.index)))
+    ax = _axes(ax, (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0]))
     values = table.to_numpy(dtype=float)
     largest = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
@@ -709,7 +716,7 @@ def _spread(n: int) -> np.ndarray:
 
 
 def _sign(value: float) -> str:
-    return "+" if value > 0 else "−" if value < 0 else "0"
+    return "?" if np.isnan(value) else "+" if value > 0 else "−" if value < 0 else "0"
 
 
 def _rgb(color: str) -> tuple[float, float, float]:

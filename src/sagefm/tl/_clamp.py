@@ -54,7 +54,8 @@ def gene_statistics(counts: Counts, n_genes: int, blocks: Iterable[slice]) -> St
         low = np.minimum(low, part.min(axis=0).toarray().ravel())
         high = np.maximum(high, part.max(axis=0).toarray().ravel())
     mean = total / counts.n_obs
-    sd = np.sqrt(np.maximum(squares / counts.n_obs - mean**2, 0))
+    # What is left of a constant by rounding is no variance.
+    sd = np.where(high > low, np.sqrt(np.maximum(squares / counts.n_obs - mean**2, 0)), 0.0)
 
     def spread(column: NDArray[T]) -> NDArray[T]:
         every = np.zeros(n_genes, dtype=column.dtype)

@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 
 # Share of the measured genes that may be masked in the centre: what the model has met in training.
 MAX_MASKED = 0.3
+# Fewer give no standard deviation to speak of.
+MIN_CONTROLS = 5
 # Ranks are pooled over pairs of similar expression, in as many bins as keep this many ranks in each.
 RANKS_A_BIN, MAX_BINS = 2_000, 5
 
@@ -37,6 +39,7 @@ def match_controls(
     excluded: Collection[int],
     n_controls: int,
     max_pool: int,
+    argument: str = "n_controls",
 ) -> dict[int, NDArray[np.int64]]:
     """Genes most alike in mean expression and detection, for each of some genes.
 
@@ -56,7 +59,7 @@ def match_controls(
     if min(len(candidates), max_pool) < n_controls:
         raise ValueError(
             f"only {min(len(candidates), max_pool)} of the slide's genes can serve as controls, fewer than "
-            f"n_controls={n_controls}. Ask for fewer controls or fewer interactions."
+            f"{argument}={n_controls}. Ask for fewer controls or fewer interactions."
         )
     place = np.zeros((len(statistics.mean), 2))
     for axis, values in enumerate((statistics.mean, statistics.detection)):
@@ -90,7 +93,7 @@ def compare(statistic: Floats, controls: Floats, expression: Floats) -> Null:
     statistic
         Of each pair, shape (pairs,).
     controls
-        Of its controls, shape (pairs, controls).
+        Of its controls, shape (pairs, controls); missing ones are NaN.
     expression
         What pairs are put into bins by, shape (pairs,).
 
@@ -102,25 +105,27 @@ def compare(statistic: Floats, controls: Floats, expression: Floats) -> Null:
     be adjusted over thousands of pairs. A little is added to every standard deviation, the bin's tenth
     percentile, lest controls that hardly respond make a distance of nothing.
     """
-    n_pairs, n = controls.shape
-    mean, sd = controls.mean(axis=1), controls.std(axis=1, ddof=1)
+    n_pairs, n = len(controls), np.isfinite(controls).sum(axis=1)
+    mean, sd = np.nanmean(controls, axis=1), np.nanstd(controls, axis=1, ddof=1)
     zscore = np.divide(statistic - mean, sd, out=np.full(n_pairs, np.nan), where=sd > 0)
-    # Each control against the n - 1 others of its pair.
-    others_mean = (mean[:, None] * n - controls) / (n - 1)
-    squares = ((controls - mean[:, None]) ** 2).sum(axis=1)[:, None]
-    others_squares = squares - (controls - mean[:, None]) ** 2 * n / (n - 1)
-    others_sd = np.sqrt(np.maximum(others_squares, 0) / (n - 2))
+    # Each control against the others of its pair.
+    others = (n - 1)[:, None]
+    others_mean = ((mean * n)[:, None] - controls) / others
+    squares = np.nansum((controls - mean[:, None]) ** 2, axis=1)[:, None]
+    others_squares = squares - (controls - mean[:, None]) ** 2 * n[:, None] / others
+    others_sd = np.sqrt(np.maximum(others_squares, 0) / (others - 1))
     pval = np.empty(n_pairs)
-    n_bins = int(np.clip(n_pairs * n // RANKS_A_BIN, 1, MAX_BINS))
+    n_bins = int(np.clip(n.sum() // RANKS_A_BIN, 1, MAX_BINS))
     for members in np.array_split(np.argsort(expression, kind="stable"), n_bins):
         floor = np.quantile(sd[members], 0.1)
 
-        def distance(value: Floats, center: Floats, spread: Floats, size: int, floor: float = floor) -> Floats:
+        def distance(value: Floats, center: Floats, spread: Floats, size: Floats, floor: float = floor) -> Floats:
             spread = np.sqrt((spread**2 + floor**2) * (1 + 1 / size))
-            return np.abs(np.divide(value - center, spread, out=np.zeros_like(value), where=spread > 0))
+            return np.abs(np.divide(value - center, spread, out=np.zeros_like(value), where=~(spread <= 0)))
 
-        own = distance(statistic[members], mean[members], sd[members], n)
-        null = np.sort(distance(controls[members], others_mean[members], others_sd[members], n - 1).ravel())
+        own = distance(statistic[members], mean[members], sd[members], n[members])
+        null = distance(controls[members], others_mean[members], others_sd[members], others[members])
+        null = np.sort(null[np.isfinite(null)])
         pval[members] = (1 + len(null) - np.searchsorted(null, own, side="left")) / (1 + len(null))
     return Null(mean, sd, zscore, pval)
 

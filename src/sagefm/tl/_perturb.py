@@ -26,7 +26,6 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 RESPONDS, LIKE_CONTROLS, NOT_TESTABLE = "responds", "not distinguishable from controls", "not testable"
-MIN_CONTROLS = 5  # fewer give no standard deviation to speak of
 
 
 def perturb_lr(
@@ -134,7 +133,7 @@ def perturb_lr(
           deviations; ``pval`` ranks this distance among those of all controls of similar expression, each from
           the others of its pair (two-sided); ``padj`` is Benjamini and Hochberg's.
         - ``verdict``: ``responds`` (``padj`` < 0.05), ``not distinguishable from controls``, or ``not
-          testable`` (no controls, not ``ok``, or a receptor that doesn't vary).
+          testable`` (not ``ok``, a receptor that doesn't vary, or fewer than 5 controls that do).
     ``uns["perturb_lr"]["libraries"]``
         With ``library_key``: the columns up to ``concordant`` by ``pair`` and ``library``. Levels are those of
         all spots of the call. :func:`perturbation_overlap` compares two of them.
@@ -176,6 +175,7 @@ def perturb_lr(
 
     from sagefm.tl import _engine
     from sagefm.tl._clamp import BATCH_SPOTS
+    from sagefm.tl._controls import MIN_CONTROLS
     from sagefm.tl._screen import Screen
     from sagefm.tl._tally import Libraries
 
@@ -243,8 +243,9 @@ def perturb_lr(
         alignment.write(adata)
     adata.obsm.pop(key_added, None)
     if tally.spots is not None:
-        columns = [pair.name for pair in screen.pairs]
-        adata.obsm[key_added] = pd.DataFrame(tally.spots, index=adata.obs_names, columns=columns)
+        columns = screen.columns
+        spots = tally.spots[:, list(columns.values())]
+        adata.obsm[key_added] = pd.DataFrame(spots, index=adata.obs_names, columns=list(columns))
     adata.uns[key_added] = {"params": params, **written}
     counts = written["results"]["verdict"].value_counts()  # type: ignore[index]
     logger.info(
@@ -272,6 +273,8 @@ def get_libraries(adata: AnnData, library_key: str | None) -> Libraries | None:
     codes, names = pd.factorize(adata.obs[library_key], sort=True)
     if (codes < 0).any():
         raise ValueError(f"adata.obs[{library_key!r}] is missing at {(codes < 0).sum()} spots.")
+    if len({str(name) for name in names}) < len(names):
+        raise ValueError(f"adata.obs[{library_key!r}] has libraries of one name and different types: {list(names)}.")
     return Libraries([str(name) for name in names], codes.astype(np.int64))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sagefm._utils import progress
 from sagefm.tl._clamp import Answer, Clamping, Expression, Job, combine_subunits, gene_statistics
-from sagefm.tl._controls import MAX_MASKED, Null, adjust, compare, match_controls
+from sagefm.tl._controls import MAX_MASKED, MIN_CONTROLS, Null, adjust, compare, match_controls
 from sagefm.tl._interactions import CONSTANT, OK, Interaction
 from sagefm.tl._tally import CHANGED, Libraries, Moments, Tally
 
@@ -90,7 +90,13 @@ class Screen:
             )
         if self.pairs and n_control_ligands:
             self._control_ligands = match_controls(
-                sorted(ligands), self.statistics, measured, excluded, n_control_ligands, 5 * n_control_ligands
+                sorted(ligands),
+                self.statistics,
+                measured,
+                excluded,
+                n_control_ligands,
+                5 * n_control_ligands,
+                argument="n_control_ligands",
             )
         control_pool = np.unique(np.concatenate([[], *self._controls.values()]).astype(np.int64))
         ligand_pool = np.unique(np.concatenate([[], *self._control_ligands.values()]).astype(np.int64))
@@ -101,6 +107,11 @@ class Screen:
         if self.pairs:
             engine.project([np.array(sorted(receptors)), control_pool])
         self._sd = self._receptor_sd()
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Every name of a pair that is run, and which it is: one pair may go by several names."""
+        return {pair.name: int(i) for pair, i in zip(self.interactions, self._position, strict=True) if i >= 0}
 
     # What is run.
 
@@ -277,8 +288,8 @@ class Screen:
         """Mean predicted receptor at every level, in long form."""
         mean = tally.doses / tally.n_spots.sum()
         rows = [
-            (pair.name, level, float(self._levels(pair.ligand_genes, self.n_levels)[level, 0]), mean[level, i])
-            for i, pair in enumerate(self.pairs)
+            (name, level, float(self._levels(self.pairs[i].ligand_genes, self.n_levels)[level, 0]), mean[level, i])
+            for name, i in self.columns.items()
             for level in range(self.n_levels)
         ]
         return _text_index(pd.DataFrame(rows, columns=["pair", "level", "dose", "mean"]))
@@ -372,8 +383,10 @@ class Screen:
         )
 
     def _compare(self, statistic: Floats) -> Null:
-        """First column against the others; pairs without a finite statistic take no part."""
-        known = np.isfinite(statistic).all(axis=1)
+        """First column against the others; control complexes that don't vary have no statistic."""
+        finite = np.isfinite(statistic)
+        known = finite[:, 0] & (finite[:, 1:].sum(axis=1) >= MIN_CONTROLS)
+        statistic = np.where(finite, statistic, np.nan)
         null = Null(*(np.full(len(self.pairs), np.nan) for _ in range(4)))
         if known.any():
             expression = np.array(
@@ -412,7 +425,7 @@ def _factorize(sides: Sequence[Genes]) -> tuple[NDArray[np.int64], list[Genes]]:
 
 
 def _sd(values: NDArray[np.float32]) -> float:
-    return float(values.astype(np.float64).std())
+    return float(values.astype(np.float64).std()) if np.ptp(values) > 0 else 0.0
 
 
 def _text_index(table: pd.DataFrame) -> pd.DataFrame:

@@ -189,11 +189,16 @@ def _read_targets(targets: Targets | None) -> list[tuple[str, str]]:
         for gene, names in targets.items():
             if isinstance(names, str):
                 raise TypeError(f"targets[{gene!r}] has to be a list of names, got {names!r}.")
-        return read_interactions([(gene, name) for gene, names in targets.items() for name in names])
+        pairs = [(gene, name) for gene, names in targets.items() for name in names]
+        if not pairs:
+            raise ValueError("targets names no target; leave it out for those of the textbooks.")
+        return read_interactions(pairs)
     if not hasattr(targets, "columns"):
         raise TypeError(f"targets has to be a mapping or a DataFrame, got {type(targets).__name__}.")
     if not {"gene", "target"} <= set(targets.columns):
         raise KeyError(f"targets has the columns {list(map(str, targets.columns))}; it needs 'gene' and 'target'.")
+    if not len(targets):
+        raise ValueError("targets is empty; leave it out for those of the textbooks.")
     return read_interactions(list(targets[["gene", "target"]].itertuples(index=False, name=None)))
 
 
@@ -243,8 +248,12 @@ def _compare(
         ],
         columns=["replicate", "gene", "control", "effect"],
     )
+    # A gene that goes by several names is tested once, under the first.
+    name_of: dict[tuple[int, ...], str] = {}
+    for pair in screen.pairs:
+        name_of.setdefault(pair.ligand_genes, pair.ligand)
     targets = pd.DataFrame(
-        [(pair.ligand, effect_of[pair.ligand_genes, pair.receptor_genes]) for pair in screen.pairs],
+        [(name_of[pair.ligand_genes], effect_of[pair.ligand_genes, pair.receptor_genes]) for pair in screen.pairs],
         columns=["gene", "effect"],
     )
     rows = []
@@ -255,8 +264,8 @@ def _compare(
             part = others if replicate == "pooled" else others[others["replicate"] == replicate]
             row = {"gene": gene, "replicate": str(replicate), "n_targets": len(own), "n_controls": len(part)}
             row |= {"mean_target": own["effect"].mean(), "mean_control": part["effect"].mean()}
-            both = np.concatenate([own["effect"], part["effect"]])
-            if min(len(own), len(part)) > 1 and np.ptp(both) > 0:
+            # E saturates at 1 and -1: two groups that don't vary have no t.
+            if min(len(own), len(part)) > 1 and max(np.ptp(own["effect"]), np.ptp(part["effect"])) > 0:
                 row["t"], row["pval"] = stats.ttest_ind(own["effect"], part["effect"])
             rows.append(row)
     tests = pd.DataFrame(rows, columns=[*rows[0], *(name for name in ("t", "pval") if name not in rows[0])])
