@@ -9,11 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 WIDTH = 1000
+SINGLE = ("perturbed.png", "reliability.png")
 
 
 def main(demo: Path, out: Path) -> None:
-    """Write ``demo.png``, one figure above the other, and ``perturbed.png``; 256 colours."""
-    for name, sources in (("demo.png", ("clusters.png", "imputed.png")), ("perturbed.png", ("perturbed.png",))):
+    """Write ``demo.png``, one figure above the other, and those that stand alone; 256 colours."""
+    for name, sources in (("demo.png", ("clusters.png", "imputed.png")), *((name, (name,)) for name in SINGLE)):
         parts = [Image.open(demo / source).convert("RGB") for source in sources]
         parts = [part.resize((WIDTH, round(part.height * WIDTH / part.width))) for part in parts]
         whole = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), "white")

@@ -20,6 +20,7 @@ ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")  # var, first
 # Results.
 EMBEDDING = "X_sage"
 IMPUTED = "sage_imputed"
+RELIABILITY = "sage_reliability"  # var
 CLUSTER = "sage_cluster"
 PERTURB_LR = "perturb_lr"
 PERTURB_TARGETS = "perturb_targets"

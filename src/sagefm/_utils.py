@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 from sagefm._settings import settings
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 T = TypeVar("T")
@@ -101,3 +103,15 @@ def shorten(names: Iterable[object], n: int = 5) -> str:
     listed = list(names)
     text = ", ".join(repr(str(name)) for name in listed[:n])
     return f"{text} and {len(listed) - n} more" if len(listed) > n else text
+
+
+def adjust_pvalues(pval: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Benjamini-Hochberg; NaN stays NaN and counts for nothing."""
+    import numpy as np
+    from scipy.stats import false_discovery_control
+
+    adjusted = np.full(len(pval), np.nan)
+    known = np.isfinite(pval)
+    if known.any():
+        adjusted[known] = false_discovery_control(pval[known])
+    return adjusted

@@ -157,11 +157,13 @@ def _demo(arguments: argparse.Namespace) -> None:
     figures = {
         "clusters.png": "clusters of the embedding, on the tissue",
         "imputed.png": "genes, measured and predicted",
+        "reliability.png": "every gene's correlation, by the model and by the neighbours' mean",
         "perturbed.png": "receptors, when their ligand is raised in the neighbours",
     }
     with _headless():
         pl.cluster(adata, show=False, save=out / "clusters.png")
         pl.impute(adata, genes, show=False, save=out / "imputed.png")
+        pl.reliability(adata, save=out / "reliability.png")
         pl.perturbation_lollipop(adata, save=out / "perturbed.png")
     _write(adata, out / "demo.h5ad", overwrite=True)
 
@@ -177,6 +179,11 @@ def _demo(arguments: argparse.Namespace) -> None:
         f"(adjusted Rand index {agreement:.2f}; 1 is perfect, 0 is chance)"
     )
     print(f"  imputation  Pearson r with the measured counts, which the model didn't see: {correlations}")
+    scores = adata.uns[_keys.IMPUTED]["reliability"]
+    print(
+        f"  reliability {scores['reliable'].sum()} of {len(scores)} genes are predicted better than by the neighbours' "
+        "mean, scaled by depth"
+    )
     pairs = adata.uns[_keys.PERTURB_LR]["results"]
     pairs = pairs[pairs["status"] == "ok"]
     print(
@@ -189,9 +196,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     for predictor, metrics in table.iterrows():
         print(f"  {predictor:30s} {metrics['rmse']:8.3f}{metrics['r_within']:7.2f}")
     print(f"\nWritten to {out}/:\n")
-    print("  demo.h5ad      the slide with all results; open it with anndata.read_h5ad")
+    print("  demo.h5ad       the slide with all results; open it with anndata.read_h5ad")
     for name, text in figures.items():
-        print(f"  {name:14s} {text}")
+        print(f"  {name:15s} {text}")
     print(
         f"\n{model} is a small model for trying things out, trained on real tissue, which a simulated slide is not: "
         "the\nfigures show that the steps work, not how good a model is.\n"

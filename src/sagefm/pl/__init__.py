@@ -12,6 +12,7 @@ from sagefm.pl._perturb import (
     target_controls,
     target_effects,
 )
+from sagefm.pl._reliability import reliability
 
 __all__ = [
     "cluster",
@@ -21,6 +22,7 @@ __all__ = [
     "perturbation_overlap",
     "perturbation_scatter",
     "perturbation_spatial",
+    "reliability",
     "sensitivity_heatmap",
     "target_controls",
     "target_effects",

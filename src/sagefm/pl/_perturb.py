@@ -13,6 +13,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._utils import get_table, shorten
+from sagefm.pl._axes import finish, get_axes, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +97,7 @@ def perturbation_lollipop(
         parts = {
             name: part.set_index("pair").reindex(shown) for name, part in libraries.groupby("library", observed=True)
         }
-    ax = _axes(ax, (5.6, 1.2 + 0.28 * len(shown) * max(1, len(parts) / 2)))
+    ax = get_axes(ax, (5.6, 1.2 + 0.28 * len(shown) * max(1, len(parts) / 2)))
     at = np.arange(len(shown))[::-1]
     offsets = np.linspace(0.25, -0.25, len(parts)) if len(parts) > 1 else [0.0]
     for number, (part, offset) in enumerate(zip(parts.values(), offsets, strict=True)):
@@ -132,8 +133,8 @@ def perturbation_lollipop(
     if responds.any():
         handles.append(Line2D([], [], linestyle="", label="*  more than controls"))
     _legend_outside(ax, handles)
-    _tidy(ax, grid="x")
-    return _finish(ax, save)
+    tidy(ax, grid="x")
+    return finish(ax, save)
 
 
 def perturbation_scatter(
@@ -189,7 +190,7 @@ def perturbation_scatter(
     adata = get_table(adata, table_key)
     overlap = _overlap(adata, key)
     pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
-    ax = _axes(ax, (5.0, 4.6))
+    ax = get_axes(ax, (5.0, 4.6))
     styles: dict[str, tuple[Any, dict[str, Any]]] = {
         "not significant in both": (~pairs["agrees"], {"marker": ".", "color": "0.75", "s": 25}),
         "reproduced": (pairs["reproduced"], {"marker": "o", "color": UP, "edgecolor": "k", "linewidth": 0.5, "s": 42}),
@@ -208,8 +209,8 @@ def perturbation_scatter(
     ax.set(xlabel=f"measured correlation, {one}", ylabel=f"measured correlation, {two}")
     ax.margins(0.12)
     ax.legend(frameon=False, fontsize="small", title="model")
-    _tidy(ax)
-    return _finish(ax, save)
+    tidy(ax)
+    return finish(ax, save)
 
 
 def perturbation_overlap(
@@ -263,7 +264,7 @@ def perturbation_overlap(
     adata = get_table(adata, table_key)
     overlap = _overlap(adata, key)
     counts, names = overlap["counts"], list(overlap["params"]["groups"])
-    ax = _axes(ax, (5.4, 4.0))
+    ax = get_axes(ax, (5.4, 4.0))
     both = int(counts["significant_both"])
     for x, color, hatch in ((-0.55, UP, "///"), (0.55, "#2166ac", "\\\\\\")):
         ax.add_patch(Circle((x, 0), 1.0, facecolor=(*_rgb(color), 0.25), edgecolor=color, linewidth=1.5))
@@ -281,7 +282,7 @@ def perturbation_overlap(
     ax.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal")
     ax.set_title("pairs with a significant measured correlation", fontsize="medium")
     ax.axis("off")
-    return _finish(ax, save)
+    return finish(ax, save)
 
 
 def target_effects(
@@ -332,10 +333,10 @@ def target_effects(
     adata = get_table(adata, table_key)
     recorded = _recorded(adata, key)
     if "overlap" in recorded:
-        return _finish(_effects_by_group(recorded["overlap"], ax), save)
+        return finish(_effects_by_group(recorded["overlap"], ax), save)
     results = _run_pairs(recorded["results"])
     genes = list(dict.fromkeys(results["gene"]))
-    ax = _axes(ax, (1.6 + 0.6 * len(genes), 4.0))
+    ax = get_axes(ax, (1.6 + 0.6 * len(genes), 4.0))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for x, gene in enumerate(genes):
         effects = results.loc[results["gene"] == gene, "effect"].to_numpy(dtype=float)
@@ -344,8 +345,8 @@ def target_effects(
     ax.set_xticks(range(len(genes)), genes, rotation=45, ha="right", rotation_mode="anchor")
     ax.set(ylim=(-1.08, 1.08), ylabel="effect E on the targets", xlim=(-0.6, len(genes) - 0.4))
     ax.set_title("points: targets; bars: their mean", fontsize="medium")
-    _tidy(ax, grid="y")
-    return _finish(ax, save)
+    tidy(ax, grid="y")
+    return finish(ax, save)
 
 
 def target_controls(
@@ -401,7 +402,7 @@ def target_controls(
         )
     tests = recorded["tests"]
     genes = list(dict.fromkeys(tests["gene"]))
-    ax = _axes(ax, (2.0 + 0.65 * len(genes), 4.0))
+    ax = get_axes(ax, (2.0 + 0.65 * len(genes), 4.0))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for x, gene in enumerate(genes):
         part = tests[tests["gene"] == gene]
@@ -418,8 +419,8 @@ def target_controls(
     ax.set_xticks(range(len(genes)), genes, rotation=45, ha="right", rotation_mode="anchor")
     ax.set(ylim=(-1.08, 1.25), ylabel="mean effect E", xlim=(-0.6, len(genes) - 0.4), yticks=np.linspace(-1, 1, 5))
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
-    _tidy(ax, grid="y")
-    return _finish(ax, save)
+    tidy(ax, grid="y")
+    return finish(ax, save)
 
 
 def dose_response(
@@ -474,7 +475,7 @@ def dose_response(
         raise KeyError(f"adata.uns[{key!r}] has no doses. Run sg.tl.perturb_lr(adata, ...) with n_levels above 2.")
     results = _run_pairs(recorded["results"])
     shown = _chosen(results, pairs, n_pairs, by="mean_delta")
-    ax = _axes(ax, (5.4, 3.8))
+    ax = get_axes(ax, (5.4, 3.8))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     grey = np.linspace(0.0, 0.75, max(len(shown), 2))
     for number, name in enumerate(shown):
@@ -485,8 +486,8 @@ def dose_response(
         ax.plot(part["dose"], change, marker=marker, color=color, label=name.replace("|", " → "))
     ax.set(xlabel="ligand in the neighbours, log1p counts", ylabel="change of the predicted receptor")
     _legend_outside(ax, ax.get_legend_handles_labels()[0])
-    _tidy(ax, grid="y")
-    return _finish(ax, save)
+    tidy(ax, grid="y")
+    return finish(ax, save)
 
 
 def perturbation_spatial(
@@ -565,7 +566,7 @@ def perturbation_spatial(
             raise ValueError(f"one slide at a time: set library_id to one of {libraries}.")
         drawn.obs[kwargs["library_key"]] = adata.obs[kwargs["library_key"]].to_numpy()
     largest = float(np.abs(drawn.obs[title]).max()) or 1.0
-    ax = _axes(ax, (5.2, 4.4))
+    ax = get_axes(ax, (5.2, 4.4))
     options: dict[str, Any] = {
         "cmap": "PuOr_r",
         "vmin": -largest,
@@ -576,7 +577,7 @@ def perturbation_spatial(
         options.pop("size")
     sq.pl.spatial_scatter(drawn, color=title, spatial_key=spatial_key, ax=ax, **{**options, **kwargs})
     ax.set(xlabel="", ylabel="")
-    return _finish(ax, save)
+    return finish(ax, save)
 
 
 def sensitivity_heatmap(
@@ -623,7 +624,7 @@ def sensitivity_heatmap(
     recorded = _recorded(adata, key)
     table: pd.DataFrame = recorded["results"]
     longest = max(map(len, map(str, table.index)))
-    ax = _axes(ax, (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0]))
+    ax = get_axes(ax, (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0]))
     values = table.to_numpy(dtype=float)
     largest = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
@@ -636,7 +637,7 @@ def sensitivity_heatmap(
     where = "in the neighbours" if recorded["params"]["wrt"] == "neighbors" else "in the spot"
     ax.set(xlabel="predicted gene", ylabel=f"gene {where}")
     ax.figure.colorbar(image, ax=ax, shrink=0.8, label="mean derivative")
-    return _finish(ax, save)
+    return finish(ax, save)
 
 
 def _recorded(adata: AnnData, key: str) -> Mapping[str, Any]:
@@ -677,33 +678,14 @@ def _chosen(results: pd.DataFrame, pairs: Sequence[str] | None, n_pairs: int, by
 
 def _effects_by_group(overlap: Mapping[str, Any], ax: Axes | None) -> Axes:
     pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
-    ax = _axes(ax, (4.6, 4.4))
+    ax = get_axes(ax, (4.6, 4.4))
     ax.plot([-1, 1], [-1, 1], color="0.7", linewidth=0.8, zorder=0)
     ax.scatter(pairs["effect_1"], pairs["effect_2"], s=26, color=UP, edgecolor="k", linewidth=0.4)
     r = overlap["counts"]["effect_r"]
     ax.set_title("" if np.isnan(r) else f"Pearson r = {r:.2f}, {len(pairs)} targets", fontsize="medium")
     ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), xlabel=f"effect E, {one}", ylabel=f"effect E, {two}", aspect="equal")
-    _tidy(ax)
+    tidy(ax)
     return ax
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
-
-
-def _finish(ax: Axes, save: str | Path | None) -> Axes:
-    if save is not None:
-        ax.get_figure(root=True).savefig(save, dpi=150, bbox_inches="tight")  # type: ignore[union-attr]
-    return ax
-
-
-def _tidy(ax: Axes, grid: str | None = None) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    if grid is not None:
-        ax.grid(axis=grid, color="0.92", linewidth=0.8, zorder=-1)  # type: ignore[arg-type]
-        ax.set_axisbelow(True)
 
 
 def _legend_outside(ax: Axes, handles: Sequence[Any]) -> None:

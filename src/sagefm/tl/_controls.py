@@ -128,14 +128,3 @@ def compare(statistic: Floats, controls: Floats, expression: Floats) -> Null:
         null = np.sort(null[np.isfinite(null)])
         pval[members] = (1 + len(null) - np.searchsorted(null, own, side="left")) / (1 + len(null))
     return Null(mean, sd, zscore, pval)
-
-
-def adjust(pval: Floats) -> Floats:
-    """Benjamini-Hochberg; NaN stays NaN and counts for nothing."""
-    from scipy.stats import false_discovery_control
-
-    adjusted = np.full(len(pval), np.nan)
-    known = np.isfinite(pval)
-    if known.any():
-        adjusted[known] = false_discovery_control(pval[known])
-    return adjusted

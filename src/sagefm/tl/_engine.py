@@ -244,16 +244,20 @@ class Engine:
         """Embedding, shape (spots, embedding_dim)."""
         return _to_numpy(self.canonical.embed(state.hidden))
 
-    def target(self, genes: NDArray[np.int64]) -> Target:
-        """Prepare genes (vocabulary indices) for :meth:`predict`; those of a mask must all be of that mask."""
-        log_counts = None if self.canonical.gain is None else self.counts.log1p(genes, self.batch_size)
+    def target(self, genes: NDArray[np.int64], *, read: bool = False) -> Target:
+        """Prepare genes (vocabulary indices) for :meth:`predict`; those of a mask must all be of that mask.
+
+        With ``read`` their counts are there even if the decoder doesn't need them.
+        """
+        read = read or self.canonical.gain is not None
+        log_counts = self.counts.log1p(genes, self.batch_size) if read else None
         return Target(self._tensor(genes), log_counts)
 
     @torch.inference_mode()
     def predict(self, state: State, target: Target) -> NDArray[np.float32]:
         """Predicted log1p counts, shape (spots, genes of the target)."""
         scaled_mean = None
-        if target.log_counts is not None and state.where != "everywhere":
+        if self.canonical.gain is not None and target.log_counts is not None and state.where != "everywhere":
             scaled_mean = (state.depth * self.neighbor_mean(state.rows, target.log_counts)).to(self.dtype)
         return _to_numpy(self.canonical.decode(self.canonical.embed(state.hidden), target.genes, scaled_mean))
 

@@ -32,6 +32,7 @@ def impute(
     *,
     mask: Literal["center", "everywhere"] = "center",
     n_folds: int = 4,
+    reliability: bool = True,
     key_added: str = _keys.IMPUTED,
     layer: str | None = None,
     connectivity_key: str = _keys.GRAPH,
@@ -62,6 +63,8 @@ def impute(
     n_folds
         Number of folds; each masks about ``1 / n_folds`` of the genes. Fixed by the position of the gene
         in the vocabulary and a fixed seed, so not by the order or choice of genes.
+    reliability
+        Score every measured gene asked for by its held-out predictions, beside a baseline that needs no model.
     key_added
         Where the predictions go, in ``layers`` and ``obsm``. Of what is there already only the default key and
         results of this function are overwritten.
@@ -92,21 +95,39 @@ def impute(
         ``DataFrame`` of log1p counts of genes asked for that the slide lacks, shape (spots, genes), named
         by the vocabulary's symbols. Not written when there are none. What an earlier call wrote under the
         same key is removed from both slots.
-    ``uns["sage_imputed"]``
-        ``params``: the model and what it read.
+    ``uns["sage_imputed"]["reliability"]``
+        How well each measured gene asked for was predicted (with ``reliability``), one row a gene, named by the
+        vocabulary's symbols:
+
+        - ``r``, ``pval``, ``padj``: Pearson correlation over spots of prediction and measured log1p count, its
+          p-value as if spots were independent, and adjusted by Benjamini and Hochberg. ``r2``: 1 - squared
+          error / squares around the mean. ``rmse``, in log1p counts.
+        - ``baseline_r``: the same correlation of the neighbours' mean scaled by the spot's depth, without the
+          gene's fold; with ``mask="everywhere"``, where no spot shows the gene, of the depth alone.
+        - ``difference``, ``difference_se``: of ``r`` and ``baseline_r``, with its standard error when
+          blocks of 49 spots or more are drawn anew (300 times). ``difference_pval``: one-sided, that it is not
+          above 0; ``difference_padj`` adjusted. NaN where fewer than five blocks show the gene.
+        - ``reliable``: ``difference_padj`` < 0.05. The model knows more of this gene on this slide than its
+          neighbours do.
+    ``var["sage_reliability"]``
+        ``r`` of each column's gene; NaN where it was not asked for or doesn't vary.
+    ``uns["sage_imputed"]["params"]``
+        The model and what it read.
     ``var["sage_gene"]``, ``uns["sage_genes"]``
         As :func:`sagefm.pp.align_genes`, if it hasn't run on these genes.
 
     Raises
     ------
     KeyError
-        If the graph or the layer is missing, or the model knows none of the names of a gene.
+        If the graph or the layer is missing, the model knows none of the names of a gene, or there are no
+        coordinates to score genes with.
     ValueError
         If the counts are no raw counts, too few genes are known, or an argument is wrong.
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Methods: masked central spot prediction.
+    SAGE-FM (arXiv 2601.15504), Methods: masked central spot prediction. A gene that is not reliable may still be
+    predicted well, by its neighbours: look at ``r``.
 
     Examples
     --------
@@ -116,16 +137,21 @@ def impute(
     >>> sg.tl.impute(adata, ["KRT8", "COL1A1"], "sagefm-mini")
     >>> adata[:, "KRT8"].layers["sage_imputed"].shape
     (100, 1)
+    >>> adata.uns["sage_imputed"]["reliability"].index.tolist()
+    ['COL1A1', 'KRT8']
     """
     import pandas as pd
 
     from sagefm.tl import _engine
+    from sagefm.tl._reliability import HeldOut
 
     if mask not in ("center", "everywhere"):
         raise ValueError(f"mask={mask!r} is none of 'center', 'everywhere'.")
     n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute")
+    if not isinstance(reliability, bool | np.bool_):
+        raise TypeError(f"reliability has to be True or False, got {reliability!r}.")
     if key_added == layer:
         raise ValueError(f"key_added={key_added!r} is the layer that the counts are read from.")
     engine, loaded, alignment, is_new = _engine.prepare(
@@ -143,20 +169,29 @@ def impute(
     folds = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of[measured])]
     targets = [np.intersect1d(fold, measured) for fold in folds]
     columns = [_columns_of(alignment.index, target) for target in targets]
-    prepared = [engine.target(target) for target in targets]
+    prepared = [engine.target(target, read=reliability) for target in targets]
     prepared_absent = engine.target(absent)
 
     predicted = _empty_layer(adata) if len(measured) else None
     predicted_absent = np.empty((adata.n_obs, len(absent)), dtype=np.float32)
+    held_out = None
+    if reliability and len(measured):
+        log_counts = [target.log_counts for target in prepared]
+        held_out = HeldOut(adata, engine, targets, log_counts, folds, neighbors_show=mask == "center")
     engine.project(folds)
     for rows in engine.blocks("Imputing"):
         if predicted is not None:
-            for state, target, (into, source) in zip(engine.states(rows, mask), prepared, columns, strict=True):
-                predicted[rows, into] = engine.predict(state, target)[:, source]
+            for fold, state in enumerate(engine.states(rows, mask)):
+                into, source = columns[fold]
+                found = engine.predict(state, prepared[fold])
+                predicted[rows, into] = found[:, source]
+                if held_out is not None:
+                    held_out.add(rows, fold, found)
         if len(absent):
             for state in engine.states(rows):
                 predicted_absent[rows] = engine.predict(state, prepared_absent)
 
+    table = None if held_out is None else held_out.table(loaded.vocabulary.symbols)
     if is_new:
         alignment.write(adata)
     # One key holds one result: what an earlier call left there would carry this call's parameters.
@@ -175,7 +210,21 @@ def impute(
     if layer is not None:
         params["layer"] = layer
     adata.uns[key_added] = {"params": params}
-    logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, " and ".join(written))
+    adata.var.drop(columns=_keys.RELIABILITY, errors="ignore", inplace=True)
+    if table is not None:
+        adata.uns[key_added]["reliability"] = table
+        columns_of_gene, gene = _columns_of(alignment.index, measured)
+        adata.var[_keys.RELIABILITY] = np.nan
+        adata.var.iloc[columns_of_gene, adata.var.columns.get_loc(_keys.RELIABILITY)] = table["r"].to_numpy()[gene]
+    if table is not None:
+        written.append(f"uns['{key_added}']['reliability'] and var['{_keys.RELIABILITY}']")
+    logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, ", ".join(written))
+    if table is not None:
+        logger.info(
+            "%d of %d genes are predicted better than by the neighbours' mean, scaled by depth (reliable).",
+            table["reliable"].sum(),
+            len(table),
+        )
     return adata if copy else None
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from sagefm._utils import progress
+from sagefm._utils import adjust_pvalues, progress
 from sagefm.tl._clamp import Answer, Clamping, Expression, Job, combine_subunits, gene_statistics
-from sagefm.tl._controls import MAX_MASKED, MIN_CONTROLS, Null, adjust, compare, match_controls
+from sagefm.tl._controls import MAX_MASKED, MIN_CONTROLS, Null, compare, match_controls
 from sagefm.tl._interactions import CONSTANT, OK, Interaction
 from sagefm.tl._tally import CHANGED, Libraries, Moments, Tally
 
@@ -267,7 +267,7 @@ class Screen:
         missing = np.full(len(self.pairs), np.nan)
         for name in ("control_mean", "control_sd", "zscore", "pval"):
             table[prefix + name] = missing if null is None else getattr(null, name.removeprefix("control_"))
-        table[f"{prefix}padj"] = adjust(table[f"{prefix}pval"].to_numpy())
+        table[f"{prefix}padj"] = adjust_pvalues(table[f"{prefix}pval"].to_numpy())
 
     def expand(self, table: pd.DataFrame) -> pd.DataFrame:
         """One row for every pair asked for, missing values where it couldn't be run."""
