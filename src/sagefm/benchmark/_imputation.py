@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sagefm import _keys, models
@@ -26,22 +27,41 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sagefm.models import Model
+    from sagefm.models._canonical import Canonical
+
+Sections: TypeAlias = "AnnData | SpatialData | Iterable[AnnData | SpatialData]"
 
 BATCH_SIZE = 256
 
 
-class _Slide:
-    """One slide in the model's genes, its masks, and its sums for every predictor."""
+class Slide:
+    """One slide in the model's genes, with what is masked.
+
+    Attributes
+    ----------
+    log_counts
+        log1p counts, shape (spots, genes).
+    shown
+        What the neighbours of a spot show of them.
+    masks
+        Genes that are masked at some spots, by their numbers.
+    """
 
     def __init__(
-        self, adata: AnnData, model: Model, layer: str | None, connectivity_key: str, seed: int, mask_fraction: float
+        self,
+        adata: AnnData,
+        model: Model,
+        layer: str | None,
+        connectivity_key: str,
+        library_key: str | None,
+        masks: Callable[[NDArray[np.int64]], Tensor],
     ) -> None:
-        n_genes = len(model.vocabulary)
         counts = Counts(adata, get_alignment(adata, model.vocabulary)[0].index, layer)
-        self.log_counts = counts.log1p(np.arange(n_genes), BATCH_SIZE)
+        self.log_counts = self.shown = counts.log1p(np.arange(len(model.vocabulary)), BATCH_SIZE)
         self.graph = get_graph(adata, connectivity_key)
         self.graph.data[:] = 1
-        self.masks = RandomMasks(n_genes, mask_fraction, (seed, adata.n_obs))
+        self.libraries = _libraries(adata, library_key)
+        self.masks = masks
 
     def blocks(self, device: torch.device) -> Iterator[tuple[slice, Spots]]:
         n = self.log_counts.shape[0]
@@ -49,7 +69,7 @@ class _Slide:
             rows = slice(start, min(start + BATCH_SIZE, n))
             graph = self.graph[rows]
             center = self.log_counts[rows].toarray()
-            neighbor_sum = (graph @ self.log_counts).toarray().astype(np.float32)
+            neighbor_sum = (graph @ self.shown).toarray().astype(np.float32)
             degree = np.diff(graph.indptr)[:, None].astype(np.float32)
             yield (
                 rows,
@@ -69,10 +89,36 @@ class _Slide:
             n += (~spots.mask).sum(0).numpy()
         return torch.from_numpy((total / np.maximum(n, 1)).astype(np.float32))
 
+    def evaluate(self, model: Model, canonical: Canonical, device: torch.device) -> dict[str, list[Sums]]:
+        """Sums of every predictor, one for each library."""
+        slide_mean = self.unmasked_mean().to(device)
+        found: dict[tuple[str, int], Sums] = {}
+        for rows, spots in self.blocks(device):
+            center, mean = spots.masked_center, spots.neighbor_mean
+            predictions = {
+                model.name: canonical.forward(center, spots.neighbor_sum, spots.degree, spots.mask),
+                _baselines.ZEROS: torch.zeros_like(center),
+            }
+            if model.gene_mean is not None:
+                predictions[_baselines.GENE_MEAN] = torch.from_numpy(model.gene_mean).to(center).expand_as(center)
+            predictions[_baselines.SLIDE_MEAN] = slide_mean.expand_as(center)
+            predictions[_baselines.NEIGHBOR_MEAN] = mean
+            predictions[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
+            for library in np.unique(self.libraries[rows]):
+                picked = torch.from_numpy(np.flatnonzero(self.libraries[rows] == library)).to(device)
+                truth, mask = spots.center[picked], spots.mask[picked]
+                for name, prediction in predictions.items():
+                    part = found.setdefault((name, library), Sums(truth.shape[1]))
+                    part.add(prediction[picked], truth, mask)
+        sums: dict[str, list[Sums]] = {}
+        for (name, _), part in found.items():
+            sums.setdefault(name, []).append(part)
+        return sums
+
 
 @torch.inference_mode()
 def evaluate_imputation(
-    sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
+    sections: Sections,
     model: str | Path | Model = "sage-fm-hest1k",
     *,
     mask_fraction: float = 0.3,
@@ -139,38 +185,22 @@ def evaluate_imputation(
     loaded, found_device = models.load(model), get_device(device)
     canonical = loaded.canonical().to(found_device, torch.float32)
     sums: dict[str, list[Sums]] = {}
-    if isinstance(sections, Iterable) and not hasattr(sections, "obs"):
-        slides: Iterable[AnnData | SpatialData] = sections
-    else:
-        slides = [sections]
-    for data in progress(slides, "Evaluating", unit="section"):
+    for data in progress(as_list(sections), "Evaluating", unit="section"):
         adata = get_table(data, table_key)
-        libraries = _libraries(adata, library_key)
-        slide = _Slide(adata, loaded, layer, connectivity_key, seed, mask_fraction)
-        slide_mean = slide.unmasked_mean().to(found_device)
-        here: dict[tuple[str, int], Sums] = {}
-        for rows, spots in slide.blocks(found_device):
-            center, mean = spots.masked_center, spots.neighbor_mean
-            predictions = {
-                loaded.name: canonical.forward(center, spots.neighbor_sum, spots.degree, spots.mask),
-                _baselines.ZEROS: torch.zeros_like(center),
-            }
-            if loaded.gene_mean is not None:
-                predictions[_baselines.GENE_MEAN] = torch.from_numpy(loaded.gene_mean).to(center).expand_as(center)
-            predictions[_baselines.SLIDE_MEAN] = slide_mean.expand_as(center)
-            predictions[_baselines.NEIGHBOR_MEAN] = mean
-            predictions[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
-            for library in np.unique(libraries[rows]):
-                picked = torch.from_numpy(np.flatnonzero(libraries[rows] == library)).to(found_device)
-                truth, mask = spots.center[picked], spots.mask[picked]
-                for name, prediction in predictions.items():
-                    part = here.setdefault((name, library), Sums(truth.shape[1]))
-                    part.add(prediction[picked], truth, mask)
-        for (name, _), part in here.items():
-            sums.setdefault(name, []).append(part)
+        masks = RandomMasks(len(loaded.vocabulary), mask_fraction, (seed, adata.n_obs))
+        slide = Slide(adata, loaded, layer, connectivity_key, library_key, masks)
+        for name, parts in slide.evaluate(loaded, canonical, found_device).items():
+            sums.setdefault(name, []).extend(parts)
     if not sums:
         raise ValueError("no section was given.")
     return pd.DataFrame({name: summarize(parts) for name, parts in sums.items()}).T.rename_axis("predictor")
+
+
+def as_list(sections: Sections) -> Iterable[AnnData | SpatialData]:
+    """One section is as good as several."""
+    if isinstance(sections, Iterable) and not hasattr(sections, "obs"):
+        return sections
+    return [sections]
 
 
 def _libraries(adata: AnnData, library_key: str | None) -> np.ndarray:

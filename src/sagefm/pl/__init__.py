@@ -2,6 +2,7 @@
 
 from sagefm.pl._embedding import cluster
 from sagefm.pl._impute import impute
+from sagefm.pl._missingness import missingness_curve
 from sagefm.pl._perturb import (
     dose_response,
     perturbation_lollipop,
@@ -18,6 +19,7 @@ __all__ = [
     "cluster",
     "dose_response",
     "impute",
+    "missingness_curve",
     "perturbation_lollipop",
     "perturbation_overlap",
     "perturbation_scatter",

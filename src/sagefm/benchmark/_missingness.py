@@ -1,0 +1,185 @@
+"""How predictions hold out while more and more genes are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from sagefm import _keys, models
+from sagefm._utils import check_whole, get_device, get_table, progress
+from sagefm.benchmark._imputation import BATCH_SIZE, Sections, Slide, as_list
+from sagefm.benchmark._masks import RandomMasks
+from sagefm.benchmark._metrics import Sums, summarize
+
+if TYPE_CHECKING:
+    from sagefm.models import Model
+
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CRITICAL_SHARE = 0.8
+METRICS = ["rmse", "r2_spot", "r2_spot_median", "r_within", "r_pooled", "r_pooled_median"]
+
+
+@torch.inference_mode()
+def missingness_curve(
+    sections: Sections,
+    model: str | Path | Model = "sage-fm-hest1k",
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    mask_by: Literal["slide", "spot"] = "slide",
+    training_fraction: float = 0.3,
+    layer: str | None = None,
+    library_key: str | None = None,
+    connectivity_key: str = _keys.GRAPH,
+    table_key: str = "table",
+    seed: int = 0,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Mask a growing share of the genes in all spots and see what predictions are still worth.
+
+    The paper's second evaluation: what is masked is hidden in the spot and in its neighbours, as if it had not been
+    measured. For comparison the task of pretraining, with genes hidden in the centre alone, comes first.
+
+    Parameters
+    ----------
+    sections
+        One or several slides, each with its graph (:func:`sagefm.pp.neighborhood_graph`) and raw counts.
+        They are left as they are.
+    model
+        Name, path, or loaded model.
+    fractions
+        Shares of the genes to mask.
+    mask_by
+        Whether genes are drawn once a slide, so that they are missing everywhere (``"slide"``), or anew for each
+        spot (``"spot"``), as the published code does: then some neighbours still show them.
+    training_fraction
+        Share of the centre's genes masked in the task of pretraining; 0.3 in the paper.
+    layer
+        Layer with the raw counts; ``X`` by default.
+    library_key
+        Column of ``obs`` with the slide of each spot, where one object holds several.
+    connectivity_key
+        Which graph to use.
+    table_key
+        Table to use of a ``SpatialData``.
+    seed
+        Seed of the masks.
+    device
+        ``"auto"`` takes cuda, then mps, then cpu.
+
+    Returns
+    -------
+    Table with one row for every ``predictor`` (as :func:`evaluate_imputation` names them) and ``fraction``:
+
+    - ``task``: ``"center"`` for pretraining's, with the neighbours whole; ``"everywhere"`` for the curve.
+    - ``rmse``, ``r2_spot``, ``r2_spot_median``, ``r_within``, ``r_pooled``, ``r_pooled_median``: see
+      :func:`imputation_metrics`.
+    - ``critical_fraction``: where the predictor's mean R² of a spot falls under 80 % of what it has in
+      pretraining's task, between two shares by a straight line; NaN if it doesn't, or if it is not above 0 there.
+      If it is under from the first share on, that share.
+
+    Raises
+    ------
+    KeyError
+        If there is no graph, layer or column of that name.
+    ValueError
+        If a share doesn't lie between 0 and 1, the counts are no raw counts or too few genes match.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Methods: robustness to missing genes; Figure S2. With ``mask_by="slide"`` the
+    neighbours' mean of a masked gene is 0, so it predicts what zeros do.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> curve = sg.benchmark.missingness_curve(adata, "sagefm-mini", fractions=[0.1, 0.5])
+    >>> curve.loc[curve["predictor"] == "sagefm-mini", "fraction"].tolist()
+    [0.3, 0.1, 0.5]
+    """
+    shares = [float(fraction) for fraction in fractions]
+    if not shares:
+        raise ValueError("fractions is empty.")
+    for share in (training_fraction, *shares):
+        if not 0 < share < 1:
+            raise ValueError(f"a share of {share!r} genes can't be masked: it has to lie between 0 and 1.")
+    if mask_by not in ("slide", "spot"):
+        raise ValueError(f"mask_by={mask_by!r} is none of 'slide', 'spot'.")
+    check_whole("seed", seed, 0)
+    loaded, found_device = models.load(model), get_device(device)
+    canonical = loaded.canonical().to(found_device, torch.float32)
+    n_genes = len(loaded.vocabulary)
+    sums: dict[tuple[str, float], dict[str, list[Sums]]] = {}
+    tasks = [("center", training_fraction), *(("everywhere", share) for share in sorted(set(shares)))]
+    for data in progress(as_list(sections), "Masking", unit="section"):
+        adata = get_table(data, table_key)
+        masks: Callable[[NDArray[np.int64]], Tensor]
+        masks = RandomMasks(n_genes, training_fraction, (seed, adata.n_obs))
+        slide = Slide(adata, loaded, layer, connectivity_key, library_key, masks)
+        for task, share in tasks:
+            if task == "everywhere":
+                masks = RandomMasks(n_genes, share, (seed, adata.n_obs))
+                slide.masks = masks if mask_by == "spot" else _OneMask(masks)
+                slide.shown = _hide(slide.log_counts, slide.masks)
+            for name, parts in slide.evaluate(loaded, canonical, found_device).items():
+                sums.setdefault((task, share), {}).setdefault(name, []).extend(parts)
+    if not sums:
+        raise ValueError("no section was given.")
+    rows = []
+    for (task, share), by_name in sums.items():
+        for name, parts in by_name.items():
+            metrics = summarize(parts)
+            rows.append({"predictor": name, "task": task, "fraction": share} | {key: metrics[key] for key in METRICS})
+    table = pd.DataFrame(rows)
+    table["predictor"] = pd.Categorical(table["predictor"], list(sums[tasks[0]]))
+    table = table.sort_values("predictor", kind="stable", ignore_index=True)
+    critical = {name: _critical(part) for name, part in table.groupby("predictor", observed=True)}
+    table["predictor"] = table["predictor"].astype(str)
+    table["critical_fraction"] = table["predictor"].map(critical).astype(float)
+    return table
+
+
+class _OneMask:
+    """The first spot's mask for all."""
+
+    def __init__(self, masks: RandomMasks) -> None:
+        self._mask = masks(np.zeros(1, dtype=np.int64))
+
+    def __call__(self, spots: NDArray[np.int64]) -> Tensor:
+        return self._mask.expand(len(spots), -1)
+
+
+def _hide(log_counts: sparse.csr_matrix, masks: Callable[[NDArray[np.int64]], Tensor]) -> sparse.csr_matrix:
+    """The same with 0 for what is masked."""
+    shown = sparse.csr_matrix(log_counts, copy=True)
+    for start in range(0, shown.shape[0], BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, shown.shape[0])
+        row = np.repeat(np.arange(stop - start), np.diff(shown.indptr[start : stop + 1]))
+        entries = slice(shown.indptr[start], shown.indptr[stop])
+        shown.data[entries][masks(np.arange(start, stop)).numpy()[row, shown.indices[entries]]] = 0
+    shown.eliminate_zeros()
+    return shown
+
+
+def _critical(part: pd.DataFrame) -> float:
+    """Share of masked genes where the mean R² of a spot falls under the critical one."""
+    everywhere = part[part["task"] == "everywhere"]
+    limit = CRITICAL_SHARE * part.loc[part["task"] == "center", "r2_spot"].iloc[0]
+    share, r2 = everywhere["fraction"].to_numpy(), everywhere["r2_spot"].to_numpy()
+    under = np.flatnonzero(r2 < limit)
+    if not limit > 0 or not len(under):
+        return float("nan")
+    first = under[0]
+    if first == 0:
+        return float(share[0])
+    high, low = r2[first - 1], r2[first]
+    return float(share[first - 1] + (high - limit) / (high - low) * (share[first] - share[first - 1]))
