@@ -314,7 +314,7 @@ def write_views(folder: Path) -> None:
             if predictor in wide[metric]
         }
     )
-    view.to_csv(folder / "donors_view.csv")
+    view.replace("nan", "").to_csv(folder / "donors_view.csv")
 
 
 def split(corpus: sg.train.Corpus, donor: str, only: str | None = None) -> sg.train.Corpus:
