@@ -30,6 +30,7 @@ def test_demo(tmp_path, capsys):
         "demo.h5ad",
         "imputed.png",
         "perturbed.png",
+        "reliability.png",
     ]
     adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
     assert {"X_sage"} <= set(adata.obsm)
