@@ -72,8 +72,25 @@ def main() -> None:
     first = curve[(curve["donor"] == arguments.donors[0]) & (curve["mask_by"] == "slide")]
     shown = [name for name in dict.fromkeys(first["predictor"]) if name != "zeros"]
     sg.pl.missingness_curve(first, predictors=shown, save=arguments.figure)
+    write_view(curve, arguments.out / "missingness_view.csv")
     print(pd.read_csv(arguments.out / "reliability.csv").to_string())
     print(curve[curve["task"] == "center"].drop_duplicates(["donor", "mask_by", "predictor"]).to_string())
+
+
+def write_view(curve: pd.DataFrame, file: Path) -> None:
+    """Mean R² of a spot and mean r of a gene as the docs show them."""
+    shown = curve[curve["predictor"].isin(["mini", "neighbour mean", "depth-scaled neighbour mean"])]
+    center, everywhere = (shown[shown["task"] == task] for task in ("center", "everywhere"))
+    index = ["donor", "mask_by", "predictor"]
+    parts = []
+    for metric, name in (("r2_spot", "R²"), ("r_within", "r")):
+        part = everywhere.pivot(index=index, columns="fraction", values=metric)[[0.1, 0.5, 0.9]]
+        part.columns = [f"{name} {share:.0%}" for share in part]
+        part.insert(0, f"{name} centre", center.set_index(index)[metric])
+        parts.append(part)
+    view = pd.concat(parts, axis=1).map("{:.2f}".format).replace("-0.00", "0.00")
+    view["critical"] = center.set_index(index)["critical_fraction"].map("{:.0%}".format).replace("nan%", "")
+    view.rename_axis(["donor", "masks by", "predictor"]).to_csv(file)
 
 
 def append(table: pd.DataFrame, file: Path) -> None:

@@ -90,7 +90,7 @@ def missingness_curve(
         ax.axhline(0.8 * center, color=COLORS[0], linestyle=":", linewidth=1, label="80 % of that")
         if np.isfinite(critical):
             ax.annotate(
-                f"{critical:.0%}",
+                f"{'≤ ' if critical <= first['fraction'].min() else ''}{critical:.0%}",
                 (100 * critical, 0.8 * center),
                 xytext=(0, 28),
                 textcoords="offset points",
