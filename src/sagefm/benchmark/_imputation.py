@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from sagefm.models import Model
     from sagefm.models._canonical import Canonical
-
-Sections: TypeAlias = "AnnData | SpatialData | Iterable[AnnData | SpatialData]"
 
 BATCH_SIZE = 256
 
@@ -118,7 +116,7 @@ class Slide:
 
 @torch.inference_mode()
 def evaluate_imputation(
-    sections: Sections,
+    sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
     model: str | Path | Model = "sage-fm-hest1k",
     *,
     mask_fraction: float = 0.3,
@@ -196,7 +194,7 @@ def evaluate_imputation(
     return pd.DataFrame({name: summarize(parts) for name, parts in sums.items()}).T.rename_axis("predictor")
 
 
-def as_list(sections: Sections) -> Iterable[AnnData | SpatialData]:
+def as_list(sections: AnnData | SpatialData | Iterable[AnnData | SpatialData]) -> Iterable[AnnData | SpatialData]:
     """One section is as good as several."""
     if isinstance(sections, Iterable) and not hasattr(sections, "obs"):
         return sections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,11 +15,14 @@ from torch import Tensor
 
 from sagefm import _keys, models
 from sagefm._utils import check_whole, get_device, get_table, progress
-from sagefm.benchmark._imputation import BATCH_SIZE, Sections, Slide, as_list
+from sagefm.benchmark._imputation import BATCH_SIZE, Slide, as_list
 from sagefm.benchmark._masks import RandomMasks
 from sagefm.benchmark._metrics import Sums, summarize
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
     from sagefm.models import Model
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -29,7 +32,7 @@ METRICS = ["rmse", "r2_spot", "r2_spot_median", "r_within", "r_pooled", "r_poole
 
 @torch.inference_mode()
 def missingness_curve(
-    sections: Sections,
+    sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
     model: str | Path | Model = "sage-fm-hest1k",
     *,
     fractions: Sequence[float] = FRACTIONS,
