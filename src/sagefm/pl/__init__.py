@@ -9,11 +9,9 @@ from sagefm.pl._perturb import (
     perturbation_overlap,
     perturbation_scatter,
     perturbation_spatial,
-    sensitivity_heatmap,
-    target_controls,
-    target_effects,
 )
 from sagefm.pl._reliability import reliability
+from sagefm.pl._targets import sensitivity_heatmap, target_controls, target_effects
 
 __all__ = [
     "cluster",
