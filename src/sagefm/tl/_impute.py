@@ -221,9 +221,10 @@ def impute(
     logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, ", ".join(written))
     if table is not None:
         logger.info(
-            "%d of %d genes are predicted better than by the neighbours' mean, scaled by depth (reliable).",
+            "%d of %d genes are predicted better than by %s (reliable).",
             table["reliable"].sum(),
             len(table),
+            "the neighbours' mean, scaled by depth" if mask == "center" else "the spot's depth",
         )
     return adata if copy else None
 
