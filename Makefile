@@ -20,12 +20,14 @@ docs: .venv/.doc
 # SECTIONS is a folder of .h5ad with raw counts, coordinates and a column "donor".
 evaluation: .venv/.test
 	.venv/bin/python scripts/ablation.py $(SECTIONS)
-	.venv/bin/python scripts/imputation.py $(SECTIONS) --donors her2st_G CRC_16 her2st_C
+	.venv/bin/python scripts/imputation.py $(SECTIONS)
+	.venv/bin/python scripts/trust.py $(SECTIONS)
 	.venv/bin/python scripts/perturbation.py planted
 	.venv/bin/python scripts/perturbation.py paper $(SECTIONS)/CRC_16.h5ad $(SECTIONS)/her2st_G2.h5ad
 
 mini: .venv/.doc
 	.venv/bin/python scripts/train_mini.py $(SECTIONS)
+	.venv/bin/python scripts/trust.py $(SECTIONS) --write
 	.venv/bin/sagefm demo --out sagefm-demo
 	.venv/bin/python scripts/figures.py sagefm-demo docs/_static
 	.venv/bin/python scripts/run_tutorials.py

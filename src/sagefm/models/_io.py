@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sagefm.models import _gcn, _sage, _vocabulary
+from sagefm.models import _gcn, _reference, _sage, _vocabulary
 from sagefm.models._model import Model
 
 ARCHITECTURES: dict[str, type[_gcn.GCN] | type[_sage.SAGE]] = {"gcn": _gcn.GCN, "sage": _sage.SAGE}
 HEADER = "sagefm"
+REFERENCE = "reference."
 FORMAT = 1
 PUBLISHED_KEYS = frozenset(
     {
@@ -52,6 +53,10 @@ def write_safetensors(model: Model, path: Path, *, half: bool = False) -> Path:
         header["gene_mean"] = [round(float(value), 4) for value in model.gene_mean]
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.network.state_dict().items()}
+    if model.reference is not None:
+        header["reference"] = model.reference.header()
+        arrays = model.reference.arrays()
+        tensors |= {REFERENCE + key: torch.from_numpy(array) for key, array in arrays.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
@@ -96,6 +101,7 @@ def read_safetensors(path: Path) -> Model:
         n_spots=header["n_spots"],
         card=header["card"],
         gene_mean=header.get("gene_mean"),
+        reference=header.get("reference"),
     )
 
 
@@ -158,12 +164,21 @@ def _build(
     n_spots: int,
     card: dict[str, Any],
     gene_mean: list[float] | None = None,
+    reference: dict[str, Any] | None = None,
 ) -> Model:
     """Put tensors into the network, after checking every name, shape and value."""
     with torch.device("meta"):  # without allocating weights, which load_state_dict brings
         network = ARCHITECTURES[architecture](len(vocabulary), hidden)
     if gene_mean is not None and len(gene_mean) != len(vocabulary):
         raise ValueError(f"{path}: gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
+    known = None
+    if reference is not None:
+        arrays = {key: tensors.pop(key).numpy() for key in [*tensors] if key.startswith(REFERENCE)}
+        try:
+            arrays = {key.removeprefix(REFERENCE): array for key, array in arrays.items()}
+            known = _reference.from_file(reference, arrays, len(vocabulary))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if missing := sorted(expected.keys() - tensors.keys()):
         raise ValueError(f"{path} lacks {missing}.")
@@ -189,4 +204,5 @@ def _build(
         n_spots=n_spots,
         card=card,
         gene_mean=None if gene_mean is None else np.asarray(gene_mean, dtype=np.float32),
+        reference=known,
     )

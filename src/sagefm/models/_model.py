@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sagefm.models._canonical import Canonical
+    from sagefm.models._reference import Reference
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +37,9 @@ class Model:
     gene_mean
         Mean log1p counts of each gene in training, shape (genes,), where it is known: a plain predictor to
         compare with.
+    reference
+        What left-out donors showed of the model, which its trust card and the priors and intervals of absent genes
+        rest on; see :func:`sagefm.train.calibrate`.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Model:
     n_spots: int = 15
     card: dict[str, Any] = field(default_factory=dict)
     gene_mean: NDArray[np.float32] | None = None
+    reference: Reference | None = None
 
     @property
     def architecture(self) -> str:

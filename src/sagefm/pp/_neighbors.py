@@ -122,3 +122,23 @@ def nearest_neighbors(coordinates: Floats, k: int) -> tuple[Ints, Floats, float]
         distances[done] = np.take_along_axis(distance[complete], chosen, axis=1)
         todo, n_queried = todo[~complete], min(n, 2 * n_queried)
     return neighbors, distances, spacing
+
+
+def lattice_of(nearest: Floats) -> tuple[str, float]:
+    """Whether spots lie on a ``"hexagonal"`` or ``"square"`` lattice or are ``"irregular"``, and their spacing.
+
+    Told by how far the fourth and the sixth nearest are, in spacings: 1 and 1 on the hexagonal lattice, 1 and 1.41 on
+    the square one. Lattices may be a little out of line.
+
+    Parameters
+    ----------
+    nearest
+        Distances of each spot to its nearest ones, ascending, shape (spots, at least 6).
+    """
+    spacing = float(np.median(nearest[:, 0]))
+    if not spacing > 0:
+        return "irregular", spacing
+    fourth, sixth = np.median(nearest[:, [3, 5]], axis=0) / spacing
+    if fourth > 1.3:
+        return "irregular", spacing
+    return ("hexagonal" if sixth < 1.25 else "square"), spacing

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sagefm.train._calibrate import calibrate
 from sagefm.train._corpus import Corpus
 from sagefm.train._prepare import prepare_corpus
 from sagefm.train._recipe import PRESETS, Recipe
@@ -9,7 +10,7 @@ from sagefm.train._recipe import PRESETS, Recipe
 if TYPE_CHECKING:
     from sagefm.train._pretrain import pretrain
 
-__all__ = ["PRESETS", "Corpus", "Recipe", "prepare_corpus", "pretrain"]
+__all__ = ["PRESETS", "Corpus", "Recipe", "calibrate", "prepare_corpus", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,240 @@
+"""The reference that a model's trust card, and the priors and intervals of absent genes, rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sagefm import models
+from sagefm._utils import check_whole, progress, shorten
+from sagefm.models._reference import Reference
+from sagefm.pp._neighbors import lattice_of
+from sagefm.train._corpus import Corpus
+from sagefm.train._left_out import LACKING, LeftOut, Section, measure, quantiles, reference_centroids
+
+if TYPE_CHECKING:
+    from sagefm.models import Model
+
+Floats = NDArray[np.float64]
+
+# Coverages of the intervals of absent genes.
+LEVELS = [0.8, 0.9, 0.95]
+# Trusting where one should not is worse than the other way round.
+CAUTION = 2
+# Conventions, not measured: shares of spots with a far neighbour.
+FAR = {"care": 0.05, "outside": 0.5, "above": 1.0}
+
+
+def calibrate(
+    model: str | Path | Model, corpus: Corpus | str | Path, left_out: Mapping[str, str | Path | Model], *, seed: int = 0
+) -> Model:
+    """Give a model the reference that its trust card, and the priors and intervals of absent genes, rest on.
+
+    Parameters
+    ----------
+    model
+        Model trained on the corpus.
+    corpus
+        A corpus of :func:`prepare_corpus`, or its path; all of its sections count, whatever their split.
+    left_out
+        For some groups (donors) of the corpus, a model trained by the same recipe without it. It may have been
+        validated on the group, if the recipe doesn't choose its epoch by that.
+    seed
+        Seed of the masks, of what is thinned and hidden, and of the centroids.
+
+    Returns
+    -------
+    The model with a ``reference``; ``save`` keeps it.
+
+    Raises
+    ------
+    TypeError
+        If ``left_out`` is no mapping.
+    ValueError
+        If fewer than three groups are left out, the corpus has no such group, a model was trained on the group that
+        it should not know, or a vocabulary isn't the corpus's.
+
+    Notes
+    -----
+    On the sections of each group, with the model that doesn't know it:
+
+    - Genes are hidden on the whole section, so that it lacks 25 to 95 % of the vocabulary, and predicted: their
+      correlations are the prior of absent genes, their errors the intervals.
+    - The training task is run as it is, on counts thinned down to a twentieth, and with 30 to 90 % of the genes
+      hidden. The model is *ahead* where RMSE, correlation within the section and R² of a spot are all better than
+      those of the neighbours' mean scaled by depth. The limit of ``fine`` is the depth, the share of missing genes, or
+      the distance to the training data that best parts the trials where it is ahead from the others, one that passes
+      wrongly counting as two that are held up wrongly. For missing genes only groups count on which it is ahead with
+      all of them.
+    - A slide is outside what the model knows where, by the same rule, R² of a spot is not above 0 or the
+      correlation not above the baseline's; where no trial came to that, beyond all that was tried.
+    """
+    check_whole("seed", seed, 0)
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    loaded = models.load(model)
+    if not isinstance(left_out, Mapping):
+        raise TypeError(f"left_out has to map groups to the models trained without them, got {left_out!r}.")
+    groups = list(dict.fromkeys(corpus.sections["group"]))
+    if unknown := [group for group in left_out if group not in groups]:
+        raise ValueError(f"no group {shorten(unknown)} in the corpus; it has {shorten(groups)}.")
+    if len(left_out) < 3:
+        raise ValueError(f"{len(left_out)} groups left out show too little of other donors; leave out at least 3.")
+    others = {group: models.load(other) for group, other in left_out.items()}
+    for group, other in [("", loaded), *others.items()]:
+        if other.vocabulary.sha256 != corpus.vocabulary.sha256:
+            raise ValueError(f"{other.name} has another vocabulary than the corpus.")
+        if group and group in (other.card.get("training") or {}).get("groups", []):
+            raise ValueError(f"{other.name} was trained on {group!r}, so it shows nothing of an unseen donor.")
+    measured = [
+        measure(other, corpus, group, seed=seed)
+        for group, other in progress(others.items(), "Measuring left-out donors", total=len(others), unit="donor")
+    ]
+    return replace(loaded, reference=combine(corpus, measured, seed=seed))
+
+
+def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None = None, seed: int = 0) -> Reference:
+    """Reference from left-out groups, each counting as much as any other.
+
+    Parameters
+    ----------
+    corpus
+        What the model was trained on.
+    measured
+        The left-out groups.
+    groups
+        Groups of the corpus that the model was trained on; all by default.
+    seed
+        Seed of the centroids.
+    """
+    sections = corpus.sections if groups is None else corpus.sections[corpus.sections["group"].isin(groups)]
+    names = [str(name) for name in sections.index]
+    r = np.stack([part.r for part in measured])
+    known = np.isfinite(r)
+    n = known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(known, r, 0).sum(axis=0) / n
+        deviation = np.sqrt((np.where(known, r - mean, 0) ** 2).sum(axis=0) / (n - 1))
+    deviation[n < 2] = np.nan
+    by_class, ranks = [], []
+    for at in range(len(LACKING)):
+        pooled = quantiles(np.concatenate([part.errors[at].T for part in measured])).T
+        if np.isnan(pooled).any():  # what no donor came to takes the errors of the nearest class
+            filled = np.flatnonzero(~np.isnan(pooled[:, 0]))
+            pooled = pooled[filled[np.abs(filled - np.arange(len(pooled))[:, None]).argmin(axis=1)]]
+        by_class.append(pooled)
+        ranked = np.sort(np.concatenate([part.ranks[at] for part in measured]), axis=0)
+        ranks.append([np.maximum(_upper(ranked, level), level) for level in LEVELS])
+    return Reference(
+        donors=[part.group for part in measured],
+        lattices=_lattices(corpus, names),
+        lacking=LACKING,
+        levels=LEVELS,
+        limits=find_limits(pd.concat([part.trials.assign(group=part.group) for part in measured])),
+        prior_r=mean.astype(np.float32),
+        prior_sd=deviation.mean(axis=0).astype(np.float32),
+        n_donors=n.min(axis=0).astype(np.float32),
+        errors=np.array(by_class, dtype=np.float32),
+        ranks=np.array(ranks, dtype=np.float32),
+        centroids=reference_centroids(corpus, names, seed),
+        count_share=_count_share(corpus, names),
+    )
+
+
+def _upper(ranked: NDArray[np.float32], level: float) -> NDArray[np.float32]:
+    """Value of each sorted column (NaN last) that a share of the others stays under; NaN where there are none."""
+    n = np.isfinite(ranked).sum(axis=0)
+    at = np.clip(np.ceil(level * n).astype(int), 0, np.maximum(n - 1, 0))
+    return np.where(n > 0, np.take_along_axis(ranked, at[None], axis=0)[0], np.nan)
+
+
+def _lattices(corpus: Corpus, names: list[str]) -> list[str]:
+    """Arrangements of spots in some sections."""
+    from sklearn.neighbors import NearestNeighbors
+
+    found = set()
+    for name in names:
+        coordinates = Section.read(corpus, name, 1, 0).coordinates
+        if coordinates is not None and len(coordinates) > 6:
+            distances = NearestNeighbors(n_neighbors=7).fit(coordinates).kneighbors(coordinates)[0]
+            found.add(lattice_of(distances[:, 1:])[0])
+    return sorted(found)
+
+
+def _count_share(corpus: Corpus, names: list[str]) -> NDArray[np.float32]:
+    """Mean share of each gene in a spot's counts, groups weighing alike."""
+    of_group = corpus.sections["group"].loc[names]
+    shares = []
+    for _, members in of_group.groupby(of_group):
+        counts = np.zeros(len(corpus.vocabulary))
+        for name in members.index:
+            counts += np.asarray(corpus.read(str(name)).X.sum(axis=0), dtype=float).ravel()
+        shares.append(counts / max(counts.sum(), 1))
+    return np.mean(shares, axis=0).astype(np.float32)
+
+
+def find_limits(trials: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Limits of the trust card from the trials of left-out groups, see :func:`calibrate`."""
+    metrics = ["depth", "lacking", "distance"] + [
+        name + key for name in ("", "baseline_") for key in ("rmse", "r_within", "r2_spot")
+    ]
+    trials = trials.assign(step=trials.groupby(["group", "section"], sort=False).cumcount())
+    table = trials.groupby(["group", "step", "shift"], as_index=False)[metrics].mean()
+    ahead = is_ahead(table).to_numpy()
+    useless = ((table["r2_spot"] <= 0) | (table["r_within"] <= table["baseline_r_within"])).to_numpy()
+    intact = (table["step"] == 0).to_numpy()
+    # A group on which the model is behind as it is says nothing of what missing genes do.
+    strong = table["group"].isin(table.loc[intact & ahead, "group"]).to_numpy()
+    if not strong.any():
+        strong[:] = True
+    chosen = {
+        "lacking": (strong & (intact | (table["shift"] == "lacking").to_numpy()), 1),
+        "depth": ((table["shift"] == "depth").to_numpy(), -1),
+        "distance": (intact, 1),
+    }
+    limits: dict[str, dict[str, float]] = {}
+    for check, (members, sign) in chosen.items():
+        # Depths lie orders of magnitude apart.
+        value = np.log(table[check].to_numpy()) if check == "depth" else table[check].to_numpy()
+        found = []
+        for bad in (~ahead, useless):
+            limit = sign * _stump(sign * value[members], bad[members])
+            found.append(float(np.exp(limit) if check == "depth" else limit))
+        care, outside = found
+        limits[check] = {"care": care, "outside": outside, "above": float(sign > 0)}
+    limits["deepest"] = {"care": float(table.loc[intact, "depth"].max()), "above": 1.0}
+    limits["far"] = dict(FAR)
+    return {check: {key: round(value, 4) for key, value in limit.items()} for check, limit in limits.items()}
+
+
+def is_ahead(trials: Any) -> Any:
+    """Whether the model is better than the baseline in every respect, for one trial or a table of them."""
+    return (
+        (trials["rmse"] < trials["baseline_rmse"])
+        & (trials["r_within"] > trials["baseline_r_within"])
+        & (trials["r2_spot"] > trials["baseline_r2_spot"])
+    )
+
+
+def _stump(value: Floats, bad: NDArray[np.bool_]) -> float:
+    """Limit that parts bad trials (above it) from others at the least cost, the lowest of several.
+
+    A bad trial under the limit costs as much as :data:`CAUTION` good ones above it. Where nothing is bad the limit is
+    the largest value tried.
+    """
+    order = np.argsort(value, kind="stable")
+    value, bad = value[order], bad[order]
+    if not bad.any():
+        return float(value[-1])
+    # Cost if the first i are called good and the others bad.
+    passed = CAUTION * np.concatenate([[0], np.cumsum(bad)])
+    stopped = np.concatenate([np.cumsum(~bad[::-1])[::-1], [0]])
+    at = int(np.argmin(passed + stopped))
+    if at == 0:
+        return float(value[0])
+    return float(value[-1]) if at == len(value) else float((value[at - 1] + value[at]) / 2)

@@ -1,0 +1,246 @@
+"""How a model does on a donor that it wasn't trained on, as its sections are and with genes or counts taken away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sagefm import _keys
+from sagefm.benchmark._baselines import depth_scaled
+from sagefm.benchmark._masks import RandomMasks
+from sagefm.benchmark._metrics import MIN_VARIANCE, Sums, summarize
+from sagefm.benchmark._spots import Spots
+from sagefm.models._reference import EDGES, misfit, nearest, unit
+
+if TYPE_CHECKING:
+    from sagefm.models import Model
+    from sagefm.models._canonical import Canonical
+    from sagefm.train._corpus import Corpus
+
+Floats = NDArray[np.float64]
+
+# Enough of a section, a group and the corpus; more are sampled.
+SECTION_SPOTS, GROUP_SPOTS, CORPUS_SPOTS = 400, 1_200, 8_000
+N_CENTROIDS = 48
+# Shares of the vocabulary that a slide lacks.
+LACKING = [0.25, 0.5, 0.75, 0.95]
+N_QUANTILES, MIN_VALUES = 200, 1_000
+MIDDLES = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+THINNED, HIDDEN, MASK = (1.0, 0.5, 0.25, 0.1, 0.05), (0.3, 0.6, 0.8, 0.9), 0.3
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What one group shows of a model trained without it.
+
+    Attributes
+    ----------
+    group
+        Its name.
+    r
+        Correlation of each gene with its prediction while the slide lacked it, shape (shares, genes).
+    errors
+        Quantiles of the misfit among predictions of one class, shape (shares, classes,
+        quantiles); NaN for classes that hardly occur.
+    ranks
+        Quantiles of the rank of each gene's error among those of its class, shape (shares, quantiles, genes).
+    trials
+        One row for each section and shift: its ``depth``, share ``lacking`` and ``distance``, and ``rmse``,
+        ``r_within`` and ``r2_spot`` of the model and (``baseline_``) of the neighbours' mean scaled by depth.
+    """
+
+    group: str
+    r: Floats
+    errors: NDArray[np.float32]
+    ranks: NDArray[np.float32]
+    trials: pd.DataFrame
+
+
+@dataclass
+class Section:
+    """Some spots of a section with their neighbourhoods."""
+
+    log_counts: sparse.csr_matrix
+    graph: sparse.csr_matrix
+    genes: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    coordinates: NDArray[np.float64] | None = None
+    hidden: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @classmethod
+    def read(cls, corpus: Corpus, name: str, n_spots: int, seed: int) -> Section:
+        adata = corpus.read(name)
+        counts = sparse.csr_matrix(adata.X, dtype=np.float32)
+        counts.data = np.log1p(counts.data)
+        graph = sparse.csr_matrix(adata.obsp[_keys.connectivities(_keys.GRAPH)], dtype=np.float32)
+        rows = np.random.default_rng(seed).permutation(adata.n_obs)[:n_spots]
+        coordinates = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float) if _keys.SPATIAL in adata.obsm else None
+        return cls(counts, graph, np.flatnonzero(adata.var["measured"]), np.sort(rows), coordinates)
+
+    def thinned(self, share: float, rng: np.random.Generator) -> Section:
+        """The same with each count kept by chance."""
+        if share == 1:
+            return self
+        counts = np.rint(np.expm1(self.log_counts.data.astype(float))).astype(np.int64)
+        kept = sparse.csr_matrix(self.log_counts, copy=True)
+        kept.data = np.log1p(rng.binomial(counts, share)).astype(np.float32)
+        return replace(self, log_counts=kept)
+
+    def without(self, genes: NDArray[np.int64]) -> Section:
+        """The same as if it lacked some genes."""
+        return replace(self, hidden=genes)
+
+    def spots(self, mask: torch.Tensor) -> Spots:
+        """The centre with its neighbours' sum; what is hidden is 0 in both, and masked."""
+        center = self.log_counts[self.rows].toarray()
+        around = self.graph[self.rows]
+        sums = (around @ self.log_counts).toarray()
+        center[:, self.hidden] = sums[:, self.hidden] = 0
+        degree = np.diff(around.indptr).astype(np.float32)[:, None]
+        return Spots(torch.from_numpy(center), torch.from_numpy(sums), torch.from_numpy(degree), mask)
+
+    def neighborhood_means(self) -> NDArray[np.float32]:
+        """Mean log1p counts of each spot and its neighbours, of the genes that the section has."""
+        around = self.graph[self.rows]
+        means = (around @ self.log_counts + self.log_counts[self.rows])[:, self.genes].toarray()
+        return means / (np.diff(around.indptr)[:, None] + 1)
+
+    def totals(self) -> Floats:
+        """Counts of every spot."""
+        return np.asarray(self.log_counts.expm1().sum(axis=1), dtype=float).ravel()
+
+
+def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftOut:
+    """Try a model on the sections of a group that it wasn't trained on."""
+    canonical = model.canonical().to(torch.device("cpu"), torch.float32)
+    n_genes = len(corpus.vocabulary)
+    members = corpus.sections["group"] == group
+    centroids = reference_centroids(corpus, [str(name) for name in corpus.sections.index[~members]], seed)
+    names = [str(name) for name in corpus.sections.index[members]]
+    n_spots = min(SECTION_SPOTS, -(-GROUP_SPOTS // len(names)))
+    r = np.full((len(names), len(LACKING), n_genes), np.nan)
+    absent: list[list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = [[] for _ in LACKING]
+    trials = []
+    for number, name in enumerate(names):
+        section, rng = Section.read(corpus, name, n_spots, seed), np.random.default_rng(seed)
+        distance = float(np.median(nearest(section.neighborhood_means(), centroids[:, section.genes])))
+        order = rng.permutation(section.genes)
+        for share in THINNED:
+            row = {"section": name, "shift": "depth", "distance": distance}
+            trials.append(row | _trial(canonical, section.thinned(share, rng), seed))
+        for share in HIDDEN:
+            row = {"section": name, "shift": "lacking", "distance": distance}
+            trials.append(row | _trial(canonical, section.without(order[: int(share * len(order))]), seed))
+        for at, share in enumerate(LACKING):
+            r[number, at], prediction, error = _absent(canonical, section, order, share)
+            absent[at].append((prediction, error))
+    known = np.isfinite(r)
+    with np.errstate(invalid="ignore"):
+        mean_r = np.where(known, r, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+    classes = [_ranked(*(np.concatenate(part) for part in zip(*parts, strict=True))) for parts in absent]
+    errors, ranks = (np.stack(part) for part in zip(*classes, strict=True))
+    return LeftOut(group, mean_r, errors, ranks, pd.DataFrame(trials))
+
+
+@torch.inference_mode()
+def _trial(canonical: Canonical, section: Section, seed: int) -> dict[str, float]:
+    """The training task on a section, beside the baseline, on the genes that it still has."""
+    n_genes = section.log_counts.shape[1]
+    has = torch.zeros(n_genes, dtype=torch.bool)
+    has[section.genes] = True
+    has[section.hidden] = False
+    mask = RandomMasks(n_genes, MASK, (seed,))(section.rows)
+    spots = section.spots(mask)
+    center = spots.masked_center
+    found = {
+        "": canonical.forward(center, spots.neighbor_sum, spots.degree, mask),
+        "baseline_": depth_scaled(center, spots.neighbor_mean, mask),
+    }
+    total = section.totals()
+    row = {"depth": float(np.median(total)), "lacking": 1 - float(has.sum()) / n_genes}
+    for name, prediction in found.items():
+        sums = Sums(n_genes)
+        sums.add(prediction, spots.center, mask & has)
+        metrics = summarize([sums])
+        row |= {name + key: metrics[key] for key in ("rmse", "r_within", "r2_spot")}
+    return row
+
+
+@torch.inference_mode()
+def _absent(
+    canonical: Canonical, section: Section, order: NDArray[np.int64], lacking: float
+) -> tuple[Floats, NDArray[np.float32], NDArray[np.float32]]:
+    """Correlation of each gene, prediction and misfit while the section lacks it and others, as asked for."""
+    n_genes = section.log_counts.shape[1]
+    # A section may lack more than is asked for; a twentieth of what it has is hidden at least.
+    n_hidden = max(len(order) - round((1 - lacking) * n_genes), len(order) // 20, 1)
+    r = np.full(n_genes, np.nan)
+    errors = np.full((len(section.rows), n_genes), np.nan, dtype=np.float32)
+    predictions = np.zeros_like(errors)
+    truth = section.log_counts[section.rows].toarray()
+    for start in range(0, len(order), n_hidden):
+        hidden = np.take(order, np.arange(start, start + n_hidden), mode="wrap")
+        mask = torch.zeros(n_genes, dtype=torch.bool)
+        mask[hidden] = True
+        spots = section.without(hidden).spots(mask.expand(len(section.rows), -1))
+        predicted = canonical.forward(spots.center, spots.neighbor_sum, spots.degree, spots.mask).numpy()
+        scored = order[start : start + n_hidden]
+        predictions[:, scored] = predicted[:, scored]
+        p, t = predicted[:, scored].astype(float), truth[:, scored].astype(float)
+        errors[:, scored] = misfit(p, t)
+        p, t = p - p.mean(axis=0), t - t.mean(axis=0)
+        var_p, var_t = (p * p).mean(axis=0), (t * t).mean(axis=0)
+        scale = np.sqrt(np.maximum(var_p, MIN_VARIANCE) * np.maximum(var_t, MIN_VARIANCE))
+        values = np.where(var_p > MIN_VARIANCE, (p * t).mean(axis=0) / scale, 0)
+        r[scored] = np.where(var_t > MIN_VARIANCE, values, np.nan)
+    return r, predictions, errors
+
+
+def _ranked(
+    predictions: NDArray[np.float32], errors: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Quantiles of the errors of each class of predictions, and of each gene's ranks among them."""
+    class_of = np.where(np.isfinite(errors), np.digitize(predictions, EDGES), -1)
+    by_class = np.full((len(EDGES) + 1, N_QUANTILES), np.nan, dtype=np.float32)
+    rank = np.full(errors.shape, np.nan, dtype=np.float32)
+    for number in range(len(by_class)):
+        members = class_of == number
+        values = np.sort(errors[members])
+        if len(values):
+            rank[members] = np.searchsorted(values, errors[members]) / len(values)
+        if len(values) >= MIN_VALUES:
+            by_class[number] = values[(MIDDLES * len(values)).astype(int)]
+    return by_class, quantiles(rank)
+
+
+def quantiles(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Quantiles of each column in the middle of equal shares; NaN where it has no values."""
+    ranked = np.sort(values, axis=0)  # NaN last
+    n = np.isfinite(ranked).sum(axis=0)
+    at = np.minimum((MIDDLES[:, None] * n).astype(int), np.maximum(n - 1, 0))
+    return np.where(n > 0, np.take_along_axis(ranked, at, axis=0), np.nan).astype(np.float32)
+
+
+def reference_centroids(corpus: Corpus, names: list[str], seed: int) -> NDArray[np.float32]:
+    """Centres of the neighbourhood means of some sections, each group with as many spots as any other, at most."""
+    from sklearn.cluster import KMeans
+
+    of_group = corpus.sections["group"].loc[names]
+    per_group = min(SECTION_SPOTS, CORPUS_SPOTS // of_group.nunique())
+    means = []
+    for _, members in of_group.groupby(of_group):
+        n_spots = -(-per_group // len(members))
+        for name in members.index:
+            section = Section.read(corpus, str(name), n_spots, seed)
+            full = np.zeros((len(section.rows), len(corpus.vocabulary)), dtype=np.float32)
+            full[:, section.genes] = section.neighborhood_means()
+            means.append(unit(full))
+    points = np.concatenate(means)
+    found = KMeans(min(N_CENTROIDS, len(points)), n_init=1, random_state=seed).fit(points)
+    return unit(found.cluster_centers_)
