@@ -15,11 +15,14 @@ ARRAY_COL = "array_col"
 # Genes.
 GENE_INDEX = "sage_gene"  # var
 GENES = "sage_genes"  # uns
+ORTHOLOG = "sage_ortholog"  # var
 ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")  # var, first one present is read
 
 # Results.
+ASSESSMENT = "sage_assessment"
 EMBEDDING = "X_sage"
 IMPUTED = "sage_imputed"
+LOWER, UPPER = "{}_lower", "{}_upper"  # obsm, of an imputed key
 RELIABILITY = "sage_reliability"  # var
 CLUSTER = "sage_cluster"
 PERTURB_LR = "perturb_lr"

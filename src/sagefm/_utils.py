@@ -73,8 +73,10 @@ def check_whole(name: str, value: object, least: int) -> int:
     return number
 
 
-def check_free(adata: AnnData, key_added: str, default: str, slots: Iterable[str], function: str) -> None:
-    """Refuse to overwrite what the user put under a key of their choice.
+def check_free(
+    adata: AnnData, key_added: str, default: str, slots: Iterable[str], function: str, more: Iterable[str] = ()
+) -> None:
+    """Refuse to overwrite what the user put under a key of their choice, or under ``more`` keys of ``obsm``.
 
     The default key is the function's own, and so is what an earlier call of it recorded in ``uns``.
     """
@@ -83,10 +85,10 @@ def check_free(adata: AnnData, key_added: str, default: str, slots: Iterable[str
     params = recorded.get("params") if isinstance(recorded, Mapping) else None
     if key_added == default or (isinstance(params, Mapping) and params.get("function") == function):
         return
-    for slot in (*slots, "uns"):
-        if key_added in getattr(adata, slot):
+    for slot, key in [*((slot, key_added) for slot in (*slots, "uns")), *(("obsm", key) for key in more)]:
+        if key in getattr(adata, slot):
             raise ValueError(
-                f"adata.{slot}[{key_added!r}] exists and wasn't written by this function. Choose another key_added, "
+                f"adata.{slot}[{key!r}] exists and wasn't written by this function. Choose another key_added, "
                 "or delete it first."
             )
 

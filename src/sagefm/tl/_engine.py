@@ -19,12 +19,13 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
-from sagefm import _keys, models
+from sagefm import models
 from sagefm._settings import logger
-from sagefm._utils import check_key, check_whole, get_device, progress
+from sagefm._utils import check_whole, get_device, progress
 from sagefm.models._canonical import depth_scale
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
+from sagefm.pp._graph import get_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -309,25 +310,6 @@ def prepare(
         batch_size=rows,
     )
     return engine, loaded, alignment, is_new
-
-
-def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
-    """Neighbours of every spot from ``obsp``: its pattern alone, without the diagonal."""
-    check_key("connectivity_key", connectivity_key)
-    key = _keys.connectivities(connectivity_key)
-    if key not in adata.obsp:
-        if connectivity_key == _keys.GRAPH:
-            raise KeyError(f"{key!r} not in adata.obsp. Run sg.pp.neighborhood_graph(adata) first.")
-        raise KeyError(f"{key!r} not in adata.obsp; it has {sorted(adata.obsp)}. Set connectivity_key.")
-    graph = sparse.csr_matrix(adata.obsp[key], copy=True)
-    if not np.isfinite(graph.data).all():
-        raise ValueError(f"adata.obsp[{key!r}] holds values that are not finite.")
-    graph.sum_duplicates()
-    graph.setdiag(0)
-    graph.eliminate_zeros()
-    if adata.n_obs and not graph.nnz:
-        raise ValueError(f"adata.obsp[{key!r}] connects no spots. Run sg.pp.neighborhood_graph(adata) again.")
-    return graph
 
 
 def _check_degrees(graph: sparse.csr_matrix, model: Model, connectivity_key: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from sagefm import _keys
-from sagefm._utils import adjust_pvalues
+from sagefm._utils import adjust_pvalues, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,8 @@ def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> NDArray[np.int64
     ------
     KeyError
         If the slide has no coordinates.
+    ValueError
+        If they are not finite or all the same.
     """
     from scipy.sparse.csgraph import connected_components
 
@@ -48,8 +50,19 @@ def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> NDArray[np.int64
         position = adata.obs[[_keys.ARRAY_COL, _keys.ARRAY_ROW]].to_numpy(dtype=float) * [0.5, np.sqrt(3) / 2]
     else:
         raise KeyError(
-            f"reliability needs the spots' coordinates: {_keys.SPATIAL!r} not in adata.obsm. Put them there, or pass "
-            "reliability=False."
+            f"reliability and intervals need the spots' coordinates: {_keys.SPATIAL!r} not in adata.obsm. Put them "
+            "there, or pass reliability=False and no intervals."
+        )
+    bad = ~np.isfinite(position).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"the coordinates of {bad.sum()} spots are not finite: {shorten(adata.obs_names[bad])}. Reliability and "
+            "intervals part the tissue by them; remove these spots, or pass reliability=False and no intervals."
+        )
+    if len(position) > 1 and (position == position[0]).all():
+        raise ValueError(
+            "all spots have the same coordinates, by which reliability and intervals part the tissue. Mend "
+            f"obsm[{_keys.SPATIAL!r}], or pass reliability=False and no intervals."
         )
     _, part = connected_components(graph, directed=False)
     low = np.array([position[part == i].min(axis=0) for i in range(part.max() + 1)])
@@ -85,8 +98,8 @@ class HeldOut:
 
     Parameters
     ----------
-    adata
-        Slide, for the places of its spots.
+    tiles
+        Tile of the tissue that each spot lies in.
     engine
         What the predictions come from.
     targets
@@ -101,7 +114,7 @@ class HeldOut:
 
     def __init__(
         self,
-        adata: AnnData,
+        tiles: NDArray[np.int64],
         engine: Engine,
         targets: Sequence[NDArray[np.int64]],
         log_counts: Sequence[sparse.csr_matrix],
@@ -113,7 +126,7 @@ class HeldOut:
         self._genes = np.concatenate(targets)
         ends = np.cumsum([0, *map(len, targets)])
         self._slices = [slice(start, stop) for start, stop in pairwise(ends)]
-        self._scores = Scores(spatial_blocks(adata, engine.graph), len(self._genes))
+        self._scores = Scores(tiles, len(self._genes))
         self._depth = unmasked_totals(engine.counts, folds, engine.canonical.n_genes, engine.batch_size)
 
     def add(self, rows: slice, fold: int, prediction: NDArray[np.float32]) -> None:
