@@ -17,6 +17,7 @@ from sagefm._utils import check_key, get_table, shorten
 from sagefm.models._vocabulary import Vocabulary, ensembl_ids, hest1k
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -32,6 +33,7 @@ def align_genes(
     model: str | Path | Model | None = None,
     *,
     gene_symbols: str | None = None,
+    orthologs: Mapping[str, str] | pd.DataFrame | None = None,
     min_coverage: float = MIN_COVERAGE,
     table_key: str = "table",
     copy: bool = False,
@@ -39,7 +41,8 @@ def align_genes(
     """Find the gene of the model's vocabulary that each column is.
 
     The functions of ``sg.tl`` call it when needed; call it yourself to see the coverage, to name a
-    column of symbols, or to accept a panel that covers little of the vocabulary.
+    column of symbols, to translate genes of another species, or to accept a panel that covers little of the
+    vocabulary.
 
     A column stands for a gene by its symbol; else by its Ensembl id, with or without version, as its name
     or in ``var["gene_ids"]``; else by a former or alias symbol, if its Ensembl id, where there is one,
@@ -55,6 +58,10 @@ def align_genes(
         published model, which ``sagefm-mini`` shares.
     gene_symbols
         Column of ``var`` with symbols or Ensembl ids, instead of ``var_names``.
+    orthologs
+        For slides of another species: human symbol or Ensembl id of each gene, as a mapping or as a table whose first
+        two columns are the slide's gene and the human one. Genes with several human orthologs are left out; those
+        that share one are added up. Nothing is translated without it, and the model hasn't seen other species.
     min_coverage
         Share of the vocabulary that the slide has to have. Below 0.7 there is a warning in any case.
     table_key
@@ -71,13 +78,17 @@ def align_genes(
     ``uns["sage_genes"]``
         ``vocabulary`` (its name) and ``sha256``, ``n_matched``, ``n_vocabulary`` and ``coverage``, how many
         columns matched ``by_symbol``, ``by_ensembl_id`` and ``by_other_symbol``, and the ``missing`` genes.
+    ``var["sage_ortholog"]``
+        Human gene of each column, empty where there is none (with ``orthologs``).
 
     Raises
     ------
     KeyError
         If ``gene_symbols`` is not in ``var``.
+    TypeError
+        If ``orthologs`` is neither a mapping nor a table of two columns.
     ValueError
-        If less than ``min_coverage`` of the vocabulary is there.
+        If less than ``min_coverage`` of the vocabulary is there, or ``orthologs`` names none of the slide's genes.
 
     Examples
     --------
@@ -89,7 +100,13 @@ def align_genes(
     """
     adata = get_table(adata, table_key, copy=copy)
     vocabulary = hest1k() if model is None else models.load(model).vocabulary
-    alignment = match_genes(adata, vocabulary, gene_symbols=gene_symbols, min_coverage=min_coverage)
+    human = None
+    if orthologs is not None:
+        human = _translated(_names(adata, gene_symbols), orthologs, vocabulary)
+        gene_symbols = _keys.ORTHOLOG
+    alignment = match_genes(adata, vocabulary, gene_symbols=gene_symbols, names=human, min_coverage=min_coverage)
+    if human is not None:
+        adata.var[_keys.ORTHOLOG] = human
     alignment.write(adata)
     return adata if copy else None
 
@@ -118,11 +135,13 @@ class Alignment:
         adata.uns[_keys.GENES] = self.report
 
 
-def get_alignment(adata: AnnData, vocabulary: Vocabulary) -> tuple[Alignment, bool]:
+def get_alignment(
+    adata: AnnData, vocabulary: Vocabulary, *, min_coverage: float | None = None
+) -> tuple[Alignment, bool]:
     """Alignment that ``adata`` holds for this vocabulary, or a new one; and whether it is new.
 
     One made for another vocabulary, or before genes were renamed, added or dropped, or changed since, is made
-    again with the same choices.
+    again with the same choices, but for ``min_coverage`` where that is given.
     """
     report = adata.uns.get(_keys.GENES)
     report = dict(report) if isinstance(report, Mapping) else {}
@@ -131,9 +150,11 @@ def get_alignment(adata: AnnData, vocabulary: Vocabulary) -> tuple[Alignment, bo
         gene_symbols = None
     if report.get("sha256") == vocabulary.sha256 and _keys.GENE_INDEX in adata.var:
         index = adata.var[_keys.GENE_INDEX].to_numpy()
-        if report.get("fingerprint") == _fingerprint(_names(adata, gene_symbols), _listed_ids(adata), index):
+        listed_ids = [] if gene_symbols == _keys.ORTHOLOG else _listed_ids(adata)
+        if report.get("fingerprint") == _fingerprint(_names(adata, gene_symbols), listed_ids, index):
             return Alignment(index.astype(np.int64), report), False
-    min_coverage = report.get("min_coverage", MIN_COVERAGE)
+    if min_coverage is None:
+        min_coverage = report.get("min_coverage", MIN_COVERAGE)
     return match_genes(adata, vocabulary, gene_symbols=gene_symbols, min_coverage=min_coverage), True
 
 
@@ -142,12 +163,14 @@ def match_genes(
     vocabulary: Vocabulary,
     *,
     gene_symbols: str | None = None,
+    names: list[str] | None = None,
     min_coverage: float = MIN_COVERAGE,
 ) -> Alignment:
-    """Compute what :func:`align_genes` writes."""
+    """Compute what :func:`align_genes` writes; ``names`` are those of ``gene_symbols``, if it isn't written yet."""
     if not isinstance(min_coverage, int | float) or not 0 <= min_coverage <= 1:
         raise ValueError(f"min_coverage={min_coverage!r} has to be a share between 0 and 1.")
-    names, listed_ids = _names(adata, gene_symbols), _listed_ids(adata)
+    names = _names(adata, gene_symbols) if names is None else names
+    listed_ids = [] if gene_symbols == _keys.ORTHOLOG else _listed_ids(adata)  # of the other species
 
     # Best way of naming a gene first, each on the columns that are left. A column with an Ensembl id that
     # agrees with its other symbol is found by the id; with one that doesn't, the symbol is not believed.
@@ -189,10 +212,12 @@ def match_genes(
     }
     if gene_symbols is not None:
         report["gene_symbols"] = gene_symbols
+    if gene_symbols == _keys.ORTHOLOG:
+        report["orthologs"] = True
     if coverage < min_coverage:
         raise ValueError(
             f"the slide has {len(matched)} of the model's {len(vocabulary)} genes ({coverage:.1%}), less than "
-            f"min_coverage={min_coverage:g}. {_hint(names, gene_symbols)}"
+            f"min_coverage={min_coverage:g}. {hint_at_names(adata, gene_symbols)}"
             f"To go on regardless, run sg.pp.align_genes(adata, min_coverage={np.floor(coverage * 100) / 100:g}) first."
         )
     logger.info(
@@ -238,11 +263,64 @@ def _fingerprint(names: list[str], ids: list[str], index: NDArray[Any]) -> str:
     return hashlib.sha256("\n".join([*names, "", *ids, ""]).encode() + numbers).hexdigest()
 
 
-def _hint(names: list[str], gene_symbols: str | None) -> str:
-    if sum(name.startswith("ENSMUSG") for name in names) > len(names) / 2 or (
-        sum(name[1:].islower() for name in names if name[:1].isupper() and len(name) > 2) > len(names) / 2
+def _translated(names: list[str], orthologs: Mapping[str, str] | pd.DataFrame, vocabulary: Vocabulary) -> list[str]:
+    """Human gene of each name, by its symbol where it is known; empty where there is none or more than one."""
+    import pandas as pd
+
+    if isinstance(orthologs, Mapping):
+        pairs = pd.DataFrame({"gene": list(orthologs.keys()), "human": list(orthologs.values())}, dtype=object)
+    elif isinstance(orthologs, pd.DataFrame) and orthologs.shape[1] >= 2:
+        pairs = orthologs.iloc[:, :2].set_axis(["gene", "human"], axis=1).astype(object)
+    else:
+        raise TypeError("orthologs has to be a mapping, or a table whose first two columns are gene and human gene.")
+    pairs = pairs.dropna()
+    if odd := [value for value in pairs.to_numpy().ravel() if not isinstance(value, str)]:
+        raise TypeError(f"orthologs has to hold names, got {odd[0]!r}.")
+    pairs = pairs.apply(lambda column: column.str.strip())
+    pairs = pairs[(pairs["gene"] != "") & (pairs["human"] != "")]
+    # One gene under two names is one gene.
+    index = vocabulary.find(pairs["human"].tolist())
+    known = [vocabulary.symbols[gene] if gene >= 0 else name for gene, name in zip(index, pairs["human"], strict=True)]
+    pairs = pairs.assign(human=known).drop_duplicates()
+    several = set(pairs.loc[pairs["gene"].duplicated(keep=False), "gene"])
+    human_of = dict(zip(pairs["gene"], pairs["human"], strict=True))
+    found = ["" if name in several else human_of.get(name, "") for name in names]
+    n_found, n_several = sum(map(bool, found)), sum(name in several for name in names)
+    if not n_found:
+        raise ValueError(
+            f"orthologs names none of the slide's genes: it has {shorten(pairs['gene']) or 'none'}, the slide "
+            f"{shorten(names)}. "
+            "If the slide's names lie in a column of var, pass gene_symbols=... too."
+        )
+    logger.info(
+        "Translated %d of %d columns by orthologs; %d have several and are left out.", n_found, len(names), n_several
+    )
+    return found
+
+
+def hint_at_names(adata: AnnData, gene_symbols: str | None = None) -> str:
+    """What may be wrong with the names of a slide that has few of the model's genes."""
+    names = _names(adata, gene_symbols if gene_symbols in adata.var else None)
+    if gene_symbols != _keys.ORTHOLOG and (
+        sum(name.startswith("ENSMUSG") for name in names) > len(names) / 2
+        or sum(name[1:].islower() for name in names if name[:1].isupper() and len(name) > 2) > len(names) / 2
     ):
-        return "The names look like mouse genes; the model knows human ones only. "
+        return (
+            "The names look like mouse genes; the model knows human ones. Pass a table of orthologs as "
+            "sg.pp.align_genes(adata, orthologs=...). "
+        )
+    found = (hest1k().find(names) >= 0).sum()
     if gene_symbols is None:
+        texts = [key for key in adata.var if adata.var[key].dtype.kind not in "biufcM"]
+        better = {key: int((hest1k().find(_names(adata, key)) >= 0).sum()) for key in texts}
+        if better and max(better.values()) > found:
+            best = max(better, key=lambda key: better[key])
+            return f"var[{best!r}] names {better[best]} known genes: sg.pp.align_genes(adata, gene_symbols={best!r}). "
+    if adata.raw is not None and adata.raw.n_vars > adata.n_vars:
+        return (
+            f"adata.raw has {adata.raw.n_vars} genes, adata {adata.n_vars}: if raw holds the counts, start from "
+            "adata.raw.to_adata(). "
+        )
+    if gene_symbols is None and not found:
         return "If the symbols are in a column of var, pass it as sg.pp.align_genes(adata, gene_symbols=...). "
     return ""

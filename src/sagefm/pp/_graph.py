@@ -14,6 +14,7 @@ from sagefm.pp._neighbors import Floats, Ints, is_hexagonal, lattice_neighbors, 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from scipy import sparse
     from spatialdata import SpatialData
 
 Method = Literal["auto", "visium", "knn"]
@@ -169,6 +170,27 @@ def neighborhood_graph(
         distances_key,
     )
     return adata if copy else None
+
+
+def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
+    """Neighbours of every spot from ``obsp``: its pattern alone, without the diagonal."""
+    from scipy import sparse
+
+    check_key("connectivity_key", connectivity_key)
+    key = _keys.connectivities(connectivity_key)
+    if key not in adata.obsp:
+        if connectivity_key == _keys.GRAPH:
+            raise KeyError(f"{key!r} not in adata.obsp. Run sg.pp.neighborhood_graph(adata) first.")
+        raise KeyError(f"{key!r} not in adata.obsp; it has {sorted(adata.obsp)}. Set connectivity_key.")
+    graph = sparse.csr_matrix(adata.obsp[key], copy=True)
+    if not np.isfinite(graph.data).all():
+        raise ValueError(f"adata.obsp[{key!r}] holds values that are not finite.")
+    graph.sum_duplicates()
+    graph.setdiag(0)
+    graph.eliminate_zeros()
+    if adata.n_obs and not graph.nnz:
+        raise ValueError(f"adata.obsp[{key!r}] connects no spots. Run sg.pp.neighborhood_graph(adata) again.")
+    return graph
 
 
 def _libraries(adata: AnnData, library_key: str | None) -> list[tuple[str, Ints]]:
