@@ -1,7 +1,8 @@
 """Plots: what the tools of the same name found."""
 
+from sagefm.pl._assessment import assessment
 from sagefm.pl._embedding import cluster
-from sagefm.pl._impute import impute
+from sagefm.pl._imputation import imputation
 from sagefm.pl._missingness import missingness_curve
 from sagefm.pl._perturb import (
     dose_response,
@@ -14,9 +15,10 @@ from sagefm.pl._reliability import reliability
 from sagefm.pl._targets import sensitivity_heatmap, target_controls, target_effects
 
 __all__ = [
+    "assessment",
     "cluster",
     "dose_response",
-    "impute",
+    "imputation",
     "missingness_curve",
     "perturbation_lollipop",
     "perturbation_overlap",

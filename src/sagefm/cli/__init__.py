@@ -1,4 +1,4 @@
-"""Command line: ``sagefm demo | embed | impute | perturb | models | prepare | pretrain``.
+"""Command line: ``sagefm demo | assess | embed | impute | perturb | models | prepare | pretrain``.
 
 Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 interrupted.
 """
@@ -6,13 +6,13 @@ Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 i
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm import __version__, _keys, datasets, models, pl, pp, tl
+from sagefm import __version__, _keys, models, pl, pp, tl
 from sagefm._settings import logger, settings
+from sagefm.cli._files import headless, write_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -67,12 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     slide = argparse.ArgumentParser(add_help=False, parents=[reading])
     slide.add_argument("-o", "--out", type=Path, required=True, help="slide to write, .h5ad or .zarr")
 
+    assess = commands.add_parser("assess", parents=[reading], help="say whether the model can be trusted on a slide")
+    assess.add_argument("-o", "--out", type=Path, help="card to write, .html or .txt")
+    assess.set_defaults(run=_assess)
+
     embed = commands.add_parser("embed", parents=[slide], help="embed every spot: obsm['X_sage']")
     embed.set_defaults(run=_embed)
 
     impute = commands.add_parser("impute", parents=[slide], help="predict genes: layers['sage_imputed']")
     impute.add_argument("--genes", nargs="+", help="genes to predict (default: all that were measured)")
     impute.add_argument("--mask", choices=["center", "everywhere"], default="center", help="default: %(default)s")
+    impute.add_argument("--intervals", type=float, help="share of values that intervals are to cover, such as 0.9")
     impute.set_defaults(run=_impute)
 
     perturb = commands.add_parser("perturb", parents=[reading], help="perturb ligands in the neighbours: a table")
@@ -137,73 +142,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    import numpy as np
-    from sklearn.metrics import adjusted_rand_score
+    from sagefm.cli._demo import run
 
-    from sagefm import benchmark
+    run(arguments.out)
 
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise FileExistsError(f"{arguments.out} is a file; --out takes a folder.")
-    model, genes = "sagefm-mini", ["CD74", "COL1A1"]
-    adata = datasets.simulated_visium()
-    pp.neighborhood_graph(adata)
-    tl.sage_embed(adata, model)
-    tl.cluster(adata)
-    tl.impute(adata, None, model)
-    tl.perturb_lr(adata, "paper", model)
 
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "clusters.png": "clusters of the embedding, on the tissue",
-        "imputed.png": "genes, measured and predicted",
-        "reliability.png": "every gene's correlation, by the model and by the neighbours' mean",
-        "perturbed.png": "receptors, when their ligand is raised in the neighbours",
-    }
-    with _headless():
-        pl.cluster(adata, show=False, save=out / "clusters.png")
-        pl.impute(adata, genes, show=False, save=out / "imputed.png")
-        pl.reliability(adata, save=out / "reliability.png")
-        pl.perturbation_lollipop(adata, save=out / "perturbed.png")
-    _write(adata, out / "demo.h5ad", overwrite=True)
-
-    agreement = adjusted_rand_score(adata.obs["domain"], adata.obs[_keys.CLUSTER])
-    n_clusters = adata.obs[_keys.CLUSTER].nunique()
-    imputed = {gene: (np.log1p(adata.obs_vector(gene)), adata.obs_vector(gene, layer=_keys.IMPUTED)) for gene in genes}
-    correlations = ", ".join(f"{gene} {np.corrcoef(*values)[0, 1]:.2f}" for gene, values in imputed.items())
-    table = benchmark.evaluate_imputation(adata, model)
-    print(f"\nA simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {model}:\n")
-    print(f"  embedding   {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot")
-    print(
-        f"  clusters    {n_clusters}, where the slide has {adata.obs['domain'].nunique()} domains "
-        f"(adjusted Rand index {agreement:.2f}; 1 is perfect, 0 is chance)"
-    )
-    print(f"  imputation  Pearson r with the measured counts, which the model didn't see: {correlations}")
-    scores = adata.uns[_keys.IMPUTED]["reliability"]
-    print(
-        f"  reliability {scores['reliable'].sum()} of {len(scores)} genes are predicted better than by the neighbours' "
-        "mean, scaled by depth"
-    )
-    pairs = adata.uns[_keys.PERTURB_LR]["results"]
-    pairs = pairs[pairs["status"] == "ok"]
-    print(
-        f"  ligands     raised in the neighbours, {(pairs['verdict'] == 'responds').sum()} of {len(pairs)} receptors "
-        "respond more than control genes do\n              (no more were expected: the model has never seen a "
-        "simulated slide)"
-    )
-    print("\nWith 30 % of the genes hidden at every spot, beside what needs no model:\n")
-    print(f"{'':36s}RMSE   r within the slide, mean over genes")
-    for predictor, metrics in table.iterrows():
-        print(f"  {predictor:30s} {metrics['rmse']:8.3f}{metrics['r_within']:7.2f}")
-    print(f"\nWritten to {out}/:\n")
-    print("  demo.h5ad       the slide with all results; open it with anndata.read_h5ad")
-    for name, text in figures.items():
-        print(f"  {name:15s} {text}")
-    print(
-        f"\n{model} is a small model for trying things out, trained on real tissue, which a simulated slide is not: "
-        "the\nfigures show that the steps work, not how good a model is.\n"
-        "Your own slide: sagefm embed SLIDE.h5ad -o OUT.h5ad"
-    )
+def _assess(arguments: argparse.Namespace) -> None:
+    if arguments.gene_symbols is not None and arguments.min_coverage is None:
+        arguments.min_coverage = 0.0  # panels are judged, not refused
+    adata = _read(arguments, writes=[".html", ".txt"])
+    verbosity, settings.verbosity = settings.verbosity, "WARNING"  # the card is printed, not logged
+    try:
+        pp.assess(adata, arguments.model, layer=arguments.layer, save=arguments.out)
+    finally:
+        settings.verbosity = verbosity
+    print(adata.uns[_keys.ASSESSMENT]["text"])
+    if arguments.out is not None:
+        logger.info("Wrote %s.", arguments.out)
 
 
 def _embed(arguments: argparse.Namespace) -> None:
@@ -215,7 +170,7 @@ def _embed(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         batch_size=arguments.batch_size,
     )
-    _write(adata, arguments.out, arguments.overwrite)
+    write_slide(adata, arguments.out, arguments.overwrite)
 
 
 def _impute(arguments: argparse.Namespace) -> None:
@@ -225,11 +180,12 @@ def _impute(arguments: argparse.Namespace) -> None:
         arguments.genes,
         arguments.model,
         mask=arguments.mask,
+        intervals=arguments.intervals,
         layer=arguments.layer,
         device=arguments.device,
         batch_size=arguments.batch_size,
     )
-    _write(adata, arguments.out, arguments.overwrite)
+    write_slide(adata, arguments.out, arguments.overwrite)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -261,7 +217,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
         partial.unlink(missing_ok=True)
     logger.info("Wrote %s.", arguments.out)
     if arguments.plot is not None:
-        with _headless():
+        with headless():
             pl.perturbation_lollipop(adata, save=arguments.plot)
         logger.info("Wrote %s.", arguments.plot)
     counts = results["verdict"].value_counts()
@@ -338,13 +294,13 @@ def _read(arguments: argparse.Namespace, writes: Sequence[str] = SLIDES) -> AnnD
 
     path: Path = arguments.input
     for argument, known in ((path, SLIDES), (arguments.out, writes)):
-        if argument.suffix not in known:
+        if argument is not None and argument.suffix not in known:
             raise ValueError(f"{argument} is not {' or '.join(known)}.")
     if not path.exists():
         raise FileNotFoundError(f"no slide at {path}.")
-    if arguments.out.exists() and not arguments.overwrite:
+    if arguments.out is not None and arguments.out.exists() and not arguments.overwrite:
         raise FileExistsError(f"{arguments.out} exists already; --overwrite replaces it.")
-    if not arguments.out.absolute().parent.is_dir():
+    if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {arguments.out.absolute().parent} to write into.")
     if (path / "tables").is_dir():
         raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
@@ -362,44 +318,3 @@ def _read(arguments: argparse.Namespace, writes: Sequence[str] = SLIDES) -> AnnD
     else:
         logger.info("The slide has its graph, obsp['%s'], which is used.", _keys.connectivities(_keys.GRAPH))
     return adata
-
-
-def _write(adata: AnnData, path: Path, overwrite: bool) -> None:
-    """Write under another name first, so that ``path`` is complete or absent."""
-    import shutil
-
-    partial = path.with_name(f".{path.name}.part{path.suffix}")
-
-    def remove(target: Path) -> None:
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-
-    try:
-        if path.suffix == ".zarr":
-            adata.write_zarr(partial)
-        else:
-            adata.write_h5ad(partial, compression="gzip")
-        if overwrite:
-            remove(path)
-        partial.rename(path)
-    finally:
-        remove(partial)
-    logger.info("Wrote %s.", path)
-
-
-class _headless:
-    """Draw without a screen, and leave the backend as it was."""
-
-    def __enter__(self) -> None:
-        import matplotlib.pyplot as plt
-
-        self.backend = plt.get_backend()
-        plt.switch_backend("agg")
-
-    def __exit__(self, *exception: object) -> None:
-        import matplotlib.pyplot as plt
-
-        plt.switch_backend(self.backend)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

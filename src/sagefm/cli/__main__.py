@@ -1,0 +1,7 @@
+"""``python -m sagefm.cli``."""
+
+import sys
+
+from sagefm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,48 @@
+"""Files that commands write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagefm._settings import logger
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def write_slide(adata: AnnData, path: Path, overwrite: bool) -> None:
+    """Write under another name first, so that ``path`` is complete or absent."""
+    import shutil
+
+    partial = path.with_name(f".{path.name}.part{path.suffix}")
+
+    def remove(target: Path) -> None:
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    try:
+        if path.suffix == ".zarr":
+            adata.write_zarr(partial)
+        else:
+            adata.write_h5ad(partial, compression="gzip")
+        if overwrite:
+            remove(path)
+        partial.rename(path)
+    finally:
+        remove(partial)
+    logger.info("Wrote %s.", path)
+
+
+class headless:
+    """Draw without a screen, and leave the backend as it was."""
+
+    def __enter__(self) -> None:
+        import matplotlib.pyplot as plt
+
+        self.backend = plt.get_backend()
+        plt.switch_backend("agg")
+
+    def __exit__(self, *exception: object) -> None:
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend(self.backend)

@@ -1,0 +1,110 @@
+"""The trust card as a figure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sagefm import _keys
+from sagefm._utils import get_table
+from sagefm.pl._axes import finish, get_axes
+from sagefm.pp._card import COLORS, headline, remarks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+SHADES = {"fine": "#d1e5f0", "with care": "#fee0b6", "outside what the model knows": "#f4a582"}
+LETTERS = 92
+
+
+def assessment(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.ASSESSMENT,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Show the trust card of a slide: where each check lies between fine and outside what the model knows.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.pp.assess`.
+    key
+        Where the card is, in ``uns``.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes. Each check has three fields, for values that are fine, to be taken with care, and outside what the
+    model knows; a field's edges are the model's limits. Checks without limits show their verdict alone.
+
+    Raises
+    ------
+    KeyError
+        If the slide was not assessed.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.pp.assess(adata, "sagefm-mini")
+    >>> ax = sg.pl.assessment(adata)
+    """
+    adata = get_table(adata, table_key)
+    found = adata.uns.get(key)
+    if not isinstance(found, Mapping) or "checks" not in found:
+        raise KeyError(f"no trust card in adata.uns[{key!r}]. Run sg.pp.assess(adata) first.")
+    checks = found["checks"]
+    notes = "\n".join(textwrap.fill(line, LETTERS + 28) for line in remarks(dict(found)))
+    ax = get_axes(ax, (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)))
+    levels = list(SHADES)
+    for y, (name, row) in enumerate(checks.iterrows()):
+        verdict = row["verdict"]
+        color = COLORS[verdict]
+        has_limits = np.isfinite(row["care"])
+        for at, level in enumerate(levels):
+            if has_limits and (at < 2 or np.isfinite(row["outside"])):
+                ax.barh(y, 1, left=at, height=0.36, color=SHADES[level], edgecolor="white")
+        if has_limits:
+            place = _position(row["value"], row["care"], row["outside"], row["worse"] == "above")
+            ax.plot(place, y, "o", color=color, markersize=9)
+        elif verdict in levels:
+            ax.plot(levels.index(verdict) + 0.5, y, "o", color=color, markersize=9)
+        ax.text(-0.08, y, str(name), ha="right", va="center", parse_math=False)
+        style: dict[str, Any] = {"ha": "left", "fontsize": "small", "parse_math": False}
+        ax.text(3.12, y, verdict, va="bottom", color=color, weight="bold", **style)
+        ax.text(3.12, y, textwrap.fill(str(row["text"]).partition(";")[0], LETTERS - 32), va="top", **style)
+    for at, level in enumerate(levels):
+        ax.text(at + 0.5, -0.75, level.replace(" what the model knows", ""), ha="center", fontsize="small", color="0.4")
+    ax.set(xlim=(-0.9, 6.4), ylim=(len(checks) - 0.4, -1.0))
+    ax.set_title(headline(dict(found)), loc="left", weight="bold", color=COLORS[found["verdict"]], parse_math=False)
+    ax.text(0, -0.01, notes, transform=ax.transAxes, va="top", fontsize="small", color="0.3", parse_math=False)
+    ax.axis("off")
+    return finish(ax, save)
+
+
+def _position(value: float, care: float, outside: float, above: bool) -> float:
+    """Place between 0 and 3, the limits lying at 1 and 2; the further the value, the slower."""
+    if not above:  # smaller is worse
+        value, care, outside = (1 / max(limit, 1e-9) for limit in (value, care, outside))
+    if value <= care:
+        return float(value / care) if care > 0 else 1.0
+    if not np.isfinite(outside):
+        return float(2 - care / value)
+    if value <= outside:
+        return float(1 + (value - care) / (outside - care))
+    return float(3 - outside / value)

@@ -1,0 +1,185 @@
+"""Figures of imputed genes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sagefm import _keys
+from sagefm._utils import get_table
+from sagefm.models._vocabulary import hest1k
+from sagefm.pl._axes import tidy
+from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+
+def imputation(
+    adata: AnnData | SpatialData,
+    genes: str | Sequence[str],
+    *,
+    key: str = _keys.IMPUTED,
+    spatial_key: str = _keys.SPATIAL,
+    cmap: str = "viridis",
+    table_key: str = "table",
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Show measured genes beside their predictions, on the tissue and against each other.
+
+    Both maps of a gene share one colour scale, up to the 99th percentile of the measured values or of the
+    predicted ones, whichever is larger. The third panel sets each spot's measured value against the one predicted
+    without it, over the intervals, if there are any. Of a gene that the slide lacks it says what to expect.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.impute`.
+    genes
+        Genes that were predicted, by any name that :func:`sagefm.tl.impute` takes.
+    key
+        Where :func:`sagefm.tl.impute` wrote, its ``key_added``.
+    spatial_key
+        Coordinates in ``obsm``.
+    cmap
+        Colour map.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    show
+        Show the figure; else return it.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    ``None``, or the figure: one row per gene, with its measured and its predicted log1p counts, and both.
+
+    Raises
+    ------
+    KeyError
+        If a gene was not predicted, or the coordinates are missing.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.impute(adata, ["KRT8"], "sagefm-mini", intervals=0.9)
+    >>> figure = sg.pl.imputation(adata, "KRT8", show=False)
+    """
+    import matplotlib.pyplot as plt
+
+    adata = get_table(adata, table_key)
+    names = [genes] if isinstance(genes, str) else list(genes)
+    if not names:
+        raise ValueError("genes is empty: name at least one.")
+    coordinates = get_coordinates(adata, spatial_key)
+    panels = [(name, *_values(adata, name, key)) for name in names]
+
+    figure, axes = plt.subplots(len(names), 3, figsize=(13, 3.8 * len(names)), squeeze=False, layout="constrained")
+    for row, (name, symbol, measured, predicted) in zip(axes, panels, strict=True):
+        both = [values for values in (measured, predicted) if values is not None]
+        top = max(float(np.percentile(values, 99)) for values in both) or 1.0
+        draw = partial(draw_spots, label="log1p counts", vmin=0.0, vmax=top, cmap=cmap)
+        if measured is None:
+            row[0].text(0.5, 0.5, f"{name} was not measured", ha="center", va="center")
+            row[0].axis("off")
+        else:
+            draw(row[0], coordinates, measured, title=f"{name}, measured")
+        draw(row[1], coordinates, predicted, title=f"{name}, predicted")
+        if measured is None:
+            row[2].text(0.5, 0.5, _expectation(adata.uns[key], symbol), ha="center", va="center")
+            row[2].axis("off")
+        else:
+            _scatter(row[2], adata, key, symbol, measured, predicted)
+    return finish(figure, show, save)
+
+
+def _expectation(recorded: Mapping[str, Any], symbol: str) -> str:
+    """What is known of a gene that can't be compared with anything."""
+    prior = recorded.get("prior")
+    if prior is None or symbol not in prior.index or not np.isfinite(prior.loc[symbol, "r"]):
+        return "nothing is known of\nhow well it is predicted"
+    row = prior.loc[symbol]
+    return (
+        f"on donors left out of training\nr = {row['r']:.2f} ± {row['r_sd']:.2f}\n"
+        f"({row['n_donors']:.0f} donors, while it was hidden)"
+    )
+
+
+def _scatter(
+    ax: Axes,
+    adata: AnnData,
+    key: str,
+    symbol: str,
+    measured: NDArray[np.float64],
+    predicted: NDArray[np.float64],
+) -> None:
+    """Measured against predicted values, over the intervals."""
+    recorded = adata.uns[key]
+    lower, upper = (adata.obsm.get(template.format(key)) for template in (_keys.LOWER, _keys.UPPER))
+    has_interval = lower is not None and symbol in lower
+    if has_interval:
+        level = recorded["intervals"].loc[symbol, "level"]
+        ends = [np.minimum(end[symbol].to_numpy(dtype=float), 1e3) for end in (lower, upper)]
+        ax.vlines(predicted, *ends, color="0.88", linewidth=2, zorder=0, label=f"{level:.0%} interval", rasterized=True)
+    ax.scatter(predicted, measured, s=8, color="#b35806", linewidth=0, alpha=0.6, rasterized=True, label="spots")
+    top = 1.05 * max(float(measured.max()), float(predicted.max()), 0.5)
+    ax.plot([0, top], [0, top], color="0.4", linewidth=0.8)
+    ax.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top), aspect="equal")
+    ax.set(xlabel="predicted log1p counts", ylabel="measured")
+    table = recorded.get("reliability")
+    if table is not None and symbol in table.index:
+        row = table.loc[symbol]
+        called = "reliable" if row["reliable"] else "not reliable"
+        baseline = "neighbours" if recorded["params"]["mask"] == "center" else "depth alone"
+        ax.set_title(f"r = {row['r']:.2f}, {baseline} {row['baseline_r']:.2f} ({called})", fontsize="medium")
+    if has_interval:
+        ax.legend(frameon=False, fontsize="small", loc="upper left")
+    tidy(ax)
+
+
+def _values(adata: AnnData, gene: str, key: str) -> tuple[str, NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Symbol, measured log1p counts, None for a gene that the slide lacks, and predicted ones."""
+    mend = f"Run sg.tl.impute(adata, [{gene!r}]) first."
+    recorded = adata.uns.get(key)
+    if not isinstance(recorded, Mapping) or "params" not in recorded or _keys.GENE_INDEX not in adata.var:
+        raise KeyError(f"{key!r} not in adata.uns, or not of sg.tl.impute. {mend}")
+    index = adata.var[_keys.GENE_INDEX].to_numpy()
+    found = index[adata.var_names == gene]
+    number, symbol = int(found[0]) if len(found) else -1, gene
+    # Other names than those of the columns are known for the vocabulary that the package ships.
+    if adata.uns.get(_keys.GENES, {}).get("sha256") == hest1k().sha256:
+        number = number if number >= 0 else int(hest1k().find([gene])[0])
+        symbol = hest1k().symbols[number] if number >= 0 else gene
+    columns = np.flatnonzero((index == number) & (number >= 0))
+    if len(columns) and key in adata.layers:
+        predicted = np.asarray(adata.layers[key][:, columns[0]], dtype=float)
+        if np.isfinite(predicted).all():
+            return symbol, _measured(adata, columns, recorded["params"].get("layer")), predicted
+    if not len(columns) and key in adata.obsm:
+        for label in (gene, symbol):
+            if label in adata.obsm[key]:
+                return label, None, adata.obsm[key][label].to_numpy(dtype=float)
+    raise KeyError(f"no prediction of {gene!r} under {key!r}. {mend}")
+
+
+def _measured(adata: AnnData, columns: NDArray[np.int64], layer: str | None) -> NDArray[np.float64]:
+    """log1p counts of one gene, its columns added up as the model reads them."""
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"the layer {layer!r}, which the genes were imputed from, is no longer in adata.layers.")
+    counts = (adata.X if layer is None else adata.layers[layer])[:, columns]
+    if hasattr(counts, "compute"):
+        counts = counts.compute()
+    counts = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
+    return np.log1p(counts.sum(axis=1, dtype=float))
