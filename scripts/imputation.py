@@ -1,80 +1,136 @@
 """How far imputed genes can be trusted on donors that a model hasn't seen.
 
-    python scripts/imputation.py SECTIONS_DIR [--donors her2st_G ...] [--out docs/evaluation]
+    python scripts/imputation.py SECTIONS_DIR [--models FOLDER] [--donors her2st_G ...] [--out docs/evaluation]
 
-For every donor the recipe of sagefm-mini is trained without it (3 minutes on 2 CPU cores). On the donor's sections
-``reliability.csv`` counts the genes that sg.tl.impute calls reliable, and ``missingness.csv`` holds the curve of
-missing genes; ``docs/_static/missingness.png`` shows the first donor's. Donors that are there already are kept.
+For every donor the recipe of sagefm-mini is trained without it (3 minutes on 2 CPU cores), unless the model lies in
+FOLDER. On the donor's sections ``reliability.csv`` counts the genes that sg.tl.impute calls reliable, and
+``smoothers.csv`` compares the model with smoothers over similar spots; for the donors of ``--curves``,
+``missingness.csv`` holds the curve of missing genes, and ``docs/_static/missingness.png`` shows the first one's. Donors
+that are there already are kept.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import anndata as ad
 import pandas as pd
-from ablation import DONORS, EXCLUDED, LEFT_OUT
+from left_out import DONORS, model_without, section_files
 
 import sagefm as sg
+
+CURVES = ("her2st_G", "CRC_16", "her2st_C")
 
 
 def main() -> None:
     """Train without each donor and measure on it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", type=Path)
-    parser.add_argument("--donors", nargs="+", default=[LEFT_OUT, *DONORS])
+    parser.add_argument("--models", type=Path, default=Path("build/left_out"))
+    parser.add_argument("--donors", nargs="+", default=DONORS)
+    parser.add_argument("--curves", nargs="*", default=CURVES)
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation"))
     parser.add_argument("--figure", type=Path, default=Path("docs/_static/missingness.png"))
     arguments = parser.parse_args()
-    sg.settings.verbosity, sg.settings.progress_bars = "warning", False
-    files = {p.stem: p for p in sorted(arguments.sections.glob("*.h5ad")) if p.stem not in EXCLUDED}
+    sg.settings.verbosity, sg.settings.progress_bars = "error", False
+    files = section_files(arguments.sections)
     for donor in arguments.donors:
-        if (arguments.out / "reliability.csv").exists():
-            if donor in set(pd.read_csv(arguments.out / "reliability.csv")["donor"]):
-                continue
-        with tempfile.TemporaryDirectory() as folder:
-            corpus = sg.train.prepare_corpus(files, Path(folder) / "corpus.zarr", split={donor: "validate"})
-            model = sg.train.pretrain(
-                corpus,
-                sg.train.PRESETS["mini"],
-                out=Path(folder) / "mini.safetensors",
-                run_dir=Path(folder) / "run",
-                accelerator="cpu",
-            )
-            sections = {}
-            for name in corpus.names("validate"):
-                sections[name] = ad.read_h5ad(files[name])
-                sg.pp.neighborhood_graph(sections[name])
-        rows = []
-        for name, adata in sections.items():
-            sg.tl.impute(adata, None, model)
-            table = adata.uns["sage_imputed"]["reliability"]
-            tested = table.dropna(subset=["difference_pval"])
-            row = {
-                "donor": donor,
-                "section": name,
-                "spots": adata.n_obs,
-                "genes that vary": int(table["r"].notna().sum()),
-            }
-            row |= {"tested": len(tested), "reliable": int(tested["reliable"].sum())}
-            row |= {"r, tested": tested["r"].mean(), "r of the baseline": tested["baseline_r"].mean()}
-            row["r above 0.3"] = int((tested["r"] > 0.3).sum())
-            rows.append(row)
-        append(pd.DataFrame(rows).round(3), arguments.out / "reliability.csv")
-        curves = [
-            sg.benchmark.missingness_curve(sections.values(), model, mask_by=mask_by).assign(
-                donor=donor, mask_by=mask_by
-            )
-            for mask_by in ("slide", "spot")
-        ]
-        append(pd.concat(curves).round(4), arguments.out / "missingness.csv")
+        todo = [file for file in ("reliability.csv", "smoothers.csv") if not has(donor, arguments.out / file)]
+        if donor in arguments.curves and not has(donor, arguments.out / "missingness.csv"):
+            todo.append("missingness.csv")
+        if not todo:
+            continue
+        model = model_without(donor, files, arguments.models)
+        sections = {}
+        for name, file in files.items():
+            adata = ad.read_h5ad(file)
+            if (adata.obs["donor"] == donor).all():
+                sg.pp.neighborhood_graph(adata)
+                sections[name] = adata
+        for file in todo:
+            append(MEASURES[file](donor, sections, model), arguments.out / file)
+        print(donor, flush=True)
     curve = pd.read_csv(arguments.out / "missingness.csv")
-    first = curve[(curve["donor"] == arguments.donors[0]) & (curve["mask_by"] == "slide")]
+    first = curve[(curve["donor"] == CURVES[0]) & (curve["mask_by"] == "slide")]
     shown = [name for name in dict.fromkeys(first["predictor"]) if name != "zeros"]
     sg.pl.missingness_curve(first, predictors=shown, save=arguments.figure)
     write_view(curve, arguments.out / "missingness_view.csv")
-    print(pd.read_csv(arguments.out / "reliability.csv").to_string())
-    print(curve[curve["task"] == "center"].drop_duplicates(["donor", "mask_by", "predictor"]).to_string())
+    write_donors(pd.read_csv(arguments.out / "reliability.csv"), arguments.out / "reliability_view.csv")
+    write_smoothers(pd.read_csv(arguments.out / "smoothers.csv"), arguments.out / "smoothers_view.csv")
+    for file in ("reliability_view.csv", "smoothers_view.csv", "smoothers.csv"):
+        print(pd.read_csv(arguments.out / file).to_string())
+
+
+def reliability(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
+    """Genes that the model predicts better than the neighbours, by section."""
+    rows = []
+    for name, adata in sections.items():
+        sg.tl.impute(adata, None, model)
+        table = adata.uns["sage_imputed"]["reliability"]
+        tested = table.dropna(subset=["difference_pval"])
+        row = {
+            "donor": donor,
+            "platform": str(adata.obs["platform"].iloc[0]),
+            "section": name,
+            "spots": adata.n_obs,
+            "genes that vary": int(table["r"].notna().sum()),
+        }
+        row |= {"tested": len(tested), "r above the baseline's": int((tested["difference"] > 0).sum())}
+        row["reliable"] = int(tested["reliable"].sum())
+        row |= {"r, tested": tested["r"].mean(), "r of the baseline": tested["baseline_r"].mean()}
+        row["r above 0.3"] = int((tested["r"] > 0.3).sum())
+        rows.append(row)
+    return pd.DataFrame(rows).round(3)
+
+
+def smoothers(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
+    """The model beside what finds similar spots anywhere on the slide."""
+    table = sg.benchmark.compare_imputation(sections.values(), model)[["rmse", "r_within", "r2_spot"]]
+    return table.round(4).rename_axis("predictor").reset_index().assign(donor=donor)
+
+
+def missingness(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
+    """The curve of missing genes, drawn in both ways."""
+    curves = [
+        sg.benchmark.missingness_curve(sections.values(), model, mask_by=mask_by).assign(donor=donor, mask_by=mask_by)
+        for mask_by in ("slide", "spot")
+    ]
+    return pd.concat(curves).round(4)
+
+
+MEASURES = {"reliability.csv": reliability, "smoothers.csv": smoothers, "missingness.csv": missingness}
+
+
+def has(donor: str, file: Path) -> bool:
+    """Whether a table holds a donor."""
+    return file.exists() and donor in set(pd.read_csv(file)["donor"])
+
+
+def write_donors(table: pd.DataFrame, file: Path) -> None:
+    """Shares of the genes by donor, as the docs show them."""
+    grouped = table.groupby(["donor", "platform"], sort=False)
+    view = pd.DataFrame({"sections": grouped.size(), "spots a section": grouped["spots"].mean().round(0).astype(int)})
+    total = grouped[["tested", "r above the baseline's", "reliable"]].sum()
+    view["genes tested a section"] = (total["tested"] / view["sections"]).round(0).astype(int)
+    for column in ("r above the baseline's", "reliable"):
+        view[column] = (total[column] / total["tested"]).map("{:.1%}".format)
+    view[["r", "r of the baseline"]] = grouped[["r, tested", "r of the baseline"]].mean().round(2)
+    view.to_csv(file)
+
+
+def write_smoothers(table: pd.DataFrame, file: Path) -> None:
+    """RMSE and r of the model and of what comes near, as the docs show them."""
+    shown = {
+        "mini": "mini",
+        "depth-scaled neighbour mean": "neighbours",
+        "depth-scaled kNN in PCA": "kNN in PCA",
+        "diffusion": "diffusion",
+        "depth-scaled diffusion": "diffusion, depth-scaled",
+    }
+    parts = []
+    for metric, name in (("rmse", "RMSE"), ("r_within", "r")):
+        part = table.pivot(index="donor", columns="predictor", values=metric)[list(shown)]
+        parts.append(part.rename(columns=lambda column, name=name: f"{name}, {shown[column]}").round(3))
+    pd.concat(parts, axis=1).loc[list(dict.fromkeys(table["donor"]))].to_csv(file)
 
 
 def write_view(curve: pd.DataFrame, file: Path) -> None:

@@ -20,7 +20,7 @@ from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.benchmark._spots import Spots
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
-from sagefm.tl._engine import get_graph
+from sagefm.pp._graph import get_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -35,10 +35,7 @@ class Sums:
         per_spot = torch.stack(
             [values.sum(1, dtype=torch.float64) for values in (residual, residual * residual, t, products[3])]
         )
-        first, second, first_t, second_t = per_spot.cpu().numpy() / n.clamp(min=1).cpu().numpy()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r2 = 1 - (second - first**2) / (second_t - first_t**2)
-        self.r2.append(np.where(second_t - first_t**2 > MIN_VARIANCE, r2, np.nan))
+        self.r2.append(spot_r2(per_spot.cpu().numpy(), n.cpu().numpy()))
 
     def __iadd__(self, other: Sums) -> Sums:
         self.n = self.n + other.n
@@ -63,6 +60,22 @@ class Sums:
         squares = tt - t * t / np.maximum(self.n, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(squares > MIN_VARIANCE * self.n, 1 - (pp - 2 * pt + tt) / squares, np.nan)
+
+
+def spot_r2(sums: NDArray[np.float64], n: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    """R² of each spot, NaN where its values don't vary.
+
+    Parameters
+    ----------
+    sums
+        Sums over n genes of the residual, its square, the truth and its square, shape (4, spots).
+    n
+        Number of genes of each spot.
+    """
+    first, second, first_t, second_t = sums / np.maximum(n, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r2 = 1 - (second - first**2) / (second_t - first_t**2)
+    return np.where(second_t - first_t**2 > MIN_VARIANCE, r2, np.nan)
 
 
 def summarize(sections: Iterable[Sums]) -> dict[str, float]:
