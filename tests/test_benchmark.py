@@ -255,3 +255,68 @@ def test_missingness_plot(slide, model, tmp_path):
     for bad in ({"metric": "speed"}, {"predictors": ["nobody"]}):
         with pytest.raises(KeyError, match="no "):
             sg.pl.missingness_curve(curve, **bad)
+
+
+def test_comparison_is_the_plain_loop(slide, model):
+    """The spatial mean and kNN, spot by spot, from dense arrays; the model from its own imputation."""
+    from sagefm.tl._impute import gene_folds
+
+    table = sg.benchmark.compare_imputation(slide, model, n_components=8, n_neighbors=6)
+    sg.tl.impute(slide, None, model, reliability=False)
+    known = np.flatnonzero(slide.var["sage_gene"] >= 0)
+    truth = np.log1p(slide.X[:, known].toarray())
+    everything = np.ones(truth.shape, dtype=bool)
+    imputed = slide.layers["sage_imputed"][:, known]
+    for metric, value in sg.benchmark.imputation_metrics(imputed, truth, everything).items():
+        if metric != "n_genes":
+            assert table.loc[model.name, metric] == pytest.approx(value, rel=1e-3, abs=1e-4), metric
+    mean = slide.obsp["sage_connectivities"] @ truth / 14
+    plain = sg.benchmark.imputation_metrics(mean, truth, everything)
+    assert table.loc["neighbour mean", "rmse"] == pytest.approx(plain["rmse"], rel=1e-4)
+    assert table.loc["neighbour mean", "r_within"] == pytest.approx(plain["r_within"], abs=1e-3)
+    fold_of = gene_folds(len(model.vocabulary), 4)[slide.var["sage_gene"].to_numpy()[known]]
+    nearest = np.empty_like(truth)
+    import scanpy as sc
+
+    for fold in range(4):
+        shown = ad.AnnData(slide.X[:, known][:, fold_of != fold].copy())
+        sc.pp.normalize_total(shown)
+        sc.pp.log1p(shown)
+        sc.pp.pca(shown, n_comps=8, random_state=0)
+        x = shown.obsm["X_pca"]
+        for spot in range(len(x)):
+            distance = ((x - x[spot]) ** 2).sum(axis=1)
+            distance[spot] = np.inf
+            nearest[spot, fold_of == fold] = truth[np.argsort(distance)[:6]][:, fold_of == fold].mean(axis=0)
+    found = sg.benchmark.imputation_metrics(nearest, truth, everything)
+    assert table.loc["kNN in PCA", "rmse"] == pytest.approx(found["rmse"], rel=1e-3)
+    assert table.loc["kNN in PCA", "r2_spot"] == pytest.approx(found["r2_spot"], abs=2e-3)
+
+
+def test_smoothers_never_see_what_they_predict(slide, model):
+    """A gene that is one spot's alone can't be predicted there."""
+    from sagefm.benchmark._smoothers import _similar
+
+    for name, weights in _similar(slide.X.log1p(), 10, 8, 3, 0):
+        assert (weights.diagonal() == 0).all(), name
+        assert (weights.data >= 0).all()
+        assert (np.asarray(weights.sum(axis=1)) > 0).all()
+
+
+def test_comparison_refusals(slide, model):
+    with pytest.raises(ValueError, match="too few for n_components=500"):
+        sg.benchmark.compare_imputation(slide, model, n_components=500)
+    with pytest.raises(ValueError, match="no section"):
+        sg.benchmark.compare_imputation([], model)
+
+
+def test_spots_that_are_alike_dont_break_the_diffusion(slide, model):
+    dense = slide.X.toarray()
+    dense[30:60] = dense[30]
+    slide.X = type(slide.X)(dense)
+    table = sg.benchmark.compare_imputation(slide, model, n_components=5)
+    assert np.isfinite(table.loc["diffusion", ["rmse", "r_within"]].astype(float)).all()
+    assert table.loc["diffusion", "rmse"] < table.loc["zeros", "rmse"]
+    slide.X = slide.X * 0
+    with pytest.raises(ValueError, match="no counts of the model's genes"):
+        sg.benchmark.compare_imputation(slide, model, n_components=5)

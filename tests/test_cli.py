@@ -26,6 +26,7 @@ def test_demo(tmp_path, capsys):
     ):
         assert words in printed
     assert sorted(file.name for file in (tmp_path / "demo").iterdir()) == [
+        "assessment.png",
         "clusters.png",
         "demo.h5ad",
         "imputed.png",
@@ -35,6 +36,18 @@ def test_demo(tmp_path, capsys):
     adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
     assert {"X_sage"} <= set(adata.obsm)
     assert "sage_imputed" in adata.layers
+
+
+def test_assess_prints_and_writes_the_card(path, tmp_path, capsys):
+    out = tmp_path / "card.html"
+    assert main(["assess", str(path), "--model", "sagefm-mini", "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    adata = ad.read_h5ad(path)
+    sg.pp.neighborhood_graph(adata)
+    sg.pp.assess(adata, "sagefm-mini")
+    assert printed.strip() == adata.uns["sage_assessment"]["text"].strip()
+    assert adata.uns["sage_assessment"]["verdict"] in out.read_text()
+    assert main(["assess", str(path), "--model", "sagefm-mini", "-o", str(tmp_path / "card.pdf")]) == 1
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])

@@ -173,6 +173,97 @@ def test_mouse_is_named():
         sg.pp.align_genes(slide(names))
 
 
+HUMAN = hest1k().symbols[:6000]
+MOUSE = [symbol.capitalize() for symbol in HUMAN]
+
+
+@pytest.mark.parametrize("as_table", [False, True])
+@pytest.mark.parametrize("human", [HUMAN, hest1k().ensembl_ids[:6000]], ids=["symbols", "ids"])
+def test_orthologs_translate(as_table, human):
+    adata = slide(MOUSE)
+    pairs = dict(zip(MOUSE, human, strict=True))
+    sg.pp.align_genes(adata, orthologs=pd.DataFrame(pairs.items()) if as_table else pairs)
+    known = np.array(human) != ""
+    np.testing.assert_array_equal(adata.var["sage_gene"][known], np.arange(6000)[known])
+    assert adata.var["sage_ortholog"].tolist() == [
+        symbol if name else "" for symbol, name in zip(HUMAN, human, strict=True)
+    ]
+    assert adata.uns["sage_genes"]["orthologs"] is True
+    # Genes that change later are matched by the same column.
+    assert get_alignment(adata[:, 10:].copy(), hest1k())[0].index[:3].tolist() == [10, 11, 12]
+
+
+def test_orthologs_that_are_no_pairs():
+    table = pd.DataFrame({"mouse": [*MOUSE, MOUSE[0], MOUSE[2], MOUSE[2]], "human": [*HUMAN, "TP53", HUMAN[2], None]})
+    table.loc[1, "human"] = HUMAN[3]  # shared by two
+    adata = slide([*MOUSE, "Gm1"])
+    sg.pp.align_genes(adata, orthologs=table)
+    found = adata.var["sage_gene"].to_numpy()
+    assert found[0] == -1  # two human genes
+    assert found[1] == found[3] == 3
+    assert found[2] == 2  # named twice alike
+    assert found[-1] == -1
+
+
+def test_orthologs_by_symbol_and_by_id_are_one_gene():
+    ids = hest1k().ensembl_ids
+    gene = next(i for i in range(1000) if ids[i])
+    adata = slide([*MOUSE, "Extra"])
+    table = pd.DataFrame({"mouse": [*MOUSE, "Extra", MOUSE[gene]], "human": [*HUMAN, f" {ids[gene]}", ids[gene]]})
+    sg.pp.align_genes(adata, orthologs=table)
+    assert adata.var["sage_gene"].iloc[gene] == gene  # under both names
+    assert adata.var["sage_gene"].iloc[-1] == gene  # added up with it
+
+
+def test_ids_of_the_slide_dont_overrule_orthologs():
+    adata = slide(MOUSE)
+    adata.var["gene_ids"] = list(hest1k().ensembl_ids[:6000])
+    pairs = dict(zip(MOUSE[10:], HUMAN[10:], strict=True))
+    sg.pp.align_genes(adata, orthologs=pairs)
+    assert (adata.var["sage_gene"].iloc[:10] == -1).all()
+    assert get_alignment(adata, hest1k())[1] is False
+
+
+@pytest.mark.parametrize(
+    ("orthologs", "error", "match"),
+    [
+        ({}, ValueError, "it has none, the slide"),
+        ({"Krt8": ["KRT8"]}, TypeError, r"hold names, got \['KRT8'\]"),
+        ({"Xyz": "TP53"}, ValueError, "names none of the slide's genes"),
+        ([("Tp53", "TP53")], TypeError, "mapping, or a table"),
+        (pd.DataFrame({"one": ["Tp53"]}), TypeError, "mapping, or a table"),
+    ],
+)
+def test_ortholog_refusals(orthologs, error, match):
+    adata = slide(MOUSE)
+    with pytest.raises(error, match=match):
+        sg.pp.align_genes(adata, orthologs=orthologs)
+    assert list(adata.var) == []
+
+
+def test_nothing_is_translated_by_letters_alone():
+    """Upper-casing would match these."""
+    with pytest.raises(ValueError, match=r"orthologs=\.\.\."):
+        sg.pp.align_genes(slide(MOUSE))
+
+
+def test_refusal_names_the_column_to_use():
+    adata = slide([f"gene{i}" for i in range(6000)])
+    adata.var["feature_name"] = list(HUMAN)
+    adata.var["score"] = 1.0
+    with pytest.raises(ValueError, match=r"var\['feature_name'\] names 6000 known genes.*gene_symbols='feature_name'"):
+        sg.pp.align_genes(adata)
+    sg.pp.align_genes(adata, gene_symbols="feature_name")
+    assert adata.uns["sage_genes"]["n_matched"] == 6000
+
+
+def test_refusal_points_at_raw():
+    adata = slide(list(HUMAN))
+    adata.raw = adata
+    with pytest.raises(ValueError, match=r"adata.raw has 6000 genes, adata 500.*adata.raw.to_adata\(\)"):
+        sg.pp.align_genes(adata[:, :500].copy())
+
+
 def test_other_symbols_rescue_genes_on_real_sections(section):
     adata = section("her2st_G2")
     sg.pp.align_genes(adata)

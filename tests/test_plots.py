@@ -24,9 +24,9 @@ def spots(ax):
     return collection
 
 
-def test_impute_shows_measured_beside_predicted(done):
-    figure = sg.pl.impute(done, ["KRT8", "COL1A1"], show=False)
-    panels = [ax for ax in figure.axes if ax.get_title()]
+def test_imputation_shows_measured_beside_predicted(done):
+    figure = sg.pl.imputation(done, ["KRT8", "COL1A1"], show=False)
+    panels = [ax for ax in figure.axes if ", " in ax.get_title() and "r =" not in ax.get_title()]
     assert [ax.get_title() for ax in panels] == [
         f"{gene}, {what}" for gene in ("KRT8", "COL1A1") for what in ("measured", "predicted")
     ]
@@ -38,32 +38,98 @@ def test_impute_shows_measured_beside_predicted(done):
     assert panels[0].yaxis_inverted()  # as images are
 
 
-def test_impute_shows_an_absent_gene_by_its_prediction(done):
+def scatters(figure):
+    return [ax for ax in figure.axes if ax.get_ylabel() == "measured"]
+
+
+def test_imputation_sets_measured_against_predicted(done, tiny):
+    sg.tl.impute(done, ["KRT8", "COL1A1"], tiny, intervals=0.8)
+    row = done.uns["sage_imputed"]["reliability"].loc["COL1A1"]
+    _, ax = scatters(sg.pl.imputation(done, ["KRT8", "COL1A1"], show=False))
+    lines, points = ax.collections
+    found = np.column_stack([done.obs_vector("COL1A1", layer="sage_imputed"), np.log1p(done.obs_vector("COL1A1"))])
+    np.testing.assert_allclose(points.get_offsets(), found, rtol=1e-5)
+    ends = np.array([segment[:, 1] for segment in lines.get_segments()])
+    for at, key in enumerate(("sage_imputed_lower", "sage_imputed_upper")):
+        np.testing.assert_allclose(ends[:, at], done.obsm[key]["COL1A1"], rtol=1e-5)
+    assert ax.get_title().startswith(f"r = {row['r']:.2f}, neighbours {row['baseline_r']:.2f}")
+    assert ax.get_legend().get_texts()[0].get_text() == "80% interval"
+
+
+def test_imputation_without_scores_has_no_r(done, tiny):
+    sg.tl.impute(done, "KRT8", tiny, reliability=False)
+    (ax,) = scatters(sg.pl.imputation(done, "KRT8", show=False))
+    assert ax.get_title() == ""
+
+
+def test_imputation_shows_an_absent_gene_by_its_prediction(done):
     gene = done.uns["absent"]
-    figure = sg.pl.impute(done, gene, show=False)
+    figure = sg.pl.imputation(done, gene, show=False)
     assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [f"{gene}, predicted"]
-    assert "was not measured" in figure.axes[0].texts[0].get_text()
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert "was not measured" in texts[0]
+    assert "nothing is known" in texts[1]
 
 
-def test_impute_adds_up_columns_of_one_gene_and_takes_any_name(done, tiny):
+def test_imputation_of_a_model_with_its_own_vocabulary(slide):
+    from conftest import random_model
+
+    from sagefm.models._vocabulary import Vocabulary, hest1k
+
+    other = Vocabulary("mine", hest1k().symbols[::-1])
+    network = random_model((6, 5), sg.models.SAGE).network
+    model = sg.models.Model("mine", network, other)
+    absent = next(name for name in other.symbols if name not in slide.var_names)
+    sg.tl.impute(slide, ["KRT8", absent], model)
+    figure = sg.pl.imputation(slide, ["KRT8", absent], show=False)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert [t for t in titles if "r =" not in t] == ["KRT8, measured", "KRT8, predicted", f"{absent}, predicted"]
+    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(slide.obs_vector("KRT8")), rtol=1e-6)
+
+
+def test_imputation_says_what_to_expect_of_an_absent_gene(done):
+    symbol = next(name for name in ("PECAM1", "RBFOX3", "VWF", "ITGAX") if name not in done.var_names)
+    sg.tl.impute(done, symbol, "sagefm-mini")
+    prior = done.uns["sage_imputed"]["prior"].loc[symbol]
+    figure = sg.pl.imputation(done, symbol, show=False)
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert f"r = {prior['r']:.2f} ± {prior['r_sd']:.2f}" in texts[1]
+
+
+def test_assessment_shows_every_check_in_its_field(done, tmp_path):
+    sg.pp.assess(done, "sagefm-mini")
+    checks = done.uns["sage_assessment"]["checks"]
+    ax = sg.pl.assessment(done, save=tmp_path / "card.png")
+    places = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines]
+    assert len(places) == len(checks)
+    for place, at in places:
+        field = ["fine", "with care", "outside what the model knows"][min(int(np.ceil(place)) - 1, 2) if place else 0]
+        assert field == checks["verdict"].iloc[int(at)]
+    texts = [text.get_text() for text in ax.texts]
+    assert all(name in texts for name in checks.index)
+    assert done.uns["sage_assessment"]["verdict"] in ax.get_title("left")
+    assert (tmp_path / "card.png").stat().st_size > 10_000
+
+
+def test_imputation_adds_up_columns_of_one_gene_and_takes_any_name(done, tiny):
     names = done.var_names.tolist()
     names[names.index("CD74")] = "KRT8"
     done.var_names = names
     sg.tl.impute(done, ["KRT8"], tiny)
-    figure = sg.pl.impute(done, "ENSG00000170421", show=False)  # KRT8
+    figure = sg.pl.imputation(done, "ENSG00000170421", show=False)  # KRT8
     counts = done.X[:, done.var_names == "KRT8"].toarray().sum(axis=1)
     np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(counts), rtol=1e-6)
 
 
-def test_impute_shows_what_was_read(done, tiny):
+def test_imputation_shows_what_was_read(done, tiny):
     done.layers["counts"] = done.X.copy()
     done.X = done.X.log1p()
     sg.tl.impute(done, "KRT8", tiny, layer="counts")
-    figure = sg.pl.impute(done, "KRT8", show=False)
+    figure = sg.pl.imputation(done, "KRT8", show=False)
     np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(done.obs_vector("KRT8", layer="counts")))
     del done.layers["counts"]
     with pytest.raises(KeyError, match="no longer in adata.layers"):
-        sg.pl.impute(done, "KRT8")
+        sg.pl.imputation(done, "KRT8")
 
 
 def test_cluster_shows_groups_and_the_choice(done, tmp_path):
@@ -95,16 +161,18 @@ def test_show(done, monkeypatch):
 
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(1))
-    assert sg.pl.impute(done, "KRT8") is None
+    assert sg.pl.imputation(done, "KRT8") is None
     assert shown == [1]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: sg.pl.impute(a, "ERBB2"), r"no prediction of 'ERBB2'.*sg.tl.impute\(adata, \['ERBB2'\]\)"),
-        (lambda a: sg.pl.impute(a, "KRT8", key="other"), "'other' not in adata.uns"),
-        (lambda a: sg.pl.impute(a, "KRT8", spatial_key="xy"), "'xy' not in adata.obsm"),
+        (lambda a: sg.pl.imputation(a, "ERBB2"), r"no prediction of 'ERBB2'.*sg.tl.impute\(adata, \['ERBB2'\]\)"),
+        (lambda a: sg.pl.imputation(a, "KRT8", key="other"), "'other' not in adata.uns"),
+        (lambda a: sg.pl.imputation(a, "KRT8", spatial_key="xy"), "'xy' not in adata.obsm"),
+        (lambda a: a.uns.__setitem__("odd", 1) or sg.pl.imputation(a, "KRT8", key="odd"), "not of sg.tl.impute"),
+        (lambda a: sg.pl.assessment(a), r"Run sg.pp.assess\(adata\) first"),
         (lambda a: sg.pl.cluster(a, "leiden"), r"Run sg.tl.cluster\(adata\) first"),
     ],
 )
