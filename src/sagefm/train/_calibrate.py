@@ -178,7 +178,7 @@ def _count_share(corpus: Corpus, names: list[str]) -> NDArray[np.float32]:
     return np.mean(shares, axis=0).astype(np.float32)
 
 
-def find_limits(trials: pd.DataFrame) -> dict[str, dict[str, float]]:
+def find_limits(trials: pd.DataFrame, caution: float = CAUTION) -> dict[str, dict[str, float]]:
     """Limits of the trust card from the trials of left-out groups, see :func:`calibrate`."""
     metrics = ["depth", "lacking", "distance"] + [
         name + key for name in ("", "baseline_") for key in ("rmse", "r_within", "r2_spot")
@@ -203,7 +203,7 @@ def find_limits(trials: pd.DataFrame) -> dict[str, dict[str, float]]:
         value = np.log(table[check].to_numpy()) if check == "depth" else table[check].to_numpy()
         found = []
         for bad in (~ahead, useless):
-            limit = sign * _stump(sign * value[members], bad[members])
+            limit = sign * _stump(sign * value[members], bad[members], caution)
             found.append(float(np.exp(limit) if check == "depth" else limit))
         care, outside = found
         limits[check] = {"care": care, "outside": outside, "above": float(sign > 0)}
@@ -221,10 +221,10 @@ def is_ahead(trials: Any) -> Any:
     )
 
 
-def _stump(value: Floats, bad: NDArray[np.bool_]) -> float:
+def _stump(value: Floats, bad: NDArray[np.bool_], caution: float = CAUTION) -> float:
     """Limit that parts bad trials (above it) from others at the least cost, the lowest of several.
 
-    A bad trial under the limit costs as much as :data:`CAUTION` good ones above it. Where nothing is bad the limit is
+    A bad trial under the limit costs as much as ``caution`` good ones above it. Where nothing is bad the limit is
     the largest value tried.
     """
     order = np.argsort(value, kind="stable")
@@ -232,7 +232,7 @@ def _stump(value: Floats, bad: NDArray[np.bool_]) -> float:
     if not bad.any():
         return float(value[-1])
     # Cost if the first i are called good and the others bad.
-    passed = CAUTION * np.concatenate([[0], np.cumsum(bad)])
+    passed = caution * np.concatenate([[0], np.cumsum(bad)])
     stopped = np.concatenate([np.cumsum(~bad[::-1])[::-1], [0]])
     at = int(np.argmin(passed + stopped))
     if at == 0:
