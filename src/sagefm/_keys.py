@@ -21,6 +21,8 @@ ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")  # var, first
 # Results.
 ASSESSMENT = "sage_assessment"
 EMBEDDING = "X_sage"
+MOFA = "X_mofa"
+NICHEPCA = "X_nichepca"
 IMPUTED = "sage_imputed"
 LOWER, UPPER = "{}_lower", "{}_upper"  # obsm, of an imputed key
 RELIABILITY = "sage_reliability"  # var

@@ -1,5 +1,6 @@
 """Tools: embed, impute, cluster, perturb."""
 
+from sagefm.tl._baselines import mofa_embed, nichepca_embed
 from sagefm.tl._cluster import cluster
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._impute import impute
@@ -12,6 +13,8 @@ __all__ = [
     "cluster",
     "gene_sensitivity",
     "impute",
+    "mofa_embed",
+    "nichepca_embed",
     "perturb_lr",
     "perturb_targets",
     "perturbation_overlap",
