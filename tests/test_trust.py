@@ -598,6 +598,14 @@ def test_the_worst_of_several_slides_counts(known_slide, judge):
     np.testing.assert_allclose(alone, both, atol=5e-3)
 
 
+def test_the_worse_of_two_fine_slides_is_named(known_slide, judge):
+    shallower = thinned(known_slide[:100].copy(), 0.8)
+    for first, second in ((known_slide.copy(), shallower), (shallower, known_slide.copy())):
+        both = two_slides(first, second)
+        text = card(both, judge)["checks"].loc["depth", "text"]
+        assert ("'good'" in text) == (first is shallower)
+
+
 def test_slides_may_be_in_different_units(known_slide, judge):
     other = known_slide.copy()
     other.obsm["spatial"] = other.obsm["spatial"] * 100
@@ -780,7 +788,7 @@ def test_verdicts_on_real_sections(section, name, verdict):
     assert card(adata, "sagefm-mini")["verdict"] == verdict
 
 
-def test_a_model_left_with_cuda_weights_is_not_needed(known_slide, judge):
-    """Nothing is predicted, so a network that can't run is no hindrance."""
+def test_nothing_is_predicted(known_slide, judge):
+    """So a network that can't run is no hindrance."""
     broken = replace(judge, network=torch.nn.Module())
     assert card(known_slide.copy(), broken)["verdict"] == "fine"

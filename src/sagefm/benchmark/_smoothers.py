@@ -82,8 +82,8 @@ def compare_imputation(
     -------
     Table of metrics over all measured genes, as :func:`imputation_metrics` names them, one row for each predictor: the
     model; zeros; gene mean (of training, where the model carries it); slide mean; mean of the spatial neighbours;
-    ``kNN in PCA``; ``diffusion``, ``n_steps`` steps on scanpy's graph of the same components, as MAGIC (van Dijk et al.
-    2018) smooths; and the last three scaled by the spot's depth.
+    ``kNN in PCA``; ``diffusion``, ``n_steps`` steps on scanpy's graph of the same components, in the manner of MAGIC
+    (van Dijk et al. 2018); and the last three scaled by the spot's depth.
 
     Raises
     ------

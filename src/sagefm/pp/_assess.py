@@ -130,9 +130,7 @@ def assess(
     slides = _slides(adata, connectivity_key)
     # Panels are judged, not refused.
     alignment, _ = get_alignment(adata, loaded.vocabulary, min_coverage=0)
-    # By name, so that their order doesn't matter.
-    picked = np.argsort(adata.obs_names.to_numpy().astype(str), kind="stable")
-    picked = np.sort(picked[np.random.default_rng(0).permutation(adata.n_obs)[: N_SAMPLED * len(slides)]])
+    picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
     totals, means = _read(Counts(adata, alignment.index, layer), graph, picked)
     reference = loaded.reference
     found_by_slide = [
@@ -146,7 +144,7 @@ def assess(
     ]
     checks = [_checks.genes(adata, alignment, reference)]
     for parts in zip(*found_by_slide, strict=True):
-        worst = max(range(len(parts)), key=lambda at: (VERDICTS.index(parts[at].verdict), -at))
+        worst = max(range(len(parts)), key=lambda at: (VERDICTS.index(parts[at].verdict), parts[at].badness, -at))
         name = f" (slide {list(slides)[worst]!r}, the worst of {len(slides)})" if len(slides) > 1 else ""
         checks.append(replace(parts[worst], text=parts[worst].text + name))
     if alignment.report.get("orthologs"):
@@ -196,6 +194,12 @@ def _slides(adata: AnnData, connectivity_key: str) -> dict[str, NDArray[np.int64
         return {"": np.arange(adata.n_obs)}
     library = adata.obs[library_key].astype(str).to_numpy()
     return {str(name): np.flatnonzero(library == name) for name in np.unique(library)}
+
+
+def _sample(adata: AnnData, spots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Some of the spots, drawn by name, so that their order doesn't matter."""
+    by_name = spots[np.argsort(adata.obs_names[spots].to_numpy().astype(str), kind="stable")]
+    return by_name[np.random.default_rng(0).permutation(len(spots))[:N_SAMPLED]]
 
 
 def _read(

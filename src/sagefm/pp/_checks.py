@@ -39,19 +39,22 @@ class Check:
     worse: str = ""
     verdict: str = UNKNOWN
 
+    @property
+    def badness(self) -> float:
+        """Larger for the worse of two values that are judged alike; 0 where there is nothing to tell by."""
+        return {ABOVE: self.value, BELOW: -self.value}.get(self.worse, 0.0)
 
-def _judged(
-    name: str, value: float, text: str, limit: Mapping[str, float] | None, unit: str = "", form: str = ".3g"
-) -> Check:
+
+def _judged(name: str, value: float, text: str, limit: Mapping[str, float] | None, *, form: str) -> Check:
     """A check against limits, which its text names."""
     if limit is None or not np.isfinite(value):
         return Check(name, value, text)
     care, outside, sign = limit["care"], limit.get("outside", float("nan")), 1 if limit["above"] else -1
     verdict = OUTSIDE if sign * value > sign * outside else CARE if sign * value > sign * care else FINE
     way = "up to" if sign > 0 else "from"
-    text += f"; fine {way} {care:{form}}{unit}"
+    text += f"; fine {way} {care:{form}}"
     if np.isfinite(outside):
-        text += f", known {way} {outside:{form}}{unit}"
+        text += f", known {way} {outside:{form}}"
     return Check(name, value, text, care, outside, ABOVE if sign > 0 else BELOW, verdict)
 
 
@@ -157,8 +160,6 @@ def composition(means: sparse.csr_matrix, alignment: Alignment, reference: Refer
         return Check("composition", float("nan"), "the model carries no reference to compare with")
     if not len(alignment.measured):
         return Check("composition", float("nan"), "no genes to compare", verdict=OUTSIDE)
-    if not means.shape[0]:
-        return Check("composition", float("nan"), "no spots of this slide were drawn")
     value = float(np.median(reference.distance(means.toarray(), alignment.measured)))
     text = f"neighbourhoods {value:.2f} from the nearest of training (cosine distance)"
     return _judged("composition", value, text, _limit(reference, "distance"), form=".2f")
