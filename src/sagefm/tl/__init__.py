@@ -1,7 +1,10 @@
-"""Tools: embed, impute, cluster, perturb."""
+"""Tools: embed, impute, cluster, annotate, perturb."""
 
+from sagefm.tl._annotate import annotate
 from sagefm.tl._baselines import mofa_embed, nichepca_embed
 from sagefm.tl._cluster import cluster
+from sagefm.tl._cluster_genes import cluster_composition, cluster_markers
+from sagefm.tl._composition import composition
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._impute import impute
 from sagefm.tl._overlap import perturbation_overlap
@@ -10,7 +13,11 @@ from sagefm.tl._sensitivity import gene_sensitivity
 from sagefm.tl._targets import perturb_targets
 
 __all__ = [
+    "annotate",
     "cluster",
+    "cluster_composition",
+    "cluster_markers",
+    "composition",
     "gene_sensitivity",
     "impute",
     "mofa_embed",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_key, check_whole, get_table, progress
+from sagefm._utils import check_free, check_whole, get_table, progress
+from sagefm.tl._points import get_points
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,15 +84,8 @@ def cluster(
 
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.CLUSTER, ["obs"], "tl.cluster")
-    check_key("use_rep", use_rep)
     candidates = list(CANDIDATES) if n_clusters is None else [check_whole("n_clusters", n_clusters, 2)]
-    if use_rep not in adata.obsm:
-        mend = "Run sg.tl.sage_embed(adata) first." if use_rep == _keys.EMBEDDING else "Set use_rep."
-        raise KeyError(f"{use_rep!r} not in adata.obsm. {mend}")
-    points = adata.obsm[use_rep]
-    points = np.asarray(points.toarray() if sparse.issparse(points) else points)
-    if points.ndim != 2 or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
-        raise ValueError(f"obsm[{use_rep!r}] has to hold finite numbers, shape (spots, dimensions).")
+    points = get_points(adata, use_rep)
     n_distinct = len(np.unique(points, axis=0))
     if n_distinct <= candidates[0]:
         raise ValueError(

@@ -1,0 +1,358 @@
+"""How well labels and likelihoods of unseen donors are predicted from a representation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sagefm._utils import check_whole, get_table, progress
+from sagefm.benchmark._clustering import as_names
+from sagefm.tl import _classifiers as classifiers
+from sagefm.tl import _composition as compositions
+from sagefm.tl._labels import METRICS, get_labels, score_labels
+from sagefm.tl._points import get_column, get_points
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def evaluate_annotation(
+    adata: AnnData | SpatialData,
+    label_key: str,
+    use_reps: str | Sequence[str],
+    *,
+    group_key: str = "donor",
+    library_key: str | None = None,
+    merge: Mapping[str, str | None] | None = None,
+    classifier: classifiers.Kind | Sequence[classifiers.Kind] = ("forest", "mlp"),
+    scale: classifiers.Scale = "auto",
+    test_groups: Sequence[str] | None = None,
+    n_bootstraps: int = 30,
+    seed: int = 0,
+    table_key: str = "table",
+) -> pd.DataFrame:
+    """Predict labels of held-out donors, each in turn, from representations.
+
+    What the classifier reads and how it is set is chosen for each held-out group by cross-validation among the groups
+    that are left, so the held-out one has no say.
+
+    Parameters
+    ----------
+    adata
+        Labelled slides with the representations, side by side.
+    label_key
+        Column of ``obs`` with the labels, missing where a spot has none.
+    use_reps
+        Representations in ``obsm``. A name with ``{group}`` stands for several, one for each held-out group, such as
+        embeddings by models that were trained without it.
+    group_key
+        Column of ``obs`` with what is never split: the donor.
+    library_key
+        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
+    merge
+        Class of each label, see :func:`sagefm.tl.annotate`.
+    classifier
+        ``"forest"``, ``"mlp"``, or both.
+    scale
+        As of :func:`sagefm.tl.annotate`.
+    test_groups
+        Groups to hold out one after the other; all by default. The classifier is fitted on the labelled spots of all
+        other groups.
+    n_bootstraps
+        How many times to fit again on training spots drawn with replacement.
+    seed
+        Of everything.
+    table_key
+        Table to use of a ``SpatialData``.
+
+    Returns
+    -------
+    Table with a row for each representation, classifier, held-out group and fit: ``representation, classifier, group,
+    bootstrap`` (0: all training spots; then the draws), ``n_spots, accuracy, f1_macro, f1_micro, recall_macro,
+    precision_macro``, and the chosen ``scale`` and ``settings``.
+
+    Raises
+    ------
+    KeyError
+        If the labels, a representation, or a column is missing.
+    ValueError
+        If there are fewer than two groups with labels, or two classes.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 3.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.sage_embed(adata, "sagefm-mini")
+    >>> adata.obs["half"] = (adata.obs["array_row"] < 6).astype(str)
+    >>> table = sg.benchmark.evaluate_annotation(
+    ...     adata, "domain", "X_sage", group_key="half", classifier="forest", n_bootstraps=0
+    ... )
+    >>> table["group"].tolist()
+    ['False', 'True']
+    """
+    kinds = as_names(classifier)
+    for kind in kinds:
+        classifiers.check_choice("classifier", kind, classifiers.KINDS)
+    classifiers.check_choice("scale", scale, classifiers.SCALES)
+    check_whole("n_bootstraps", n_bootstraps, 0)
+    check_whole("seed", seed, 0)
+    adata = get_table(adata, table_key)
+    labels = get_labels(adata, label_key, merge)
+    known = labels.notna().to_numpy()
+    truth = np.asarray(labels[known], dtype=str)
+    groups, held_out = _groups(adata, group_key, known, test_groups)
+    slides = get_column(adata, "library_key", library_key or group_key)
+    tasks = [(rep, kind, group) for rep in as_names(use_reps) for kind in kinds for group in held_out]
+    rows = []
+    for rep, kind, group in progress(tasks, "Annotating", unit="fold"):
+        views = _views(adata, rep, group, slides, known, scale)
+        train, test = np.flatnonzero(groups != group), np.flatnonzero(groups == group)
+        if len(np.unique(truth[train])) < 2:
+            raise ValueError(f"without {group!r} there are no two classes in obs[{label_key!r}] to learn.")
+        seen = {name: view[train] for name, view in views.items()}
+        choice = classifiers.choose(seen, truth[train], groups[train], kind, seed, show=False)
+        generator = np.random.default_rng(seed)
+        for bootstrap in range(n_bootstraps + 1):
+            drawn = train if bootstrap == 0 else generator.choice(train, len(train))
+            if len(np.unique(truth[drawn])) < 2:
+                continue
+            estimator = classifiers.make(kind, choice.params, seed + bootstrap)
+            classifiers.fit(estimator, views[choice.scale][drawn], truth[drawn])
+            rows.append(
+                {
+                    "representation": rep,
+                    "classifier": kind,
+                    "group": group,
+                    "bootstrap": bootstrap,
+                    "n_spots": len(test),
+                    **score_labels(truth[test], estimator.predict(views[choice.scale][test])),
+                    "scale": choice.scale,
+                    "settings": ", ".join(f"{name}={value}" for name, value in choice.params.items()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def compare_representations(
+    scores: pd.DataFrame, baseline: str, *, metrics: Sequence[str] = ("accuracy", "f1_macro")
+) -> pd.DataFrame:
+    """Test whether representations predict better than one of them.
+
+    Parameters
+    ----------
+    scores
+        What :func:`evaluate_annotation` returned.
+    baseline
+        Representation to compare the others with.
+    metrics
+        Columns to compare.
+
+    Returns
+    -------
+    Table by representation, classifier and metric: ``difference`` (mean over groups, fits on all training spots),
+    ``n_groups``, ``n_ahead`` (groups in which it is above), ``pval_groups`` (Wilcoxon's signed-rank test, two-sided,
+    one pair a group) and ``pval_bootstraps`` (one pair a group and draw, as in the paper: draws of the same spots are
+    no independent pairs, so this p-value is too small; NaN without draws).
+
+    Raises
+    ------
+    KeyError
+        If there is no such representation or column.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 3. With six groups the smallest p-value over groups is 0.03.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import sagefm as sg
+    >>> scores = pd.DataFrame(
+    ...     {
+    ...         "representation": ["X_sage", "X_sage", "PCA", "PCA"],
+    ...         "classifier": "forest",
+    ...         "group": ["A", "B", "A", "B"],
+    ...         "bootstrap": 0,
+    ...         "accuracy": [0.7, 0.8, 0.6, 0.9],
+    ...     }
+    ... )
+    >>> int(sg.benchmark.compare_representations(scores, "PCA", metrics=["accuracy"]).loc[0, "n_ahead"])
+    1
+    """
+    names = list(scores["representation"].unique())
+    if baseline not in names:
+        raise KeyError(f"no representation {baseline!r}; there are {names}.")
+    if missing := [metric for metric in metrics if metric not in scores]:
+        raise KeyError(f"no metric {missing[0]!r}; there are {[name for name in METRICS if name in scores]}.")
+    rows = []
+    for kind in scores["classifier"].unique():
+        for metric in metrics:
+            table = scores[scores["classifier"] == kind].pivot_table(
+                index=["group", "bootstrap"], columns="representation", values=metric
+            )
+            for name in names:
+                if name == baseline or name not in table or baseline not in table:
+                    continue
+                difference = (table[name] - table[baseline]).dropna()
+                whole = difference[difference.index.get_level_values("bootstrap") == 0].to_numpy()
+                drawn = difference[difference.index.get_level_values("bootstrap") > 0].to_numpy()
+                rows.append(
+                    {
+                        "representation": name,
+                        "baseline": baseline,
+                        "classifier": kind,
+                        "metric": metric,
+                        "difference": float(whole.mean()),
+                        "n_groups": len(whole),
+                        "n_ahead": int((whole > 0).sum()),
+                        "pval_groups": _signed_rank(whole),
+                        "pval_bootstraps": _signed_rank(drawn),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def evaluate_composition(
+    adata: AnnData | SpatialData,
+    target_key: str,
+    use_reps: str | Sequence[str],
+    *,
+    group_key: str = "donor",
+    library_key: str | None = None,
+    n_layers: int | Sequence[int] = (2, 3),
+    scale: classifiers.Scale = "auto",
+    test_groups: Sequence[str] | None = None,
+    n_epochs: int = 30,
+    device: str = "auto",
+    seed: int = 0,
+    table_key: str = "table",
+) -> pd.DataFrame:
+    """Predict class likelihoods of held-out donors, each in turn, from representations.
+
+    Parameters
+    ----------
+    adata
+        Slides with the representations, side by side.
+    target_key
+        Likelihoods in ``obsm``, see :func:`sagefm.tl.composition`.
+    use_reps
+        Representations in ``obsm``, as of :func:`evaluate_annotation`.
+    group_key
+        Column of ``obs`` with what is never split: the donor.
+    library_key
+        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
+    n_layers
+        Layers of the network; 2, 3, or both.
+    scale
+        As of :func:`sagefm.tl.composition`; ``"auto"`` chooses among the groups that are left.
+    test_groups
+        Groups to hold out one after the other; all by default.
+    n_epochs
+        Passes over the spots.
+    device
+        ``"auto"`` takes cuda, then mps, then cpu.
+    seed
+        Of the networks.
+    table_key
+        Table to use of a ``SpatialData``.
+
+    Returns
+    -------
+    Table with a row for each representation, depth and held-out group: ``representation, n_layers, group``, the scores
+    of :func:`sagefm.tl.composition`, and the chosen ``scale``. ``n_layers`` 0 is the mean of the training spots, which
+    reads nothing of the spot.
+
+    Raises
+    ------
+    KeyError
+        If the likelihoods, a representation, or a column is missing.
+    ValueError
+        If there are fewer than two groups, or the likelihoods are none.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 4b.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.sage_embed(adata, "sagefm-mini")
+    >>> adata.obsm["share"] = adata.obsp["sage_connectivities"] @ pd.get_dummies(adata.obs["domain"], dtype=float) / 14
+    >>> adata.obs["half"] = (adata.obs["array_row"] < 6).astype(str)
+    >>> table = sg.benchmark.evaluate_composition(adata, "share", "X_sage", group_key="half", n_layers=2, n_epochs=5)
+    >>> table["n_layers"].tolist()
+    [0, 2, 0, 2]
+    """
+    depths = [n_layers] if isinstance(n_layers, int) else list(n_layers)
+    if not depths or set(depths) - {2, 3}:
+        raise ValueError(f"n_layers={n_layers} has to be 2, 3 or both.")
+    classifiers.check_choice("scale", scale, classifiers.SCALES)
+    adata = get_table(adata, table_key)
+    targets = compositions.get_targets(adata, target_key)
+    known = targets.notna().all(axis=1).to_numpy()
+    truth = targets[known].to_numpy()
+    groups, held_out = _groups(adata, group_key, known, test_groups)
+    slides = get_column(adata, "library_key", library_key or group_key)
+    rows = []
+    tasks = [(rep, group) for rep in as_names(use_reps) for group in held_out]
+    for rep, group in progress(tasks, "Regressing", unit="fold"):
+        views = _views(adata, rep, group, slides, known, scale)
+        train, test = np.flatnonzero(groups != group), np.flatnonzero(groups == group)
+        mean = np.broadcast_to(truth[train].mean(axis=0), truth[test].shape)
+        start = {"representation": rep, "group": group}
+        rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
+        for depth in depths:
+            learn = compositions.Learner(depth, n_epochs, device, seed)
+            seen = {name: view[train] for name, view in views.items()}
+            chosen = list(seen)[-1]
+            if len(seen) > 1 and (tried := compositions.predict_held_out(seen, truth[train], groups[train], learn)):
+                chosen = compositions.best_scale(truth[train], tried)
+            found = learn.fit(views[chosen][train], truth[train])(views[chosen][test])
+            scores = compositions.score_composition(truth[test], found)
+            rows.append({**start, "n_layers": depth, **scores, "scale": chosen})
+    return pd.DataFrame(rows)
+
+
+def _groups(
+    adata: AnnData, group_key: str, known: NDArray[np.bool_], test_groups: Sequence[str] | None
+) -> tuple[NDArray[np.str_], list[str]]:
+    """Group of every spot that counts, and those to hold out."""
+    groups = get_column(adata, "group_key", group_key)[known]
+    names = [str(name) for name in np.unique(groups)]
+    if len(names) < 2:
+        raise ValueError(f"obs[{group_key!r}] has {len(names)} groups with labels; holding one out takes two.")
+    if test_groups is None:
+        return groups, names
+    wanted = as_names(test_groups)
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"test_groups names {unknown[0]!r}, which has no labelled spots; there are {names}.")
+    return groups, wanted
+
+
+def _views(
+    adata: AnnData, rep: str, group: str, slides: NDArray[np.str_], known: NDArray[np.bool_], scale: str
+) -> dict[str, NDArray[Any]]:
+    """Representation of the spots that count; slides are standardised with all of their spots."""
+    points = get_points(adata, rep.format(group=group))
+    return {name: view[known] for name, view in classifiers.views(points, slides, scale).items()}
+
+
+def _signed_rank(differences: NDArray[np.float64]) -> float:
+    from scipy.stats import wilcoxon
+
+    if len(differences) < 2:
+        return float("nan")
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0

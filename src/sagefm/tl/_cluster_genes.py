@@ -1,0 +1,209 @@
+"""What clusters are: their marker genes, and which slides and tissues they are found in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sagefm import _keys
+from sagefm._settings import logger
+from sagefm._utils import adjust_pvalues, check_free, get_table
+from sagefm.pp._counts import Counts
+from sagefm.tl._points import get_column
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+BATCH_SIZE = 2_048
+
+
+def cluster_markers(
+    adata: AnnData | SpatialData,
+    key: str = _keys.CLUSTER,
+    *,
+    min_spots: int = 5,
+    layer: str | None = None,
+    key_added: str = _keys.CLUSTER_MARKERS,
+    table_key: str = "table",
+    copy: bool = False,
+) -> AnnData | None:
+    """Compare every gene in each cluster with the rest of the spots, by scanpy's Wilcoxon test.
+
+    Parameters
+    ----------
+    adata
+        Slide or slides with raw counts and clusters.
+    key
+        Column of ``obs`` with the clusters, or any other groups.
+    min_spots
+        Genes that fewer spots show are left out.
+    layer
+        Layer with the raw counts; ``X`` by default. They are scaled to a common depth and log1p.
+    key_added
+        Where the table goes.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    copy
+        Return a copy instead of writing in place.
+
+    Returns
+    -------
+    ``None``, or the copy. Writes
+
+    ``uns["sage_cluster_markers"]``
+        ``params``, and ``results``: ``cluster, gene, score, log2_fold_change, pval, padj`` (Benjamini-Hochberg in
+        each cluster), ``share_in`` and ``share_out`` (of spots that show the gene), best score first.
+
+    Raises
+    ------
+    KeyError
+        If the clusters or the layer are missing.
+    ValueError
+        If there are fewer than two clusters of two spots, or the counts are no raw counts.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 4d-f. Spots of a cluster are neighbours, not replicates, so the p-values rank
+    genes and say little else. Clusters made from expression differ in expression.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
+    >>> sg.tl.cluster_markers(adata, "domain")
+    >>> adata.uns["sage_cluster_markers"]["results"].columns[:2].tolist()
+    ['cluster', 'gene']
+    """
+    import scanpy as sc
+    from anndata import AnnData
+
+    adata = get_table(adata, table_key, copy=copy)
+    check_free(adata, key_added, _keys.CLUSTER_MARKERS, [], "tl.cluster_markers")
+    clusters = _clusters(adata, key)
+    names, sizes = np.unique(clusters, return_counts=True)
+    if len(names) < 2 or sizes.min() < 2:
+        raise ValueError(f"obs[{key!r}] has to hold two clusters or more, of two spots or more each.")
+    columns = np.arange(adata.n_vars)
+    slide = AnnData(Counts(adata, columns, layer).log1p(columns, BATCH_SIZE).expm1())
+    slide.var_names, slide.obs["cluster"] = adata.var_names, pd.Categorical(clusters)
+    slide = slide[:, slide.X.getnnz(axis=0) >= min_spots].copy()
+    if not slide.n_vars:
+        raise ValueError(f"no gene is seen in {min_spots} spots. Set a smaller min_spots.")
+    sc.pp.normalize_total(slide)
+    sc.pp.log1p(slide)
+    sc.tl.rank_genes_groups(slide, "cluster", method="wilcoxon", pts=True)
+    found = sc.get.rank_genes_groups_df(slide, group=None)
+    results = pd.DataFrame(
+        {
+            "cluster": found["group"].astype(str),
+            "gene": found["names"].astype(str),
+            "score": found["scores"].astype(float),
+            "log2_fold_change": found["logfoldchanges"].astype(float),
+            "pval": found["pvals"].astype(float),
+            "padj": found["pvals_adj"].astype(float),
+            "share_in": found["pct_nz_group"].astype(float),
+            "share_out": found["pct_nz_reference"].astype(float),
+        }
+    )
+    results.index = results.index.astype(str)
+    params = {"function": "tl.cluster_markers", "key": key, "min_spots": int(min_spots)}
+    if layer is not None:
+        params["layer"] = layer
+    adata.uns[key_added] = {"params": params, "results": results}
+    logger.info("Compared %d genes in %d clusters; wrote uns['%s'].", slide.n_vars, len(names), key_added)
+    return adata if copy else None
+
+
+def cluster_composition(
+    adata: AnnData | SpatialData,
+    groupby: str,
+    key: str = _keys.CLUSTER,
+    *,
+    key_added: str = _keys.CLUSTER_COMPOSITION,
+    table_key: str = "table",
+    copy: bool = False,
+) -> AnnData | None:
+    """Count the spots of each cluster in each tissue (slide, donor, label), beside what independence would give.
+
+    Parameters
+    ----------
+    adata
+        Slides with clusters.
+    groupby
+        Column of ``obs``, such as the tissue.
+    key
+        Column of ``obs`` with the clusters.
+    key_added
+        Where the table goes.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    copy
+        Return a copy instead of writing in place.
+
+    Returns
+    -------
+    ``None``, or the copy. Writes
+
+    ``uns["sage_cluster_composition"]``
+        ``params``, and ``results``, one row for each cluster and group: ``cluster, group, n_spots, share`` (of the
+        cluster's spots), ``log2_enrichment`` (over independence, with half a spot added to both), ``pval`` (Fisher's
+        exact test of the spot counts, two-sided), ``padj``.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If a spot has no cluster or no group.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure S5 and 4d. Spots of a slide are no independent draws: the p-values rank.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
+    >>> adata.obs["half"] = (adata.obs["array_row"] < 5).astype(str)
+    >>> sg.tl.cluster_composition(adata, "half", "domain")
+    >>> int(adata.uns["sage_cluster_composition"]["results"]["n_spots"].sum())
+    100
+    """
+    from scipy.stats import fisher_exact
+
+    adata = get_table(adata, table_key, copy=copy)
+    check_free(adata, key_added, _keys.CLUSTER_COMPOSITION, [], "tl.cluster_composition")
+    clusters, groups = _clusters(adata, key), get_column(adata, "groupby", groupby)
+    counts = pd.crosstab(clusters, groups)
+    n, of_cluster, of_group = len(clusters), counts.sum(axis=1), counts.sum(axis=0)
+    rows = []
+    for cluster in counts.index:
+        for group in counts.columns:
+            both, inside, around = int(counts.loc[cluster, group]), int(of_cluster[cluster]), int(of_group[group])
+            table = [[both, inside - both], [around - both, n - inside - around + both]]
+            rows.append(
+                {
+                    "cluster": str(cluster),
+                    "group": str(group),
+                    "n_spots": both,
+                    "share": both / inside,
+                    "log2_enrichment": float(np.log2((both + 0.5) / (inside * around / n + 0.5))),
+                    "pval": float(fisher_exact(table).pvalue),
+                }
+            )
+    results = pd.DataFrame(rows)
+    results["padj"] = adjust_pvalues(results["pval"].to_numpy())
+    results.index = results.index.astype(str)
+    params = {"function": "tl.cluster_composition", "key": key, "groupby": groupby}
+    adata.uns[key_added] = {"params": params, "results": results}
+    logger.info("Counted %d clusters in %d groups; wrote uns['%s'].", *counts.shape, key_added)
+    return adata if copy else None
+
+
+def _clusters(adata: AnnData, key: str) -> np.ndarray:
+    if key == _keys.CLUSTER and key not in adata.obs:
+        raise KeyError(f"{key!r} not in adata.obs. Run sg.tl.cluster(adata) first.")
+    return get_column(adata, "key", key)

@@ -1,0 +1,44 @@
+"""Labels of spots: merged, and compared with what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sagefm._utils import check_key, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+METRICS = ("accuracy", "f1_macro", "f1_micro", "recall_macro", "precision_macro")
+
+
+def get_labels(adata: AnnData, label_key: str, merge: Mapping[str, str | None] | None = None) -> pd.Series:
+    """Label of every spot as text, missing where there is none or it was merged into None."""
+    check_key("label_key", label_key)
+    if label_key not in adata.obs:
+        raise KeyError(f"label_key={label_key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
+    labels = adata.obs[label_key].astype(object)
+    labels = labels.where(labels.notna(), None).map(lambda label: None if label is None else str(label))
+    if merge is None:
+        return labels
+    if not isinstance(merge, Mapping):
+        raise TypeError(f"merge has to map labels to classes, got {type(merge).__name__}.")
+    if labels.notna().any() and not labels.isin(list(merge)).any():
+        raise ValueError(f"merge names none of the labels in obs[{label_key!r}]: {shorten(labels.dropna().unique())}.")
+    return labels.map(lambda label: merge.get(label, label) if label is not None else None).astype(object)
+
+
+def score_labels(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+    """Agreement of classes; macro averages run over the classes that occur in either."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    truth, predicted = np.asarray(truth, dtype=str), np.asarray(predicted, dtype=str)
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    micro = precision_recall_fscore_support(truth, predicted, average="micro", zero_division=0)[2]
+    values = (accuracy_score(truth, predicted), f1, micro, recall, precision)
+    return dict(zip(METRICS, (float(value) for value in values), strict=True))

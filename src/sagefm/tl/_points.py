@@ -1,0 +1,51 @@
+"""Spots as points of a representation, with the slides and groups they come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sagefm import _keys
+from sagefm._utils import check_key, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
+    """Representation of every spot, checked to be finite."""
+    check_key("use_rep", use_rep)
+    if use_rep not in adata.obsm:
+        mend = "Run sg.tl.sage_embed(adata) first." if use_rep == _keys.EMBEDDING else "Set use_rep."
+        raise KeyError(f"{use_rep!r} not in adata.obsm. {mend}")
+    points = adata.obsm[use_rep]
+    points = np.asarray(points.toarray() if sparse.issparse(points) else points)
+    if points.ndim != 2 or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
+        raise ValueError(f"obsm[{use_rep!r}] has to hold finite numbers, shape (spots, dimensions).")
+    return points
+
+
+def get_column(adata: AnnData, name: str, key: str | None, *, single: str = "all") -> NDArray[np.str_]:
+    """Column of ``obs`` as text, without gaps; all spots are of one kind where ``key`` is None."""
+    if key is None:
+        return np.full(adata.n_obs, single)
+    check_key(name, key)
+    if key not in adata.obs:
+        raise KeyError(f"{name}={key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
+    if adata.obs[key].isna().any():
+        raise ValueError(f"obs[{key!r}] is missing for {int(adata.obs[key].isna().sum())} spots.")
+    return adata.obs[key].astype(str).to_numpy(dtype=str)
+
+
+def standardize(points: NDArray[Any], slides: NDArray[np.str_]) -> NDArray[np.float32]:
+    """Give every dimension mean 0 and variance 1 within each slide, which takes what only tells slides apart."""
+    scaled = np.empty(points.shape, dtype=np.float32)
+    for slide in np.unique(slides):
+        rows = slides == slide
+        part = points[rows].astype(np.float64)
+        spread = part.std(axis=0)
+        scaled[rows] = (part - part.mean(axis=0)) / np.where(spread > 1e-6 * np.abs(part).max(initial=0), spread, 1)
+    return scaled
