@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sagefm._download import download
+from sagefm._download import notice as _notice
 from sagefm._settings import logger, settings
 from sagefm._utils import get_device
 from sagefm.models._model import Model
@@ -167,40 +169,15 @@ def _load_entry(entry: Entry) -> Model:
     return model
 
 
-@cache
-def _notice(text: str) -> None:
-    """Log the licence notice once a session."""
-    logger.info(text)
-
-
 def _download(entry: Entry) -> Path:
     """Fetch the registered file into the cache, or check the one that lies there."""
-    import pooch
-    import requests
-
-    by_hand = (
-        f"Without a network: fetch {entry.url} elsewhere and put the file at {entry.download_path}, "
-        f"or use model={OFFLINE!r}, a small model that comes with the package."
+    return download(
+        entry.url,
+        entry.download_path,
+        sha256=entry.sha256,
+        name=entry.name,
+        instead=f", or use model={OFFLINE!r}, a small model that comes with the package",
     )
-    downloader = pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=60)
-    try:
-        fetched = pooch.create(
-            path=settings.cache_dir,
-            base_url="",
-            registry={entry.file: f"sha256:{entry.sha256}"},
-            urls={entry.file: entry.url},
-            retry_if_failed=2,
-        ).fetch(entry.file, downloader=downloader)
-    except requests.RequestException as error:
-        raise RuntimeError(f"could not download {entry.name} ({error}). {by_hand}") from error
-    except ValueError as error:
-        raise RuntimeError(f"what was downloaded is not {entry.name} and was discarded: {error} {by_hand}") from error
-    except OSError as error:
-        raise RuntimeError(
-            f"can't use the cache folder {settings.cache_dir} ({error}). Set SAGEFM_CACHE or "
-            f"sg.settings.cache_dir to a folder that can be written. {by_hand}"
-        ) from error
-    return Path(fetched)
 
 
 def _digest_path(path: Path) -> Path:

@@ -24,7 +24,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "mlp": [{"alpha": 1e-3}, {"alpha": 1.0}],
 }
 MAX_FOLDS = 5
-N_TREES = 200
+N_TREES = 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def make(kind: str, params: dict[str, Any], seed: int, n_trees: int = N_TREES) -
 
     if kind == "forest":
         return RandomForestClassifier(n_trees, random_state=seed, n_jobs=-1, **params)
-    network = MLPClassifier((128, 64), batch_size=64, max_iter=30, random_state=seed, **params)
+    network = MLPClassifier((128, 64), max_iter=30, random_state=seed, **params)
     return make_pipeline(StandardScaler(), network)
 
 

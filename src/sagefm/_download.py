@@ -1,0 +1,88 @@
+"""One file over HTTP into a folder: by pooch, with retries, a progress bar and errors that say what to do."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sagefm._settings import logger, settings
+
+
+@cache
+def notice(text: str) -> None:
+    """Log a licence notice once a session."""
+    logger.info(text)
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    name: str = "",
+    token: str | None = None,
+    refused: str = "",
+    instead: str = "",
+) -> Path:
+    """Fetch a file unless it lies at ``path``, and return the path.
+
+    With ``sha256`` another file there is replaced, and what comes has to be it. Without, whatever lies there is taken
+    as it is, and the digest of what comes is logged, for the caller's user to pass next time. ``token`` is sent as a
+    bearer token to the host of ``url`` alone. ``refused`` is what to do where the server wants one (401, 403),
+    ``instead`` what else to do, ``name`` what messages call it.
+    """
+    import pooch
+    import requests
+
+    name = name or path.name
+    by_hand = f"Without a network: fetch {url} elsewhere and put the file at {path}{instead}."
+    new = not path.exists()
+    # requests drops the header when it is redirected to another host.
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    downloader = pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=60, headers=headers)
+    try:
+        pooch.create(
+            path=path.parent,
+            base_url="",
+            registry={path.name: f"sha256:{sha256}" if sha256 else None},
+            urls={path.name: url},
+            retry_if_failed=2,
+        ).fetch(path.name, downloader=downloader)
+    except requests.RequestException as error:
+        raise RuntimeError(f"could not download {name} ({_reason(error, refused)}). {by_hand}") from error
+    except ValueError as error:
+        raise RuntimeError(f"what was downloaded is not {name} and was discarded: {error} {by_hand}") from error
+    except OSError as error:
+        raise RuntimeError(
+            f"can't use the folder {path.parent} ({error}). Set SAGEFM_CACHE or sg.settings.cache_dir to a folder "
+            f"that can be written. {by_hand}"
+        ) from error
+    if new and sha256 is None:
+        logger.info(
+            "Received %s, sha256 %s: not checked, since sagefm doesn't know the file's digest.",
+            path.name,
+            pooch.file_hash(str(path), alg="sha256"),
+        )
+    return path
+
+
+def _reason(error: Exception, refused: str) -> str:
+    """Say what went wrong; of an HTTP error the status alone, for the URL that it names may carry a signature."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return str(error)
+    hint = f"; {refused}" if refused and response.status_code in (401, 403) else ""
+    return f"HTTP {response.status_code} {response.reason}{hint}"
+
+
+def get_json(url: str, *, instead: str = "") -> Any:
+    """Return what a web interface answers; ``instead`` is what else to do where it doesn't."""
+    import requests
+
+    try:
+        response = requests.get(url, timeout=60)
+        response.raise_for_status()
+        return response.json()
+    except requests.RequestException as error:  # what isn't JSON is one of them
+        raise RuntimeError(f"no answer from {url} ({_reason(error, '')}). {instead}") from error

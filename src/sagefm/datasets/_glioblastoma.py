@@ -1,0 +1,216 @@
+"""Glioblastoma: Ravi et al. 2022 (Dryad) and Greenwald et al. 2024 (GEO)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
+
+from sagefm._download import download, get_json, notice
+from sagefm.datasets._fetch import GEO, MATRIX, POSITIONS, describe, folder_of, geo_section, read_visium, unreadable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+DRYAD = "https://datadryad.org"
+DOI = "10.5061/dryad.h70rxwdmj"
+ARCHIVE = "10XVisium_2.zip"
+# Names are patient, place and ST: C cortex, T tumor, TC tumor core, TI tumor infiltration.
+RAVI = tuple(
+    f"UKF{name}_ST"
+    for name in (
+        *("241_C", "242_C", "242_T", "243_T", "248_C", "248_T", "251_T", "255_T", "256_C", "256_TC", "256_TI"),
+        *("259_C", "259_T", "260_T", "262_T", "265_C", "265_T", "266_T", "268_IDHMutant_T", "269_T"),
+        *("270_IDHMutant_T", "275_T", "296_T", "304_T", "313_C", "313_T", "334_C", "334_T"),
+    )
+)
+# Accession and patient; the names of the remaining six samples of GSE237183 (GSM7596600 on) couldn't be established.
+GREENWALD = {
+    "mgh258": ("GSM7596587", "MGH258"),
+    "zh881inf": ("GSM7596588", "ZH881"),
+    "zh881t1": ("GSM7596589", "ZH881"),
+    "zh916bulk": ("GSM7596590", "ZH916"),
+    "zh916inf": ("GSM7596591", "ZH916"),
+    "zh916t1": ("GSM7596592", "ZH916"),
+    "zh1007inf": ("GSM7596593", "ZH1007"),
+    "zh1007nec": ("GSM7596594", "ZH1007"),
+    "zh1019inf": ("GSM7596595", "ZH1019"),
+    "zh1019t1": ("GSM7596596", "ZH1019"),
+    "zh8811a": ("GSM7596597", "ZH881"),
+    "zh8811b": ("GSM7596598", "ZH881"),
+    "zh8812": ("GSM7596599", "ZH881"),
+}
+RAVI_NOTICE = (
+    f"The glioblastoma sections UKF* are of Ravi et al. 2022 (Cancer Cell 40:639), Dryad {DOI}: CC0, cite both."
+)
+GREENWALD_NOTICE = (
+    "These glioblastoma sections are of Greenwald et al. 2024 (Cell 187:2485), GEO GSE237183. GEO states no licence of "
+    "its own: cite the paper, and see there for what is allowed."
+)
+
+
+def glioblastoma_samples() -> pd.DataFrame:
+    """List the glioblastoma sections that :func:`glioblastoma` knows by name.
+
+    Returns
+    -------
+    One row per section, indexed by ``sample``: ``donor``, ``source`` (``"Ravi 2022"`` or ``"Greenwald 2024"``) and
+    ``accession``. Names say the place: C cortex, T tumor, TC its core, TI infiltration; inf, t1, bulk, nec.
+
+    Notes
+    -----
+    GSE237183 has six more samples, whose names couldn't be established; give what their files' names begin with. Which
+    of the sources the paper (arXiv 2601.15504) used, and its labels of five states, couldn't be established either.
+    Names with ``C`` and ``IDHMutant`` are cortex and another kind of tumor.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> samples = sg.datasets.glioblastoma_samples()
+    >>> samples.groupby("source").size().to_dict()
+    {'Greenwald 2024': 13, 'Ravi 2022': 28}
+    >>> samples.loc["UKF242_T_ST", "donor"]
+    'UKF242'
+    """
+    import pandas as pd
+
+    rows = [(sample, _donor(sample), "Ravi 2022", DOI) for sample in RAVI]
+    rows += [(sample, donor, "Greenwald 2024", gsm) for sample, (gsm, donor) in GREENWALD.items()]
+    return pd.DataFrame(rows, columns=["sample", "donor", "source", "accession"]).set_index("sample")
+
+
+def glioblastoma(
+    sample: str,
+    archive: str | Path | None = None,
+    *,
+    token: str | None = None,
+    folder: str | Path | None = None,
+    sha256: Mapping[str, str] | None = None,
+    base_url: str | None = None,
+) -> AnnData:
+    """Fetch one glioblastoma section of Ravi et al. 2022 or Greenwald et al. 2024, and read it.
+
+    Parameters
+    ----------
+    sample
+        One of :func:`glioblastoma_samples`; names that begin with UKF are Ravi's.
+    archive
+        Ravi's ``10XVisium_2.zip``, if you have it; else it is fetched whole, about 8 GB, at the first of its sections.
+    token
+        Dryad's API token, which its downloads need; ``$DRYAD_TOKEN`` by default. It is never logged or stored.
+    folder
+        Where files go; by default ``glioblastoma`` in ``sg.settings.cache_dir``. What lies there isn't fetched again.
+    sha256
+        Digests of files by name, as an earlier call logged them, to hold them to. Dryad states its own.
+    base_url
+        Where Dryad (``"https://datadryad.org"``) or GEO's samples are fetched from: a mirror, say.
+
+    Returns
+    -------
+    The section: raw counts, ``obsm["spatial"]`` in pixels, ``obs["array_row"]``, ``obs["array_col"]``,
+    ``obs["sample"]``, ``obs["donor"]`` and ``obs["tissue"]``.
+
+    Raises
+    ------
+    ValueError
+        If the sample is unknown, or a file isn't what it should be.
+    FileNotFoundError
+        If there is no archive at the path.
+    RuntimeError
+        If it can't be downloaded; without a token, the message says where to get one.
+
+    Notes
+    -----
+    Names and layout of the files are as code that reads them has them (``10XVisium 2/#UKF242_T_ST/outs``; GEO's files
+    as ``GSM7596587_mgh258_filtered_feature_bc_matrix.h5``), addresses are Dryad's API and GEO's general rule. None of
+    it is checked against the real files.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.glioblastoma("mgh258")  # doctest: +SKIP
+    >>> adata = sg.datasets.glioblastoma("UKF242_T_ST", "10XVisium_2.zip")  # doctest: +SKIP
+    >>> sg.datasets.glioblastoma("UKF242_T_ST", "nowhere.zip")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: no archive at nowhere.zip; leave archive out to fetch it.
+    """
+    at = folder_of("glioblastoma", folder)
+    if sample.startswith("UKF"):
+        if sample not in RAVI:
+            raise ValueError(f"unknown sample {sample!r}: sg.datasets.glioblastoma_samples() lists those there are.")
+        notice(RAVI_NOTICE)
+        adata = _from_archive(sample, _archive(archive, at, sha256, token, base_url or DRYAD))
+    else:
+        notice(GREENWALD_NOTICE)
+        accessions = {name: accession for name, (accession, _) in GREENWALD.items()}
+        adata = geo_section(sample, accessions, folder=at, sha256=sha256, base_url=base_url or GEO)
+    name = sample.partition("_")[2] if sample.startswith("GSM") else sample
+    return describe(adata, sample=name, donor=_donor(name), tissue="brain")
+
+
+def _donor(sample: str) -> str:
+    """Return the patient of a section; a section that isn't known counts as one of its own."""
+    return sample.partition("_")[0] if sample in RAVI else GREENWALD.get(sample, ("", sample))[1]
+
+
+def _archive(
+    archive: str | Path | None, folder: Path, sha256: Mapping[str, str] | None, token: str | None, base_url: str
+) -> Path:
+    """Return Ravi's archive: the given one, the one fetched before, or a new one."""
+    if archive is not None:
+        path = Path(archive).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no archive at {path}; leave archive out to fetch it.")
+        return path
+    path, digest = folder / ARCHIVE, (sha256 or {}).get(ARCHIVE)
+    if path.exists() and digest is None:
+        return path  # no need to ask Dryad where it is
+    url, stated = _on_dryad(base_url, path)
+    return download(
+        url,
+        path,
+        sha256=digest or stated,
+        token=token or os.environ.get("DRYAD_TOKEN"),
+        refused=f"Dryad wants a token: make one at {DRYAD}/account, then pass token=... or set DRYAD_TOKEN",
+        instead=", or pass its path as archive=...",
+    )
+
+
+def _on_dryad(base_url: str, path: Path) -> tuple[str, str | None]:
+    """Ask Dryad for the address of the archive in the data set's newest version, and its sha256 if it is stated."""
+    by_hand = (
+        f"Fetch {ARCHIVE} from https://doi.org/{DOI} by hand and put it at {path}, or pass its path as archive=..."
+    )
+    dataset = get_json(f"{base_url}/api/v2/datasets/doi%3A{DOI.replace('/', '%2F')}", instead=by_hand)
+    try:
+        version = dataset["_links"]["stash:version"]["href"]
+        listed: list[dict[str, Any]] = get_json(f"{base_url}{version}/files?per_page=100", instead=by_hand)[
+            "_embedded"
+        ]["stash:files"]
+        files = {file["path"]: file for file in listed}
+        url = f"{base_url}{files[ARCHIVE]['_links']['stash:download']['href']}"
+    except (KeyError, TypeError) as error:
+        raise RuntimeError(f"Dryad's answer about {DOI} lacks {error}. {by_hand}") from error
+    file = files[ARCHIVE]
+    return url, file.get("digest") if file.get("digestType") == "sha-256" else None
+
+
+def _from_archive(sample: str, archive: Path) -> AnnData:
+    """Read one section out of Ravi's archive: counts as h5, or as mtx where there is no h5."""
+    try:
+        with ZipFile(archive) as zipped, TemporaryDirectory() as scratch:
+            names = [name for name in zipped.namelist() if f"#{sample}/outs/" in name and "__MACOSX" not in name]
+            matrix = [name for name in names if name.endswith(f"outs/{MATRIX}")]
+            mtx = [name for name in names if f"outs/{Path(MATRIX).stem}/" in name and not name.endswith("/")]
+            positions = [name for name in names if name.endswith(f"outs/spatial/{POSITIONS}")]
+            if len(positions) != 1 or not (matrix or mtx):
+                raise unreadable(archive, ARCHIVE, f"no counts and positions in #{sample}/outs, only {names[:5]}")
+            extracted = [Path(zipped.extract(name, scratch)) for name in (*(matrix or mtx), *positions)]
+            return read_visium(extracted[0] if matrix else extracted[0].parent, extracted[-1])
+    except BadZipFile as error:
+        raise unreadable(archive, ARCHIVE, error) from error

@@ -1,0 +1,167 @@
+"""Oral squamous cell carcinoma with a pathologist's labels (Arora et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagefm._download import notice
+from sagefm._settings import logger
+from sagefm._utils import shorten
+from sagefm.datasets._fetch import GEO, UNREADABLE, describe, folder_of, geo_section, unreadable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+# The sections in the order of GEO's accessions.
+SAMPLES = {f"s{i}": f"GSM{6339630 + i}" for i in range(1, 13)}
+FIGSHARE = "https://doi.org/10.6084/m9.figshare.20304456.v1"
+# The column of the authors' Seurat objects, and the names under which it is commonly written out.
+LABELS = ("pathologist_anno.x", "pathologist_anno", "pathologist_annotation", "pathologist")
+NOTICE = (
+    "The OSCC sections are of Arora et al. 2023 (Nat Commun 14:5029), GEO GSE208253. GEO states no licence of its own: "
+    "cite the paper, and see there for what is allowed."
+)
+CLASSES = {
+    "tumor": ("SCC",),
+    "stroma": ("Lymphocyte Positive Stroma", "Lymphocyte Negative Stroma", "Glandular Stroma"),
+    "other tissue": ("Muscle", "Lymphocyte Positive Muscles", "Artery/Vein", "Non-cancerous Mucosa"),
+}
+
+
+def oscc(
+    sample: str,
+    annotations: str | Path | pd.DataFrame | None = None,
+    *,
+    folder: str | Path | None = None,
+    sha256: Mapping[str, str] | None = None,
+    base_url: str = GEO,
+) -> AnnData:
+    """Fetch one of the twelve oral carcinoma sections of Arora et al. 2023 (GSE208253), and read it.
+
+    Parameters
+    ----------
+    sample
+        ``"s1"`` to ``"s12"``.
+    annotations
+        The pathologist's labels, a table or the path of a CSV file with barcodes in its first column (or index) and
+        labels in ``pathologist_anno.x``. GEO doesn't have them. They are in the authors' Seurat objects
+        (doi 10.6084/m9.figshare.20304456.v1, ``sample_1.Robj`` for ``"s1"``), from which R writes them:
+        ``load("sample_1.Robj"); write.csv(sample_1@meta.data["pathologist_anno.x"], "s1.csv")``.
+    folder
+        Where files go; by default ``oscc`` in ``sg.settings.cache_dir``. What lies there isn't fetched again.
+    sha256
+        Digests of files by name, as an earlier call logged them, to hold them to.
+    base_url
+        Where GEO's samples are fetched from: a mirror, say.
+
+    Returns
+    -------
+    The section: raw counts, ``obsm["spatial"]`` in pixels, ``obs["array_row"]``, ``obs["array_col"]``,
+    ``obs["sample"]``, ``obs["donor"]``, ``obs["tissue"]``, and with ``annotations`` ``obs["pathologist"]``, missing
+    where a spot has no label.
+
+    Raises
+    ------
+    ValueError
+        If the sample is unknown, a file isn't what it should be, or no label is for one of its spots.
+    KeyError
+        If the annotations lack the column.
+    RuntimeError
+        If it can't be downloaded.
+
+    Notes
+    -----
+    Names of the files are as code that reads GSE208253 has them; GEO's address is its general rule. Neither is checked
+    against the real files. Which sections are of one patient couldn't be established, so each is its own donor here:
+    see the paper before you split by donor. The Seurat objects end barcodes in the sample's number (``-2``) where GEO's
+    end in ``-1``; they are matched without it. Others report that under half of the spots of ``"s3"`` find their label.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.oscc("s1", "s1.csv")  # doctest: +SKIP
+    >>> adata.obs["class"] = adata.obs["pathologist"].map(sg.datasets.oscc_classes())  # doctest: +SKIP
+    >>> sg.datasets.oscc("s13")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown sample 's13': give one of 's1', 's2', ...
+    """
+    labels = None if annotations is None else _labels(annotations)
+    notice(NOTICE)
+    adata = geo_section(sample, SAMPLES, folder=folder_of("oscc", folder), sha256=sha256, base_url=base_url)
+    name = sample.partition("_")[2] or sample
+    adata = describe(adata, sample=name, donor=name, tissue="oral cavity")
+    if labels is not None:
+        _annotate(adata, labels, name)
+    return adata
+
+
+def oscc_classes() -> dict[str, str]:
+    """Return three classes for the pathologist's labels of :func:`oscc`: tumor, stroma, other tissue.
+
+    Returns
+    -------
+    The class of each label. Artefacts (``Artifact``, ``Fold``, ``Cautery``, ``Edge Effects``) and ``Keratin``, which
+    tumor and mucosa both make, have none, so that ``.map`` leaves their spots out.
+
+    Notes
+    -----
+    The paper (arXiv 2601.15504) scores three classes on this set. Which labels it puts into which class couldn't be
+    established: these classes are our reading, an example to change.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> classes = sg.datasets.oscc_classes()
+    >>> classes["SCC"], classes["Lymphocyte Positive Stroma"], classes.get("Fold")
+    ('tumor', 'stroma', None)
+    """
+    return {label: name for name, labels in CLASSES.items() for label in labels}
+
+
+def _labels(annotations: str | Path | pd.DataFrame) -> pd.Series:
+    """Read the labels, by barcode."""
+    import pandas as pd
+
+    if isinstance(annotations, pd.DataFrame):
+        table, source = annotations, "annotations"
+        if "barcode" in table:
+            table = table.set_index("barcode")
+    else:
+        path = Path(annotations).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no annotations at {path}; the labels come from {FIGSHARE}.")
+        source = str(path)
+        try:
+            table = pd.read_csv(path, index_col=0)
+        except UNREADABLE as error:
+            raise unreadable(path, "a CSV table", error) from error
+    column = next((name for name in LABELS if name in table), None)
+    if column is None:
+        raise KeyError(
+            f"{source} has no column {LABELS[0]!r} (or {shorten(LABELS[1:])}), only {shorten(table.columns)}."
+        )
+    return table[column].dropna()
+
+
+def _annotate(adata: AnnData, labels: pd.Series, sample: str) -> None:
+    """Write the labels into ``obs``; barcodes match without the number that ends them."""
+    import pandas as pd
+
+    labels = labels.set_axis(labels.index.astype(str).str.replace(r"-\d+$", "", regex=True))
+    if repeated := labels.index[labels.index.duplicated()].to_list():
+        raise ValueError(f"{shorten(repeated, 3)} are labelled more than once: pass the labels of {sample!r} alone.")
+    barcodes = adata.obs_names.str.replace(r"-\d+$", "", regex=True)
+    found = labels.reindex(barcodes)
+    n_found = int(found.notna().sum())
+    if not n_found:
+        raise ValueError(
+            f"none of {len(labels)} labels is for a spot of {sample!r}: labels have barcodes such as "
+            f"{shorten(labels.index, 1)}, spots {shorten(barcodes, 1)}. Are they another sample's?"
+        )
+    adata.obs["pathologist"] = pd.Categorical(found)
+    report = logger.warning if n_found < adata.n_obs / 2 else logger.info
+    report("%d of %d spots of %s have a pathologist's label.", n_found, adata.n_obs, sample)
