@@ -27,7 +27,7 @@ CLASSES = {
     for name in module.__all__
     if inspect.isclass(getattr(module, name))
 }
-ON_A_TABLE = {"pl.missingness_curve"}  # what a function of benchmark returned
+ON_A_TABLE = {"pl.missingness_curve", "pl.centroid_distances", "pl.distance_error", "pl.benchmark_violin"}  # what a function of benchmark returned
 ON_ADATA = {
     name: function for name, function in FUNCTIONS.items() if name[:2] in ("pp", "tl", "pl") and name not in ON_A_TABLE
 }

@@ -1,7 +1,11 @@
 """Plots: what the tools of the same name found."""
 
+from sagefm.pl._annotation import annotation, composition
 from sagefm.pl._assessment import assessment
+from sagefm.pl._benchmark import benchmark_violin
+from sagefm.pl._cluster_genes import cluster_composition, cluster_markers
 from sagefm.pl._embedding import cluster
+from sagefm.pl._heterogeneity import centroid_distances, distance_error
 from sagefm.pl._imputation import imputation
 from sagefm.pl._missingness import missingness_curve
 from sagefm.pl._perturb import (
@@ -15,8 +19,15 @@ from sagefm.pl._reliability import reliability
 from sagefm.pl._targets import sensitivity_heatmap, target_controls, target_effects
 
 __all__ = [
+    "annotation",
     "assessment",
+    "benchmark_violin",
+    "centroid_distances",
     "cluster",
+    "cluster_composition",
+    "cluster_markers",
+    "composition",
+    "distance_error",
     "dose_response",
     "imputation",
     "missingness_curve",
