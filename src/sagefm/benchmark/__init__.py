@@ -6,6 +6,7 @@ from sagefm.benchmark._heterogeneity import centroid_distances, summarize_distan
 from sagefm.benchmark._imputation import evaluate_imputation
 from sagefm.benchmark._metrics import imputation_metrics
 from sagefm.benchmark._missingness import missingness_curve
+from sagefm.benchmark._protocol import run_protocol
 from sagefm.benchmark._smoothers import compare_imputation
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "evaluate_imputation",
     "imputation_metrics",
     "missingness_curve",
+    "run_protocol",
     "summarize_distances",
 ]

@@ -37,8 +37,7 @@ def evaluate_clustering(
     adata
         Slides with the representations, side by side.
     use_reps
-        Representations in ``obsm``. A name with ``{group}`` stands for several, one for each value of ``within``, such
-        as embeddings by models that were trained without it.
+        Representations in ``obsm``.
     targets
         Columns of ``obs`` to compare with, as many clusters as they have values; spots without one are left out.
     within
@@ -94,7 +93,7 @@ def evaluate_clustering(
             raise ValueError(f"obs[{target!r}] has one value only, so clusters can't be compared with it.")
     rows_out = []
     for rep, target, part, rows, labels in progress(tasks, "Clustering", unit="part"):
-        points = get_points(adata, rep.format(group=part))[rows]
+        points = get_points(adata, rep)[rows]
         rows_out.append(
             {
                 "representation": rep,

@@ -1,4 +1,4 @@
-"""Command line: ``sagefm demo | assess | embed | impute | perturb | models | prepare | pretrain``.
+"""Command line: ``sagefm demo | assess | embed | impute | perturb | evaluate | models | prepare | pretrain``.
 
 Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 interrupted.
 """
@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     perturb.add_argument("--mask", choices=["all", "pair"], default="all", help="default: %(default)s")
     perturb.add_argument("--n-controls", type=int, default=20, help="controls a receptor (default: %(default)s)")
     perturb.set_defaults(run=_perturb)
+
+    evaluate = commands.add_parser("evaluate", help="compare embeddings on labelled sections: tables and a report")
+    evaluate.add_argument("config", type=Path, help="settings, .toml, or a folder of sections for the defaults")
+    evaluate.add_argument("-o", "--out", type=Path, required=True, help="folder to write; a run there is resumed")
+    evaluate.add_argument("--model", help="with a folder: name or path (default: sage-fm-hest1k)")
+    evaluate.add_argument("--overwrite", action="store_true", help="start again over a run with other settings")
+    evaluate.set_defaults(run=_evaluate)
 
     listing = commands.add_parser("models", help="list the models")
     listing.set_defaults(run=_models)
@@ -222,6 +229,19 @@ def _perturb(arguments: argparse.Namespace) -> None:
         logger.info("Wrote %s.", arguments.plot)
     counts = results["verdict"].value_counts()
     print("\n".join(f"{number:6d}  {verdict}" for verdict, number in counts.items()))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from sagefm import benchmark
+
+    config: Path | dict[str, str] = arguments.config
+    if arguments.model is not None:
+        if not arguments.config.is_dir():
+            raise ValueError("--model goes with a folder of sections; a configuration names its models itself.")
+        config = {"sections": str(arguments.config), "model": arguments.model}
+    with headless():
+        benchmark.run_protocol(config, arguments.out, overwrite=arguments.overwrite)
+    print(f"report: {arguments.out / 'report.html'}")
 
 
 def _models(arguments: argparse.Namespace) -> None:

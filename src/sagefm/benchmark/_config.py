@@ -1,0 +1,197 @@
+"""What the protocol is to do, from a TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+TASKS = ("clustering", "heterogeneity", "annotation", "composition")
+EXPRESSIONS = ("raw", "log1p", "scaled", "normalized")
+EMBEDDINGS = ("nichepca", "mofa")
+SLIDES = (".h5ad", ".zarr")
+
+
+@dataclass(frozen=True)
+class Representation:
+    """One representation: exactly one of ``model``, ``obsm``, ``expression`` and ``embedding``."""
+
+    name: str
+    model: str | None = None  # name or path; {group} in a path: models that were trained without that group
+    obsm: str | None = None  # key that the sections bring
+    expression: str | None = None  # counts as they are, log1p, log1p and z-scored, at a common depth and log1p
+    embedding: str | None = None  # a baseline of tl
+    pca: int | None = None
+    neighbors: bool = False  # mean of the spot and its neighbours, before PCA
+    tasks: tuple[str, ...] = TASKS
+    classifiers: tuple[str, ...] | None = None  # those of the annotation task by default
+    n_bootstraps: int | None = None
+    allow_seen: bool = False  # take a model that was trained on the groups it is tried on
+
+    def __post_init__(self) -> None:
+        named = [key for key in ("model", "obsm", "expression", "embedding") if getattr(self, key) is not None]
+        if len(named) != 1:
+            raise ValueError(f"representation {self.name!r} has to name one of model, obsm, expression, embedding.")
+        _among(f"expression of {self.name!r}", [self.expression], (*EXPRESSIONS, None))
+        _among(f"embedding of {self.name!r}", [self.embedding], (*EMBEDDINGS, None))
+        _among(f"tasks of {self.name!r}", self.tasks, TASKS)
+        _among(f"classifiers of {self.name!r}", self.classifiers or (), ("forest", "mlp"))
+        if self.expression is None and (self.pca is not None or self.neighbors):
+            raise ValueError(f"representation {self.name!r}: pca and neighbors go with expression.")
+
+    @property
+    def by_group(self) -> bool:
+        """Whether it is several, one for each held-out group."""
+        return "{group}" in (self.model or "")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The protocol's settings; :func:`read` makes one of a file, a folder or a mapping."""
+
+    sections: tuple[str, ...]
+    representations: tuple[Representation, ...]
+    tasks: tuple[str, ...] = TASKS
+    group_key: str = "donor"
+    tissue_key: str | None = "tissue"
+    label_key: str | None = None
+    target_key: str | None = None
+    library_key: str | None = None
+    layer: str | None = None
+    merge: Mapping[str, str | None] = field(default_factory=dict)
+    train: tuple[str, ...] = ()  # sections or groups; all others than those tested by default
+    test: tuple[str, ...] = ()  # sections or groups; each group in turn by default
+    baseline: str | None = None  # representation that others are tested against
+    classifiers: tuple[str, ...] = ("forest", "mlp")
+    n_bootstraps: int = 30
+    n_repeats: int = 5
+    n_clusters: int | None = None
+    title: str = "Evaluation"
+    published: str | None = None  # task of the paper that annotation repeats: "oscc"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _among("tasks", self.tasks, TASKS)
+        _among("classifiers", self.classifiers, ("forest", "mlp"))
+        _among("published", [self.published], ("oscc", None))
+        names = [representation.name for representation in self.representations]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"representations need different names, and one at least: {names}.")
+        if self.baseline is not None:
+            _among("baseline", [self.baseline], tuple(names))
+        for task, key in (("annotation", "label_key"), ("composition", "target_key")):
+            if task in self.tasks and getattr(self, key) is None:
+                raise ValueError(f"the task {task!r} needs {key}. Set it, or leave the task out of tasks.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        return asdict(self)
+
+
+def default_representations(model: str) -> list[dict[str, Any]]:
+    """The model, and what the paper and the plain baselines compare with."""
+    plain = [
+        {"name": f"{name} PCA(200)" if pca else name, "expression": kind, **({"pca": 200} if pca else {})}
+        for name, kind in (("raw", "raw"), ("log1p", "log1p"), ("log1p z-scored", "scaled"))
+        for pca in (True, False)
+    ]
+    return [
+        {"name": Path(model).stem, "model": model},
+        *plain,
+        {"name": "NichePCA", "embedding": "nichepca"},
+        {"name": "MOFA", "embedding": "mofa"},
+    ]
+
+
+def read(config: str | Path | Mapping[str, Any]) -> Config:
+    """Settings of a TOML file, of a folder of sections (with defaults), or of a mapping.
+
+    Paths in a file count from the file's folder.
+    """
+    import tomllib
+
+    if isinstance(config, Mapping):
+        return _build(dict(config), Path())
+    path = Path(config)
+    if path.is_dir():
+        return _build({"sections": str(path.absolute())}, Path())
+    if not path.exists():
+        raise FileNotFoundError(f"no configuration at {path}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    return _build(values, path.absolute().parent)
+
+
+def _build(values: dict[str, Any], folder: Path) -> Config:
+    values = dict(values)
+    sections = _sections(values.pop("sections", None), folder)
+    model = _located(str(values.pop("model", "sage-fm-hest1k")), folder)
+    if "tasks" not in values:  # those that the data allow
+        needs = {"annotation": "label_key", "composition": "target_key"}
+        values["tasks"] = [task for task in TASKS if task not in needs or values.get(needs[task])]
+    representations = values.pop("representations", None)
+    if representations is None:
+        representations = default_representations(model)
+    if not isinstance(representations, list) or not all(isinstance(entry, Mapping) for entry in representations):
+        raise TypeError("representations has to be a list of tables, [[representations]].")
+    made = []
+    for entry in representations:
+        entry = dict(entry)
+        if entry.get("model"):
+            entry["model"] = _located(str(entry["model"]), folder)
+        made.append(_fill(Representation, entry, "a representation"))
+    if "merge" in values:
+        # TOML has no null: an empty class leaves spots out.
+        values["merge"] = {label: name or None for label, name in dict(values["merge"]).items()}
+    return _fill(Config, {**values, "sections": sections, "representations": tuple(made)}, "the configuration")
+
+
+def _fill(kind: type, values: Mapping[str, Any], what: str) -> Any:
+    known = {entry.name: entry for entry in fields(kind)}
+    if unknown := [name for name in values if name not in known]:
+        raise KeyError(f"{unknown[0]!r} is no setting of {what}; there are {sorted(known)}.")
+    if missing := [
+        name
+        for name, entry in known.items()
+        if name not in values and entry.default is MISSING and entry.default_factory is MISSING
+    ]:
+        raise KeyError(f"{what} lacks {missing[0]!r}.")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _sections(given: Any, folder: Path) -> tuple[str, ...]:
+    """Files, in the order given; a folder stands for all sections in it."""
+    listed = [given] if isinstance(given, str | Path) else list(given or [])
+    found: list[Path] = []
+    for entry in listed:
+        path = folder / Path(entry).expanduser()
+        if path.is_dir() and path.suffix not in SLIDES:
+            found += [file for file in sorted(path.iterdir()) if file.suffix in SLIDES]
+        elif path.suffix not in SLIDES:
+            raise ValueError(f"section {path} is not {' or '.join(SLIDES)}.")
+        elif not path.exists():
+            raise FileNotFoundError(f"no section at {path}.")
+        else:
+            found.append(path)
+    if not found:
+        raise ValueError("no section was given. Set sections to files or to a folder with .h5ad or .zarr.")
+    stems = [path.stem for path in found]
+    if len(set(stems)) < len(stems):
+        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        raise ValueError(f"sections need different names; there are several of {twice}.")
+    return tuple(str(path) for path in found)
+
+
+def _located(model: str, folder: Path) -> str:
+    """A path counts from the configuration's folder; a name is left."""
+    is_path = "/" in model or model.endswith((".safetensors", ".pt"))
+    return str(folder / Path(model).expanduser()) if is_path else model
+
+
+def _among(name: str, values: Any, known: tuple[Any, ...]) -> None:
+    if unknown := [value for value in values if value not in known]:
+        raise ValueError(f"{name}: {unknown[0]!r} is none of {[value for value in known if value is not None]}.")
