@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-MAX_SILHOUETTE = 5_000
+MAX_SILHOUETTE = 2_000
 
 
 def evaluate_clustering(
@@ -52,7 +52,7 @@ def evaluate_clustering(
     Returns
     -------
     Table ``representation, target, part`` (``"all"``, or the value of ``within``), ``n_spots, n_clusters, ari, nmi,
-    silhouette, davies_bouldin`` of the clusters, and ``ari_sd`` over seeds. The silhouette is that of at most 5,000
+    silhouette, davies_bouldin`` of the clusters, and ``ari_sd`` over seeds. The silhouette is that of at most 2,000
     spots. Parts in which a target has one value are left out.
 
     Raises
@@ -119,7 +119,7 @@ def _compare(points: NDArray[np.float32], labels: NDArray[np.str_], n_repeats: i
     n_clusters = len(np.unique(labels))
     scores = []
     for repeat in range(seed, seed + n_repeats):
-        found = KMeans(n_clusters, n_init=3, random_state=repeat).fit_predict(points)
+        found = KMeans(n_clusters, n_init="auto", random_state=repeat).fit_predict(points)
         several = 1 < len(np.unique(found)) < len(points)
         scores.append(
             {

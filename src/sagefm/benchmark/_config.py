@@ -128,7 +128,7 @@ def read(config: str | Path | Mapping[str, Any]) -> Config:
 
 def _build(values: dict[str, Any], folder: Path) -> Config:
     values = dict(values)
-    sections = _sections(values.pop("sections", None), folder)
+    sections = _sections(values.pop("sections", None), folder, values.pop("exclude", ()))
     model = _located(str(values.pop("model", "sage-fm-hest1k")), folder)
     if "tasks" not in values:  # those that the data allow
         needs = {"annotation": "label_key", "composition": "target_key"}
@@ -163,8 +163,8 @@ def _fill(kind: type, values: Mapping[str, Any], what: str) -> Any:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _sections(given: Any, folder: Path) -> tuple[str, ...]:
-    """Files, in the order given; a folder stands for all sections in it."""
+def _sections(given: Any, folder: Path, exclude: Any) -> tuple[str, ...]:
+    """Files, in the order given; a folder stands for all sections in it but the excluded."""
     listed = [given] if isinstance(given, str | Path) else list(given or [])
     found: list[Path] = []
     for entry in listed:
@@ -177,6 +177,9 @@ def _sections(given: Any, folder: Path) -> tuple[str, ...]:
             raise FileNotFoundError(f"no section at {path}.")
         else:
             found.append(path)
+    if unknown := sorted(set(exclude) - {path.stem for path in found}):
+        raise ValueError(f"exclude names {unknown[0]!r}, which is none of the sections.")
+    found = [path for path in found if path.stem not in exclude]
     if not found:
         raise ValueError("no section was given. Set sections to files or to a folder with .h5ad or .zarr.")
     stems = [path.stem for path in found]

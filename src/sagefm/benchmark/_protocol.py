@@ -241,7 +241,7 @@ class _Run:
 
     def _clustering(self, collection: Collection, name: str) -> pd.DataFrame:
         obs = collection.table.obs
-        targets = [key for key in (SAMPLE, GROUP, TISSUE, LABEL) if obs[key].nunique() > 1]
+        targets = [key for key in (SAMPLE, TISSUE, LABEL) if obs[key].nunique() > 1]
         return evaluate_clustering(
             collection.table, name, targets, n_repeats=self.config.n_repeats, seed=self.config.seed
         )
@@ -358,12 +358,15 @@ class _Run:
     def finish(self, collection: Collection, seconds: float) -> dict[str, pd.DataFrame]:
         """Gather the tables, and write the report."""
         tables: dict[str, pd.DataFrame] = {}
-        order = {_slug(entry.name): i for i, entry in enumerate(self.config.representations)}
-        for path in sorted(self.parts.glob("*.csv"), key=lambda path: order.get(path.stem.partition("__")[2], 99)):
+        for path in sorted(self.parts.glob("*.csv")):
             table = path.stem.partition("__")[0]
             if table != "done":
-                found = pd.read_csv(path, keep_default_na=True, dtype={"sample": str, "group": str, "part": str})
+                found = pd.read_csv(path, dtype={"sample": str, "group": str, "part": str})
                 tables[table] = pd.concat([tables[table], found], ignore_index=True) if table in tables else found
+        order = {entry.name: i for i, entry in enumerate(self.config.representations)}
+        for name, table in tables.items():
+            place = table["representation"].map(order)
+            tables[name] = table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
         if "distances" in tables:
             summary = {
                 kind: summarize_distances(part) for kind, part in tables["distances"].groupby("kind_of", sort=False)

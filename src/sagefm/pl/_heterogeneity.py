@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MIN_ERROR = 1e-4  # below, it is the reference itself but for rounding
 COLUMNS = ("representation", "sample", "other", "kind", "scaled", "error")
 
 
@@ -88,17 +89,16 @@ def centroid_distances(
         cmap="viridis",
         figsize=(side + 1.2, side),
         dendrogram_ratio=0.12,
-        cbar_kws={"label": "cosine distance, scaled"},
-        cbar_pos=(0.01, 0.82, 0.025, 0.16),
+        cbar_pos=(0.01, 0.86, 0.02, 0.12),
         xticklabels=True,
         yticklabels=True,
     )
     grid.ax_heatmap.set(xlabel="", ylabel="")
-    grid.figure.suptitle(f"samples in {name}", y=1.02)
+    grid.figure.suptitle(f"{name}: scaled cosine distance of samples", y=1.06)
     if several:
         handles = [mpl.patches.Patch(color=color, label=kind) for kind, color in colors.items()]
         grid.ax_col_dendrogram.legend(
-            handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0)
+            handles=handles, frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4
         )
     if save is not None:
         grid.figure.savefig(save, dpi=150, bbox_inches="tight")
@@ -157,12 +157,12 @@ def distance_error(
         error = data.loc[data["representation"] == name, "error"]
         color, style = default(number % 10), ("-", "--", ":")[number // 10 % 3]
         label = f"{name} ({error.mean():.3f})"
-        if error.nunique() > 1:
+        if error.max() > MIN_ERROR:
             sns.kdeplot(x=error, ax=ax, color=color, linestyle=style, cut=0, label=label)
             ax.axvline(error.mean(), color=color, linestyle=style, linewidth=0.8, alpha=0.6)
         else:  # the reference itself
-            ax.axvline(error.iloc[0], color=color, linestyle=style, label=label)
-    ax.set(xlabel="absolute error of the scaled distance", ylabel="density", xlim=(0, None))
+            ax.axvline(0, color=color, linestyle=style, label=label)
+    ax.set(xlabel="absolute error of the scaled distance", ylabel="density", xlim=(0, None), ylim=(0, None))
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), title="mean error")
     tidy(ax, grid="x")
     return finish(ax, save)

@@ -1,0 +1,71 @@
+"""The paper's evaluation on what can be had here: real sections, donors held out, and simulated slides.
+
+Writes docs/evaluation/protocol/*.csv and docs/_static/evaluation_*.html. A run that was interrupted goes on.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from left_out import DONORS, model_without, section_files
+
+import sagefm as sg
+
+ROOT = Path(__file__).parents[1]
+TABLES = (
+    "annotation",
+    "annotation_tests",
+    "clustering",
+    "cluster-composition",
+    "clusters",
+    "composition",
+    "domains",
+    "dominant",
+    "heterogeneity",
+)
+DEPTHS = (2_000, 4_000, 6_000, 9_000)  # so that slides differ by more than their tissue
+
+
+def simulate(folder: Path) -> None:
+    """Slides of several depths; the share of each domain among the 15 spots is what composition is to find."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, depth in enumerate(DEPTHS):
+        file = folder / f"simulated_{seed}.h5ad"
+        if not file.exists():
+            adata = sg.datasets.simulated_visium(30, 30, depth=depth, rng=seed)
+            sg.pp.neighborhood_graph(adata)
+            domains = pd.get_dummies(adata.obs["domain"], dtype=float)
+            around = adata.obsp["sage_connectivities"] @ domains.to_numpy()
+            adata.obsm["share"] = (around + domains) / 15
+            adata.obs["donor"] = f"simulated {seed}"
+            adata.write_h5ad(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sections", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluation")
+    parser.add_argument("--only", choices=["her2st", "simulated"])
+    arguments = parser.parse_args()
+    sg.settings.progress_bars = False
+    for name in ("simulated", "her2st"):
+        if arguments.only not in (None, name):
+            continue
+        if name == "simulated":
+            simulate(ROOT / "build" / "simulated")
+        else:
+            for donor in (donor for donor in DONORS if donor.startswith("her2st")):
+                model_without(donor, section_files(arguments.sections), ROOT / "build" / "left_out")
+        out = arguments.out / name
+        tables = sg.benchmark.run_protocol(ROOT / "scripts" / f"{name}.toml", out)
+        shutil.copy(out / "report.html", ROOT / "docs" / "_static" / f"evaluation_{name}.html")
+        folder = ROOT / "docs" / "evaluation" / "protocol"
+        folder.mkdir(exist_ok=True)
+        for table in TABLES:
+            if table in tables:
+                tables[table].round(4).to_csv(folder / f"{name}_{table}.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
