@@ -43,6 +43,7 @@ def simulate(folder: Path) -> None:
 
 
 def main() -> None:
+    """Run both, and put the tables where the documentation reads them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sections", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluation")

@@ -73,7 +73,9 @@ class Collection:
             key = _keys.connectivities(_keys.GRAPH)
             part.obsp[key] = adata.obsp[key]
             if config.target_key is not None and config.target_key in adata.obsm:
-                part.obsm[config.target_key] = tl._composition.get_targets(adata, config.target_key)
+                part.obsm[config.target_key] = tl._composition.get_targets(adata, config.target_key).set_axis(
+                    part.obs_names
+                )
             slim.append(part[:, genes].copy())
         self.table: AnnData = ad.concat(slim, pairwise=True, join="inner")
         if config.target_key is not None:

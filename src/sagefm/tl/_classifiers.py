@@ -42,7 +42,7 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, known))}.")
 
 
-def make(kind: str, params: dict[str, Any], seed: int, n_trees: int = N_TREES) -> BaseEstimator:
+def make(kind: str, params: dict[str, Any], seed: int, n_trees: int | None = None) -> BaseEstimator:
     """Random forest, or a network of three layers on standardised input."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.neural_network import MLPClassifier
@@ -50,7 +50,7 @@ def make(kind: str, params: dict[str, Any], seed: int, n_trees: int = N_TREES) -
     from sklearn.preprocessing import StandardScaler
 
     if kind == "forest":
-        return RandomForestClassifier(n_trees, random_state=seed, n_jobs=-1, **params)
+        return RandomForestClassifier(n_trees or N_TREES, random_state=seed, n_jobs=-1, **params)
     network = MLPClassifier((128, 64), max_iter=30, random_state=seed, **params)
     return make_pipeline(StandardScaler(), network)
 

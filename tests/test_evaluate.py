@@ -1,0 +1,359 @@
+"""The paper's evaluation: clusters, distances, held-out donors, and the protocol that runs them."""
+
+import json
+import re
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial.distance import cosine
+
+import sagefm as sg
+from sagefm.benchmark import _protocol
+from sagefm.cli import main
+
+
+def blobs(seed=0, n=40, groups="ABC"):
+    """Three classes in each of three donors; ``good`` tells the classes apart, ``bad`` nothing."""
+    generator = np.random.default_rng(seed)
+    label = np.tile(np.repeat([0, 1, 2], n), len(groups))
+    adata = ad.AnnData(generator.poisson(2.0, (len(label), 30)).astype(np.float32))
+    adata.obs["label"] = pd.Categorical.from_codes(label, ["x", "y", "z"])
+    adata.obs["donor"] = np.repeat(list(groups), 3 * n)
+    adata.obsm["good"] = np.eye(3)[label] + generator.normal(0, 0.05, (len(label), 3))
+    adata.obsm["bad"] = generator.normal(0, 1, (len(label), 3))
+    return adata
+
+
+def test_clusters_agree_with_what_was_planted():
+    table = sg.benchmark.evaluate_clustering(blobs(), ["good", "bad"], "label", n_repeats=2).set_index("representation")
+    assert table.loc["good", "ari"] == 1
+    assert table.loc["good", "nmi"] == pytest.approx(1)
+    assert table.loc["good", "silhouette"] > 0.8
+    assert abs(table.loc["bad", "ari"]) < 0.1
+    assert table["n_clusters"].tolist() == [3, 3]
+
+
+def test_clusters_within_slides():
+    adata = blobs()
+    adata.obs.loc[adata.obs["donor"] == "B", "label"] = np.nan
+    adata.obs.loc[(adata.obs["donor"] == "C") & (adata.obs["label"] == "z"), "label"] = "y"
+    table = sg.benchmark.evaluate_clustering(adata, "good", "label", within="donor", n_repeats=1)
+    assert table["part"].tolist() == ["A", "C"]
+    assert table["n_clusters"].tolist() == [3, 2]
+    with pytest.raises(ValueError, match="one value only"):
+        sg.benchmark.evaluate_clustering(adata[adata.obs["donor"] == "B"].copy(), "good", "label")
+
+
+def test_distances_between_samples_by_hand():
+    adata = blobs(groups="ABCD")
+    adata.obs["tissue"] = adata.obs["donor"].map({"A": "one", "B": "one", "C": "two", "D": "two"})
+    pairs = sg.benchmark.centroid_distances(adata, ["good", "bad"], "donor", kind_key="tissue")
+    assert len(pairs) == 2 * 12
+    bad = pairs[pairs["representation"] == "bad"].set_index(["sample", "other"])
+    centers = {name: adata.obsm["bad"][adata.obs["donor"] == name].mean(axis=0) for name in "ABCD"}
+    log = np.log1p(adata.X)
+    bases = {name: log[adata.obs["donor"] == name].mean(axis=0) for name in "ABCD"}
+    expected = {pair: cosine(centers[pair[0]], centers[pair[1]]) for pair in bad.index}
+    base = {pair: cosine(bases[pair[0]], bases[pair[1]]) for pair in bad.index}
+
+    def scaled(values):
+        values = np.array(list(values.values()))
+        return (values - values.min()) / np.ptp(values)
+
+    np.testing.assert_allclose(bad["distance"], list(expected.values()), atol=1e-9)
+    np.testing.assert_allclose(bad["scaled"], scaled(expected), atol=1e-9)
+    np.testing.assert_allclose(bad["error"], np.abs(scaled(expected) - scaled(base)), atol=1e-4)
+    assert sorted(bad.loc["A", "rank"]) == [1, 2, 3]
+    assert bad.loc["A", "distance"].idxmin() == bad.loc["A", "rank"].idxmin()
+    summary = sg.benchmark.summarize_distances(pairs)
+    same = [("A", "B"), ("B", "A"), ("C", "D"), ("D", "C")]
+    assert summary.loc["bad", "same_kind_rank"] == pytest.approx(np.mean([bad.loc[pair, "rank"] for pair in same]))
+    assert summary.loc["bad", "chance_rank"] == 2
+    rho = stats.spearmanr(bad["distance"], bad["reference"])[0]
+    assert summary.loc["bad", "spearman"] == pytest.approx(rho)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.01, 100), st.integers(0, 1000))
+def test_distances_know_no_size_and_no_order(factor, seed):
+    adata = blobs(seed % 7, n=5)
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    other = adata[order].copy()
+    other.obsm["bad"] = other.obsm["bad"] * factor
+    first, second = (sg.benchmark.centroid_distances(part, "bad", "donor", reference="good") for part in (adata, other))
+    np.testing.assert_allclose(first["scaled"], second["scaled"], atol=1e-6)
+    np.testing.assert_allclose(first["error"], second["error"], atol=1e-6)
+
+
+def test_a_sample_of_two_tissues_is_refused():
+    adata = blobs()
+    with pytest.raises(ValueError, match="'A'.* 3 values"):
+        sg.benchmark.centroid_distances(adata, "good", "donor", kind_key="label")
+
+
+def test_held_out_donors_have_no_say_in_the_choice():
+    adata = blobs()
+    arguments = {"classifier": "forest", "n_bootstraps": 2, "test_groups": ["B"]}
+    first = sg.benchmark.evaluate_annotation(adata, "label", "good", **arguments)
+    assert first["bootstrap"].tolist() == [0, 1, 2]
+    assert (first["accuracy"] > 0.95).all()
+    labels = adata.obs["label"].astype(str)
+    held_out = adata.obs["donor"] == "B"
+    adata.obs["label"] = labels.where(~held_out, labels.map({"x": "y", "y": "z", "z": "x"}))
+    second = sg.benchmark.evaluate_annotation(adata, "label", "good", **arguments)
+    assert (second["accuracy"] < 0.05).all()
+    assert (first[["scale", "settings"]] == second[["scale", "settings"]]).all(axis=None)
+
+
+def test_embeddings_by_held_out_group():
+    adata = blobs()
+    for group in "ABC":
+        adata.obsm[f"own {group}"] = adata.obsm["good" if group == "B" else "bad"]
+    table = sg.benchmark.evaluate_annotation(adata, "label", "own {group}", classifier="forest", n_bootstraps=0)
+    accuracy = table.set_index("group")["accuracy"]
+    assert accuracy["B"] > 0.95
+    assert accuracy[["A", "C"]].max() < 0.6
+
+
+def test_signed_rank_tests_are_scipys():
+    generator = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product([["new", "old"], list("ABCDEF"), range(4)])
+    scores = index.to_frame(index=False, name=["representation", "group", "bootstrap"]).assign(classifier="forest")
+    scores["accuracy"] = generator.random(len(scores))
+    (row,) = sg.benchmark.compare_representations(scores, "old", metrics=["accuracy"]).to_dict(orient="records")
+    wide = scores.pivot(index=["group", "bootstrap"], columns="representation", values="accuracy")
+    whole, drawn = wide[wide.index.get_level_values(1) == 0], wide[wide.index.get_level_values(1) > 0]
+    assert row["pval_groups"] == pytest.approx(stats.wilcoxon(whole["new"], whole["old"]).pvalue)
+    assert row["pval_bootstraps"] == pytest.approx(stats.wilcoxon(drawn["new"], drawn["old"]).pvalue)
+    assert row["difference"] == pytest.approx((whole["new"] - whole["old"]).mean())
+    assert row["n_ahead"] == (whole["new"] > whole["old"]).sum()
+
+
+def test_composition_of_held_out_donors_beats_their_mean():
+    adata = blobs()
+    adata.obsm["share"] = pd.get_dummies(adata.obs["label"], dtype=float)
+    table = sg.benchmark.evaluate_composition(adata, "share", ["good", "bad"], n_layers=2, n_epochs=20)
+    bce = table.groupby(["representation", "n_layers"])["bce"].mean()
+    assert bce["good", 2] < 0.5 * bce["good", 0]
+    assert bce["bad", 2] > 0.8 * bce["bad", 0]
+    assert table.loc[(table["representation"] == "good") & (table["n_layers"] == 2), "accuracy"].min() > 0.95
+
+
+# The protocol.
+
+
+@pytest.fixture(scope="session")
+def folder_of_slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sections")
+    for seed in range(3):
+        adata = sg.datasets.simulated_visium(10, 10, n_genes=9000, rng=seed)
+        adata.obs["donor"], adata.obs["tissue"] = f"donor{seed}", ["breast", "breast", "skin"][seed]
+        domains = pd.get_dummies(adata.obs["domain"], dtype=float)
+        adata.obsm["share"] = domains
+        adata.write_h5ad(folder / f"slide{seed}.h5ad")
+    return folder
+
+
+@pytest.fixture
+def few_trees(monkeypatch):
+    """Forests of few trees: what is tested is the way through, not the score."""
+    monkeypatch.setattr("sagefm.tl._classifiers.N_TREES", 10)
+
+
+@pytest.fixture
+def config(folder_of_slides, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f"""
+sections = "{folder_of_slides.as_posix()}"
+label_key = "domain"
+target_key = "share"
+baseline = "PCA"
+classifiers = ["forest"]
+n_bootstraps = 1
+n_repeats = 1
+n_clusters = 4
+
+[[representations]]
+name = "mini"
+model = "sagefm-mini"
+
+[[representations]]
+name = "PCA"
+expression = "log1p"
+pca = 10
+neighbors = true
+"""
+    )
+    return path
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "report"
+    # Interrupted in the middle, then again: the same as in one go.
+    calls = []
+    compute = _protocol.evaluate_annotation
+
+    def interrupted(*arguments, **settings):
+        calls.append(arguments[2])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compute(*arguments, **settings)
+
+    monkeypatch.setattr(_protocol, "evaluate_annotation", interrupted)
+    assert main(["evaluate", str(config), "-o", str(out)]) == 130
+    assert not (out / "report.html").exists()
+    assert calls == ["mini", "mini", "PCA"]
+    assert main(["evaluate", str(config), "-o", str(out)]) == 0
+    assert calls == ["mini", "mini", "PCA", "PCA", "PCA"]
+    assert "report.html" in capsys.readouterr().out
+    whole = sg.benchmark.run_protocol(config, tmp_path / "whole")
+    names = {"annotation", "annotation_tests", "clustering", "clusters", "composition", "distances", "domains"}
+    assert names <= set(whole)
+    for name, table in whole.items():
+        assert (out / "results" / f"{name}.csv").read_text() == (
+            tmp_path / "whole" / "results" / f"{name}.csv"
+        ).read_text()
+        if "representation" in table:
+            assert table["representation"].iloc[0] == "mini"
+    assert set(whole["annotation"]["group"]) == {"donor0", "donor1", "donor2"}
+    assert whole["annotation"].groupby("representation")["accuracy"].mean().min() > 0.5
+
+    page = (out / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", page), "the report is one file"
+    assert page.count("<img") >= 10
+    for words in ("Annotation", "Composition", "Distances between samples", "not comparable", "mini"):
+        assert words in page
+    record = json.loads((out / "protocol.json").read_text())
+    assert record["config"]["seed"] == 0
+    assert record["versions"]["sagefm"] == sg.__version__
+    assert str(tmp_path) not in (out / "protocol.json").read_text()
+
+    # Nothing is done twice, other settings aren't mixed in.
+    before = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+    sg.benchmark.run_protocol(config, out)
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+    config.write_text(config.read_text().replace("n_bootstraps = 1", "n_bootstraps = 0"))
+    with pytest.raises(FileExistsError, match="other settings"):
+        sg.benchmark.run_protocol(config, out)
+    config.write_text(config.read_text().replace("label_key", 'tasks = ["annotation"]\nlabel_key', 1))
+    tables = sg.benchmark.run_protocol(config, out, overwrite=True)
+    assert (tables["annotation"]["bootstrap"] == 0).all()
+    assert "clustering" not in tables
+
+
+def pca(**settings):
+    return {"representations": [{"name": "PCA", "expression": "log1p", "pca": 5}], **settings}
+
+
+def test_a_folder_and_defaults(folder_of_slides, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sagefm.benchmark._config.default_representations", lambda model: [{"name": model, "model": model}]
+    )
+    assert main(["evaluate", str(folder_of_slides), "--model", "sagefm-mini", "-o", str(tmp_path / "out")]) == 0
+    assert {path.stem for path in (tmp_path / "out" / "results").iterdir()} >= {"clustering", "heterogeneity"}
+
+
+def test_default_representations_are_the_papers_and_the_baselines():
+    from sagefm.benchmark._config import default_representations
+
+    names = [entry["name"] for entry in default_representations("sage-fm-hest1k")]
+    assert names == [
+        "sage-fm-hest1k",
+        *("raw PCA(200)", "raw", "log1p PCA(200)", "log1p", "log1p z-scored PCA(200)", "log1p z-scored"),
+        *("NichePCA", "MOFA"),
+    ]
+
+
+def leak_by_split(sections, tmp_path):
+    adata = ad.read_h5ad(sections / "slide0.h5ad")
+    adata.obs["donor"] = "donor1"
+    adata.X[0, 0] += 1
+    adata.write_h5ad(tmp_path / "other.h5ad")
+    files = [str(sections / f"slide{i}.h5ad") for i in (1, 2)] + [str(tmp_path / "other.h5ad")]
+    return pca(sections=files, label_key="domain", tasks=["annotation"], train=["other"], test=["slide1"])
+
+
+def leak_by_twin(sections, tmp_path):
+    adata = ad.read_h5ad(sections / "slide0.h5ad")
+    adata.obs["donor"] = "somebody else"
+    adata.write_h5ad(tmp_path / "twin.h5ad")
+    files = [str(sections / "slide0.h5ad"), str(tmp_path / "twin.h5ad")]
+    return pca(sections=files, label_key="domain", tasks=["annotation"])
+
+
+def leak_by_model(sections, tmp_path):
+    from dataclasses import replace
+
+    model = sg.models.load("sagefm-mini")
+    card = {**model.card, "training": {"groups": ["donor1"], "sections": []}}
+    path = replace(model, name="leaky", card=card).save(tmp_path / "leaky.safetensors", half=True)
+    entry = {"name": "leaky", "model": str(path)}
+    return {"sections": str(sections), "label_key": "domain", "tasks": ["annotation"], "representations": [entry]}
+
+
+@pytest.mark.parametrize("leak", [leak_by_split, leak_by_twin, leak_by_model])
+def test_splits_that_leak_are_refused(leak, folder_of_slides, tmp_path):
+    with pytest.raises(ValueError, match="this split leaks"):
+        sg.benchmark.run_protocol(leak(folder_of_slides, tmp_path), tmp_path / "out")
+    assert not list((tmp_path / "out" / "parts").iterdir())
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides, tmp_path):
+    settings = leak_by_model(folder_of_slides, tmp_path) | {"classifiers": ["forest"], "n_bootstraps": 0}
+    settings["representations"][0]["allow_seen"] = True
+    sg.benchmark.run_protocol(settings, tmp_path / "out")
+    assert "leaky may have been trained on sections that it is tried on" in (tmp_path / "out/report.html").read_text()
+
+
+def test_otherfolder_of_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, tmp_path):
+    from sagefm.benchmark._collection import Collection
+    from sagefm.benchmark._config import read
+
+    adata = ad.read_h5ad(folder_of_slides / "slide0.h5ad")
+    adata.obs["donor"] = "donor1"
+    adata.X[0, 0] += 1
+    adata.write_h5ad(tmp_path / "other.h5ad")
+    files = [str(folder_of_slides / f"slide{i}.h5ad") for i in (1, 2)] + [str(tmp_path / "other.h5ad")]
+    collection = Collection(read(pca(sections=files, label_key="domain", tasks=["annotation"], test=["slide1"])))
+    rows, held_out = collection.split()
+    assert held_out == ["donor1"]
+    assert set(collection.table.obs["sample"][rows]) == {"slide1", "slide2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"colour": "red"}, KeyError, "'colour' is no setting"),
+        ({"tasks": ["dancing"]}, ValueError, "dancing"),
+        ({"tasks": ["annotation"]}, ValueError, "label_key"),
+        ({"group_key": "nobody"}, KeyError, "nobody"),
+        ({"exclude": ["slide9"]}, ValueError, "slide9"),
+        ({"baseline": "none"}, ValueError, "baseline"),
+        ({"representations": []}, ValueError, "one at least"),
+        ({"representations": [{"name": "a"}]}, ValueError, "one of model, obsm"),
+        ({"representations": [{"name": "a", "expression": "cpm"}]}, ValueError, "cpm"),
+        ({"representations": [{"name": "a", "obsm": "X", "pca": 3}]}, ValueError, "go with expression"),
+        ({"representations": [{"name": "a", "obsm": "X_none"}]}, KeyError, "X_none"),
+        ({"representations": [{"name": "a", "obsm": "X", "k": 3}]}, KeyError, "'k' is no setting"),
+        ({"sections": "nowhere.h5ad"}, FileNotFoundError, "nowhere"),
+        ({"label_key": "domain", "tasks": ["annotation"], "test": ["slide7"]}, ValueError, "slide7"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(change, error, words, folder_of_slides, tmp_path):
+    with pytest.raises(error, match=words):
+        sg.benchmark.run_protocol(pca(sections=str(folder_of_slides)) | change, tmp_path / "out")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(folder_of_slides, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds no run"):
+        sg.benchmark.run_protocol(pca(sections=str(folder_of_slides)), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
