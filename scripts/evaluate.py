@@ -42,6 +42,43 @@ def simulate(folder: Path) -> None:
             adata.write_h5ad(file)
 
 
+def her2st_views(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The pages' tables: a row for each representation."""
+    whole = tables["annotation"][tables["annotation"]["bootstrap"] == 0]
+    scores = whole.groupby(["representation", "classifier"], sort=False)[["accuracy", "f1_macro"]].mean().unstack()
+    annotation = pd.DataFrame(
+        {
+            f"{kind}: {title}": scores[metric, name]
+            for name, kind in (("forest", "forest"), ("mlp", "network"))
+            for metric, title in (("accuracy", "accuracy"), ("f1_macro", "macro-F1"))
+        }
+    )
+    settings = whole[whole["classifier"] == "forest"].groupby("representation", sort=False)["scale"]
+    annotation["by slide, of 6"] = settings.agg(lambda scale: int((scale == "slide").sum()))
+    domains = tables["domains"].groupby("representation", sort=False)[["ari", "nmi"]].mean()
+    pooled = tables["clustering"].pivot(index="representation", columns="target", values="ari")
+    clustering = domains.join(pooled[["sample", "tissue", "label"]])
+    clustering.columns = ["ARI in sections", "NMI in sections", "ARI sample", "ARI tissue", "ARI labels, pooled"]
+    kinds = {kind: part.set_index("representation") for kind, part in tables["heterogeneity"].groupby("kind_of")}
+    distances = kinds["tissue"][["error_mean", "error_median", "spearman", "same_kind_rank"]].copy()
+    distances["same donor"] = kinds["group"]["same_kind_rank"]
+    distances.columns = ["error, mean", "error, median", "rank correlation", "rank, same tissue", "rank, same donor"]
+    return {"annotation": annotation, "clustering": clustering, "heterogeneity": distances}
+
+
+def simulated_view(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """One table of all tasks."""
+    whole = tables["annotation"][tables["annotation"]["bootstrap"] == 0]
+    forest = whole[whole["classifier"] == "forest"].groupby("representation", sort=False)[["accuracy", "f1_macro"]]
+    view = forest.mean().set_axis(["accuracy", "macro-F1"], axis=1)
+    view.insert(0, "ARI in slides", tables["domains"].groupby("representation")["ari"].mean())
+    parts = tables["composition"][tables["composition"]["n_layers"] == 2].groupby("representation")
+    view["cross-entropy"], view["Pearson r"] = parts["bce"].mean(), parts["pearson_mean"].mean()
+    dominant = tables["dominant"][tables["dominant"]["bootstrap"] == 0].groupby("representation")
+    view["likeliest class: macro-F1"] = dominant["f1_macro"].mean()
+    return {"": view}
+
+
 def main() -> None:
     """Run both, and put the tables where the documentation reads them."""
     parser = argparse.ArgumentParser()
@@ -66,6 +103,10 @@ def main() -> None:
         for table in TABLES:
             if table in tables:
                 tables[table].round(4).to_csv(folder / f"{name}_{table}.csv", index=False)
+        views = simulated_view(tables) if name == "simulated" else her2st_views(tables)
+        for view, table in views.items():
+            file = "_".join(part for part in (name, view, "view") if part)
+            table.round(3).rename_axis("representation").to_csv(folder / f"{file}.csv")
 
 
 if __name__ == "__main__":

@@ -113,9 +113,10 @@ def test_unsure_merge_and_missing_labels(tmp_path):
     assert ad.read_h5ad(tmp_path / "a.h5ad").uns["sage_annotation"]["scores"].shape == scores.shape
 
 
-def test_one_group_has_no_scores_and_says_so(log):
+def test_one_group_has_no_scores_and_says_so(log, tmp_path):
     adata = planted(groups="A")
     sg.tl.annotate(adata, "label")
+    adata.write_h5ad(tmp_path / "a.h5ad")
     assert "scores" not in adata.uns["sage_annotation"]
     assert "Nothing is held out" in log.text
 

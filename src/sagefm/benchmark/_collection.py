@@ -18,7 +18,9 @@ from sagefm._settings import logger, settings
 from sagefm._utils import progress, shorten
 from sagefm.benchmark._config import Config, Representation
 from sagefm.pp._counts import Counts
-from sagefm.tl._points import get_column
+from sagefm.tl._composition import get_targets
+from sagefm.tl._labels import get_labels
+from sagefm.tl._points import get_column, get_points
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,9 +75,7 @@ class Collection:
             key = _keys.connectivities(_keys.GRAPH)
             part.obsp[key] = adata.obsp[key]
             if config.target_key is not None and config.target_key in adata.obsm:
-                part.obsm[config.target_key] = tl._composition.get_targets(adata, config.target_key).set_axis(
-                    part.obs_names
-                )
+                part.obsm[config.target_key] = get_targets(adata, config.target_key).set_axis(part.obs_names)
             slim.append(part[:, genes].copy())
         self.table: AnnData = ad.concat(slim, pairwise=True, join="inner")
         if config.target_key is not None:
@@ -103,9 +103,7 @@ class Collection:
         at = adata.obsm.get(_keys.SPATIAL)
         described[["x", "y"]] = np.nan if at is None else np.asarray(at, dtype=float)[:, :2]
         has_label = config.label_key is not None and config.label_key in obs
-        described[LABEL] = (
-            tl._labels.get_labels(adata, str(config.label_key), config.merge or None) if has_label else None
-        )
+        described[LABEL] = get_labels(adata, str(config.label_key), config.merge or None) if has_label else None
         for sample, groups in described.groupby(SAMPLE)[GROUP]:
             if groups.nunique() > 1:
                 raise ValueError(
@@ -249,7 +247,7 @@ class Collection:
         for name, adata in self.sections.items():
             if key not in adata.obsm:
                 raise KeyError(f"{key!r} not in obsm of section {name!r}, which has {sorted(adata.obsm)}.")
-            parts.append(tl._points.get_points(adata, key))
+            parts.append(get_points(adata, key))
         if len({part.shape[1] for part in parts}) > 1:
             raise ValueError(f"obsm[{key!r}] has different widths: {sorted({part.shape[1] for part in parts})}.")
         return np.concatenate(parts)

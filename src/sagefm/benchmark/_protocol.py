@@ -376,6 +376,8 @@ class _Run:
             tables["annotation_tests"] = compare_representations(tables["annotation"], str(self.config.baseline))
         for name, table in tables.items():
             _write(self.folder / "results" / f"{name}.csv", table.round(6).to_csv(index=False))
+        memory = [_peak_memory(), self.record.get("machine", {}).get("peak_memory_gib")]
+        peak = max((value for value in memory if value is not None), default=None)
         self.record |= {
             "sections": collection.table.obs.groupby(SAMPLE, observed=True)
             .agg(group=(GROUP, "first"), tissue=(TISSUE, "first"), n_spots=(GROUP, "size"), n_labelled=(LABEL, "count"))
@@ -383,7 +385,11 @@ class _Run:
             .to_dict(orient="records"),
             "n_genes": collection.table.n_vars,
             "versions": _versions(),
-            "machine": {"system": platform.system(), "cpus": os.cpu_count(), "peak_memory_gib": _peak_memory()},
+            "machine": {
+                "system": platform.system(),
+                "cpus": os.cpu_count(),
+                "peak_memory_gib": max((value for value in memory if value is not None), default=None),
+            },
             "seconds_last_run": round(seconds, 1),
             "seconds_parts": round(sum(self.record["seconds"].values()), 1),
         }

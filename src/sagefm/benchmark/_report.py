@@ -22,6 +22,7 @@ METRICS = {
     *("f1_macro", "f1_micro", "recall_macro", "precision_macro"),
     *("pearson_mean", "pearson_median", "spearman_mean", "spearman_median"),
 }
+MAX_WIDTH, N_COLORS = 1_000, 128
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd }
@@ -182,7 +183,10 @@ def _composition(tables: Mapping[str, pd.DataFrame]) -> str:
         return ""
     columns = ["bce", "pearson_mean", "pearson_median", "spearman_mean", "spearman_median", "accuracy", "f1_macro"]
     mean = tables["composition"].groupby(["representation", "n_layers"], sort=False)[columns].mean().reset_index()
-    mean["representation"] += mean.pop("n_layers").map(lambda n: f", {n} layers" if n else ": mean of training")
+    plain = mean[mean["n_layers"] == 0].drop_duplicates("n_layers").assign(representation="mean of training")
+    fitted = mean[mean["n_layers"] > 0]
+    fitted = fitted.assign(representation=fitted["representation"] + fitted["n_layers"].map(", {} layers".format))
+    mean = pd.concat([plain, fitted]).drop(columns="n_layers")
     lines = [
         "<h2>Composition</h2>",
         "<p>Likelihoods of the classes in held-out groups: binary cross-entropy, correlations of a class over spots "
@@ -273,4 +277,11 @@ def _images(figures: Path, prefix: str) -> list[str]:
 
 
 def _embedded(png: bytes, text: str) -> str:
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    """As wide as the page shows it, in as many colours as figures have: a tenth of the size."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((MAX_WIDTH, 10 * MAX_WIDTH), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.quantize(N_COLORS).save(buffer, format="png", optimize=True)
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

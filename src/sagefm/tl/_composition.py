@@ -238,9 +238,10 @@ def score_composition(truth: Floats, predicted: Floats) -> dict[str, float]:
 
 
 def _correlate(a: Floats, b: Floats, axis: int) -> Floats:
+    varies = (np.ptp(a, axis=axis) > 1e-9) & (np.ptp(b, axis=axis) > 1e-9)
     a, b = (part - part.mean(axis=axis, keepdims=True) for part in (a, b))
     norm = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
-    return np.divide((a * b).sum(axis=axis), norm, out=np.zeros_like(norm), where=norm > 1e-12)
+    return np.divide((a * b).sum(axis=axis), norm, out=np.zeros_like(norm), where=varies)
 
 
 class Learner:
