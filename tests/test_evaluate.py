@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import cosine
 
 import sagefm as sg
-from sagefm.benchmark import _protocol
+from sagefm.benchmark import _tasks
 from sagefm.cli import main
 
 
@@ -198,7 +198,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
     out = tmp_path / "report"
     # Interrupted in the middle, then again: the same as in one go.
     calls = []
-    compute = _protocol.evaluate_annotation
+    compute = _tasks.evaluate_annotation
 
     def interrupted(*arguments, **settings):
         calls.append(arguments[2])
@@ -206,7 +206,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
             raise KeyboardInterrupt
         return compute(*arguments, **settings)
 
-    monkeypatch.setattr(_protocol, "evaluate_annotation", interrupted)
+    monkeypatch.setattr(_tasks, "evaluate_annotation", interrupted)
     assert main(["evaluate", str(config), "-o", str(out)]) == 130
     assert not (out / "report.html").exists()
     assert calls == ["mini", "mini", "PCA"]

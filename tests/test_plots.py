@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 import sagefm as sg
@@ -340,3 +341,112 @@ def test_lollipop_of_a_pair_without_reference(slide, tiny):
     sg.tl.perturb_lr(slide, [("CXCL12", "CXCR4"), ("CSF1", "CSF1R")], tiny, n_controls=0)
     labels = [label.get_text() for label in sg.pl.perturbation_lollipop(slide).get_yticklabels()]
     assert sum("(?)" in label for label in labels) == 1
+
+
+# Annotation, composition, clusters and benchmarks.
+
+
+@pytest.fixture
+def annotated(slide):
+    generator = np.random.default_rng(0)
+    domains = pd.get_dummies(slide.obs["domain"], dtype=float).to_numpy()
+    slide.obsm["X_sage"] = (domains + generator.normal(0, 0.2, domains.shape)).astype(np.float32)
+    slide.obs["half"] = (slide.obs["array_row"] < 5).astype(str)
+    sg.tl.annotate(slide, "domain", group_key="half", min_probability=0.9)
+    return slide
+
+
+def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
+    figure = sg.pl.annotation(annotated, "domain", show=False)
+    titles = [ax.get_title() for ax in figure.axes[:3]]
+    assert titles == ["domain", "predicted", "probability of the predicted class"]
+    known, predicted, probability = (ax.collections[0] for ax in figure.axes[:3])
+    sure = (annotated.obs["sage_annotation"] != "unsure").to_numpy()
+    assert 0 < sure.sum() < len(sure)
+    same = sure & (annotated.obs["sage_annotation"].astype(str) == annotated.obs["domain"].astype(str)).to_numpy()
+    np.testing.assert_array_equal(known.get_facecolor()[same], predicted.get_facecolor()[same])
+    assert (predicted.get_facecolor()[~sure] == predicted.get_facecolor()[~sure][0]).all()
+    assert f"{(~sure).sum()} of {len(sure)} spots unsure" in figure.axes[1].get_xlabel()
+    np.testing.assert_allclose(probability.get_array(), annotated.obsm["sage_annotation"].max(axis=1))
+    assert len(sg.pl.annotation(annotated, show=False).axes) == 3  # without known labels, with the colour bar
+
+
+def test_composition_shows_the_likeliest_class(annotated):
+    annotated.obsm["share"] = pd.get_dummies(annotated.obs["domain"], dtype=float)
+    sg.tl.composition(annotated, "share", group_key="half", n_epochs=30)
+    figure = sg.pl.composition(annotated, "share", show=False)
+    known, predicted = (ax.collections[0].get_facecolor() for ax in figure.axes[:2])
+    best = annotated.obsm["sage_composition"].idxmax(axis=1)
+    same = (best == annotated.obs["domain"].astype(str)).to_numpy()
+    np.testing.assert_array_equal((known == predicted).all(axis=1), same)
+
+
+def test_volcano_colours_and_names_the_genes(slide):
+    sg.tl.cluster_markers(slide, "domain")
+    ax = sg.pl.cluster_markers(slide, "immune", n_labels=5)
+    part = slide.uns["sage_cluster_markers"]["results"].query("cluster == 'immune'")
+    up = ((part["padj"] <= 0.05) & (part["log2_fold_change"] >= 1)).sum()
+    assert len(ax.collections[1].get_offsets()) == up
+    hits = part[(part["padj"] <= 0.05) & (part["log2_fold_change"] >= 1)]
+    assert {text.get_text() for text in ax.texts} == set(hits["gene"].head(5))
+    with pytest.raises(KeyError, match="no cluster 'bone'"):
+        sg.pl.cluster_markers(slide, "bone")
+
+
+def test_bars_of_cluster_composition_add_up(slide):
+    slide.obs["half"] = (slide.obs["array_row"] < 5).astype(str)
+    sg.tl.cluster_composition(slide, "half", "domain")
+    ax = sg.pl.cluster_composition(slide)
+    ends = {round(bar.get_y(), 3): 0.0 for bar in ax.patches}
+    for bar in ax.patches:
+        ends[round(bar.get_y(), 3)] += bar.get_width()
+    np.testing.assert_allclose(list(ends.values()), 1)
+
+
+@pytest.fixture
+def pairs():
+    generator = np.random.default_rng(0)
+    import anndata as ad
+
+    adata = ad.AnnData(generator.poisson(2.0, (60, 20)).astype(np.float32))
+    adata.obs["sample"], adata.obs["tissue"] = np.repeat(list("ABCDEF"), 10), np.repeat(["one", "two"], 30)
+    adata.obsm["first"], adata.obsm["second"] = generator.normal(size=(60, 4)), np.log1p(adata.X)
+    return sg.benchmark.centroid_distances(adata, ["first", "second"], "sample", kind_key="tissue")
+
+
+def test_heatmap_of_distances_is_clustered(pairs):
+    figure = sg.pl.centroid_distances(pairs, "first", show=False)
+    ax = next(ax for ax in figure.axes if ax.collections and len(ax.get_yticklabels()) == 6)
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    shown = ax.collections[0].get_array().reshape(6, 6)
+    wide = pairs[pairs["representation"] == "first"].pivot(index="sample", columns="other", values="scaled")
+    np.testing.assert_allclose(shown, wide.loc[rows, rows].fillna(0))
+    with pytest.raises(KeyError, match="third"):
+        sg.pl.centroid_distances(pairs, "third")
+
+
+def test_distance_error_gives_means_and_the_reference_a_line(pairs):
+    ax = sg.pl.distance_error(pairs)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    mean = pairs[pairs["representation"] == "first"]["error"].mean()
+    assert labels == [f"first ({mean:.3f})", "second (0.000)"]
+    assert np.isclose(ax.lines[1].get_xdata()[0], mean)
+
+
+def test_violins_have_a_dot_for_each_group():
+    scores = pd.DataFrame(
+        {
+            "representation": np.repeat(["X_sage", "PCA"], 12),
+            "classifier": np.tile(np.repeat(["forest", "mlp"], 6), 2),
+            "bootstrap": np.tile([0, 0, 1, 1, 2, 2], 4),
+            "f1_macro": np.linspace(0.2, 0.6, 24),
+        }
+    )
+    ax = sg.pl.benchmark_violin(scores)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["X_sage", "PCA"]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in dots] == [2] * 4
+    np.testing.assert_allclose(dots[0].get_xdata(), scores["f1_macro"][:2])
+    assert len(ax.collections) == 4
+    with pytest.raises(KeyError, match="accuracy"):
+        sg.pl.benchmark_violin(scores, "accuracy")

@@ -27,6 +27,7 @@ class Representation:
     tasks: tuple[str, ...] = TASKS
     classifiers: tuple[str, ...] | None = None  # those of the annotation task by default
     n_bootstraps: int | None = None
+    scale: str = "auto"  # standardised within slides, or not, for held-out tasks; see tl.annotate
     allow_seen: bool = False  # take a model that was trained on the groups it is tried on
 
     def __post_init__(self) -> None:
@@ -37,6 +38,7 @@ class Representation:
         _among(f"embedding of {self.name!r}", [self.embedding], (*EMBEDDINGS, None))
         _among(f"tasks of {self.name!r}", self.tasks, TASKS)
         _among(f"classifiers of {self.name!r}", self.classifiers or (), ("forest", "mlp"))
+        _among(f"scale of {self.name!r}", [self.scale], ("auto", "slide", "none"))
         if self.expression is None and (self.pca is not None or self.neighbors):
             raise ValueError(f"representation {self.name!r}: pca and neighbors go with expression.")
 

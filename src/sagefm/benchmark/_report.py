@@ -44,7 +44,7 @@ def write(config: Config, record: Mapping[str, Any], tables: Mapping[str, pd.Dat
         _clustering(tables),
         _heterogeneity(config, tables),
         _annotation(config, tables, figures),
-        _composition(tables),
+        _composition(tables, figures),
         _clusters(tables, figures),
         _made(record),
     ]
@@ -178,7 +178,7 @@ def _annotation(config: Config, tables: Mapping[str, pd.DataFrame], figures: Pat
     return "\n".join(lines)
 
 
-def _composition(tables: Mapping[str, pd.DataFrame]) -> str:
+def _composition(tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
     if "composition" not in tables:
         return ""
     columns = ["bce", "pearson_mean", "pearson_median", "spearman_mean", "spearman_median", "accuracy", "f1_macro"]
@@ -199,6 +199,7 @@ def _composition(tables: Mapping[str, pd.DataFrame]) -> str:
             "<h3>Likeliest class by random forest</h3>",
             _table(whole.groupby("representation", sort=False)[["accuracy", "f1_macro", "recall_macro"]].mean()),
         ]
+    lines += _images(figures, "likeliest-")
     return "\n".join(lines)
 
 

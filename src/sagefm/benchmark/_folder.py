@@ -1,0 +1,171 @@
+"""The folder of a run: what is done so far, and what it was done with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import sagefm
+from sagefm._settings import logger
+from sagefm.benchmark._config import Config
+
+RECORD, REPORT = "protocol.json", "report.html"
+
+
+class Folder:
+    """Pieces of tables and figures, each there once it is complete, and a record of settings, time and memory."""
+
+    def __init__(self, config: Config, path: Path, overwrite: bool) -> None:
+        self.config, self.path = config, path
+        self.parts, self.figures = path / "parts", path / "figures"
+        fingerprint = self._fingerprint()
+        record = path / RECORD
+        if record.exists():
+            self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            if self.record.get("fingerprint") != fingerprint:
+                if not overwrite:
+                    raise FileExistsError(
+                        f"{path} holds a run with other settings, files or another version. Choose another folder, "
+                        "or pass overwrite=True (--overwrite) to start again."
+                    )
+                self._clear()
+                self.record = {}
+        elif path.exists() and any(path.iterdir()):
+            raise FileExistsError(f"{path} exists and holds no run of this protocol. Choose another folder.")
+        else:
+            self.record = {}
+        for part in (self.parts, self.figures, path / "results"):
+            part.mkdir(parents=True, exist_ok=True)
+        self.record = {**self.record, "fingerprint": fingerprint, "config": _portable(self.config)}
+        self.record.setdefault("seconds", {})
+        self.save()
+
+    def _fingerprint(self) -> str:
+        paths = [Path(path) for path in self.config.sections]
+        for entry in self.config.representations:
+            if entry.model is not None and entry.model.endswith((".safetensors", ".pt")):
+                paths += sorted(Path(entry.model).parent.glob(Path(entry.model).name.replace("{group}", "*")))
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+        config = {**_portable(self.config), "device": None, "title": None}
+        text = json.dumps([config, files, sagefm.__version__], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _clear(self) -> None:
+        for name in ("parts", "figures", "results"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (RECORD, REPORT):
+            (self.path / name).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write the record."""
+        write(self.path / RECORD, json.dumps(self.record, indent=2, default=str) + "\n")
+
+    def part(self, table: str, name: str, compute: Callable[[], pd.DataFrame]) -> None:
+        """Compute one piece of a table, unless an earlier run has."""
+        path = self.parts / f"{table}__{slug(name)}.csv"
+        if path.exists():
+            logger.info("%s of %s is there already.", table, name)
+            return
+        logger.info("%s of %s.", table, name)
+        started = time.perf_counter()
+        write(path, compute().to_csv(index=False))
+        self.took(path.stem, started)
+
+    def figure(self, name: str, draw: Callable[[Path], object]) -> None:
+        """Draw one figure, unless an earlier run has."""
+        path = self.figures / f"{slug(name)}.png"
+        if not path.exists():
+            unfinished = path.with_name(f".{path.stem}.part.png")
+            draw(unfinished)
+            unfinished.replace(path)
+
+    def is_done(self, name: str) -> bool:
+        """Whether all pieces and figures of a representation are there."""
+        return (self.parts / f"done__{slug(name)}.csv").exists()
+
+    def mark_done(self, name: str) -> None:
+        """Nothing is left to do for a representation."""
+        write(self.parts / f"done__{slug(name)}.csv", "")
+
+    def took(self, what: str, started: float) -> None:
+        """Record the seconds since ``started``."""
+        self.record["seconds"][what] = round(time.perf_counter() - started, 1)
+        self.save()
+
+    def gather(self) -> dict[str, pd.DataFrame]:
+        """Tables of all pieces, representations in the order of the settings."""
+        tables: dict[str, pd.DataFrame] = {}
+        for path in sorted(self.parts.glob("*.csv")):
+            table = path.stem.partition("__")[0]
+            if table != "done":
+                found = pd.read_csv(path, dtype={"sample": str, "group": str, "part": str, "cluster": str})
+                tables[table] = pd.concat([tables[table], found], ignore_index=True) if table in tables else found
+        order = {entry.name: i for i, entry in enumerate(self.config.representations)}
+        for name, table in tables.items():
+            place = table["representation"].map(order)
+            tables[name] = table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
+        return tables
+
+    def close(self, sections: list[dict[str, Any]], n_genes: int, seconds: float) -> None:
+        """Record what the run was, once it is over."""
+        memory = [_peak_memory(), self.record.get("machine", {}).get("peak_memory_gib")]
+        peak = max((value for value in memory if value is not None), default=None)
+        self.record |= {
+            "sections": sections,
+            "n_genes": n_genes,
+            "versions": _versions(),
+            "machine": {"system": platform.system(), "cpus": os.cpu_count(), "peak_memory_gib": peak},
+            "seconds_last_run": round(seconds, 1),
+            "seconds_parts": round(sum(self.record["seconds"].values()), 1),
+        }
+        self.save()
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """Settings with files by name, as they are the same on any machine."""
+    found = config.as_dict()
+    found["sections"] = [Path(path).name for path in config.sections]
+    for entry in found["representations"]:
+        if entry["model"] is not None:
+            entry["model"] = Path(entry["model"]).name
+    return found
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def write(path: Path, text: str) -> None:
+    """Complete or not at all."""
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _peak_memory() -> float | None:
+    """Largest resident memory of this process so far, in GiB, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 2**30 if platform.system() == "Darwin" else 2**20  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("sagefm", "anndata", "scanpy", "scikit-learn", "torch", "mofapy2", "numpy", "scipy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
