@@ -260,6 +260,13 @@ def test_a_folder_and_defaults(folder_of_slides, tmp_path, monkeypatch):
     assert {path.stem for path in (tmp_path / "out" / "results").iterdir()} >= {"clustering", "heterogeneity"}
 
 
+def test_without_donors_and_tissues_sections_stand_for_themselves(folder_of_slides, tmp_path, log):
+    settings = pca(sections=str(folder_of_slides), group_key="patient", tissue_key="organ", tasks=["heterogeneity"])
+    tables = sg.benchmark.run_protocol(settings, tmp_path / "out")
+    assert set(tables["distances"]["kind_of"]) == {"group"}
+    assert "slide0 has no 'patient' in obs: it counts as a group of its own" in log.text
+
+
 def test_default_representations_are_the_papers_and_the_baselines():
     from sagefm.benchmark._config import default_representations
 
@@ -334,7 +341,8 @@ def test_otherfolder_of_slides_of_a_tested_donor_are_no_training_data(folder_of_
         ({"colour": "red"}, KeyError, "'colour' is no setting"),
         ({"tasks": ["dancing"]}, ValueError, "dancing"),
         ({"tasks": ["annotation"]}, ValueError, "label_key"),
-        ({"group_key": "nobody"}, KeyError, "nobody"),
+        ({"group_key": "nobody", "label_key": "domain", "tasks": ["annotation"]}, KeyError, "nobody"),
+        ({"label_key": "nobody"}, KeyError, "nobody"),
         ({"exclude": ["slide9"]}, ValueError, "slide9"),
         ({"baseline": "none"}, ValueError, "baseline"),
         ({"representations": []}, ValueError, "one at least"),

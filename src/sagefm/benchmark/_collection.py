@@ -52,6 +52,8 @@ class Collection:
             path = Path(file)
             adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
             self.sections[path.stem] = self._describe(adata, path.stem)
+        if config.label_key is not None and not any(adata.obs[LABEL].notna().any() for adata in self.sections.values()):
+            raise KeyError(f"label_key={config.label_key!r}: no spot of any section has such a label in obs.")
         self._refuse_twins()
         genes = sorted(set.intersection(*(set(adata.var_names) for adata in self.sections.values())))
         if len(genes) < MIN_GENES:
@@ -92,14 +94,26 @@ class Collection:
 
     def _describe(self, adata: AnnData, name: str) -> AnnData:
         config = self.config
-        if not adata.var_names.is_unique:
-            adata.var_names_make_unique()
+        for names, mend in (
+            (adata.var_names, adata.var_names_make_unique),
+            (adata.obs_names, adata.obs_names_make_unique),
+        ):
+            if not names.is_unique:
+                mend()
         library = get_column(adata, "library_key", config.library_key, single=name)
         obs = adata.obs
         described = pd.DataFrame(index=obs.index)
         described[SAMPLE] = library if config.library_key is None else [f"{name}:{part}" for part in library]
-        described[GROUP] = get_column(adata, "group_key", config.group_key)
-        described[TISSUE] = get_column(adata, "tissue_key", config.tissue_key)
+        needs_groups = {"annotation", "composition"} & set(config.tasks)
+        if needs_groups or config.group_key in obs:
+            described[GROUP] = get_column(adata, "group_key", config.group_key)
+        else:
+            logger.warning("%s has no %r in obs: it counts as a group of its own.", name, config.group_key)
+            described[GROUP] = described[SAMPLE]
+        tissue_key = config.tissue_key if config.tissue_key in obs else None
+        if tissue_key != config.tissue_key:
+            logger.warning("%s has no %r in obs: its tissue is unknown.", name, config.tissue_key)
+        described[TISSUE] = get_column(adata, "tissue_key", tissue_key, single="unknown")
         at = adata.obsm.get(_keys.SPATIAL)
         described[["x", "y"]] = np.nan if at is None else np.asarray(at, dtype=float)[:, :2]
         has_label = config.label_key is not None and config.label_key in obs
