@@ -41,6 +41,7 @@ def write(config: Config, record: Mapping[str, Any], tables: Mapping[str, pd.Dat
     """Return the page."""
     parts = [
         _head(config, record),
+        _in_short(config, tables),
         _clustering(tables),
         _heterogeneity(config, tables),
         _annotation(config, tables, figures),
@@ -73,6 +74,48 @@ def _head(config: Config, record: Mapping[str, Any]) -> str:
             "(<code>allow_seen</code>).</p>"
         )
     return "\n".join(lines)
+
+
+def _in_short(config: Config, tables: Mapping[str, pd.DataFrame]) -> str:
+    """Who is best at what, and where the models stand."""
+    found: dict[str, pd.Series] = {}
+    if "domains" in tables:
+        found["clusters: ARI with labels, in sections"] = tables["domains"].groupby("representation")["ari"].mean()
+    for target, part in tables["clustering"].groupby("target", sort=False) if "clustering" in tables else ():
+        found[f"clusters: ARI with {target}, all spots"] = part.set_index("representation")["ari"]
+    for kind, part in tables["heterogeneity"].groupby("kind_of", sort=False) if "heterogeneity" in tables else ():
+        if part["same_kind_rank"].notna().any():
+            found[f"distances: rank of the same {kind} *"] = part.set_index("representation")["same_kind_rank"]
+    for name, metrics in (("annotation", ("accuracy", "f1_macro")), ("dominant", ("f1_macro",))):
+        if name in tables:
+            whole = tables[name][tables[name]["bootstrap"] == 0]
+            for kind, part in whole.groupby("classifier", sort=False):
+                for metric in metrics:
+                    label = f"{'annotation' if name == 'annotation' else 'likeliest class'}, {kind}: {metric}"
+                    found[label] = part.groupby("representation")[metric].mean()
+    if "composition" in tables:
+        for n_layers, part in tables["composition"].groupby("n_layers"):
+            if n_layers:
+                found[f"composition, {n_layers} layers: bce *"] = part.groupby("representation")["bce"].mean()
+    names = [entry.name for entry in config.representations if entry.model is not None]
+    rows = []
+    for label, values in found.items():
+        if len(values) < 2:
+            continue
+        ranks = values.rank(method="min", ascending=label.endswith("*"))
+        best = values.index[ranks == 1]
+        stands = {
+            name: f"{values[name]:.3f} ({int(ranks[name])}. of {len(values)})" if name in values else ""
+            for name in names
+        }
+        rows.append({"": label, "best": ", ".join(best), "value": f"{values[best[0]]:.3f}", **stands})
+    if not rows:
+        return ""
+    return (
+        "<h2>In short</h2>"
+        + _plain(pd.DataFrame(rows))
+        + "<p>* lower is better. Means over held-out groups, sections, or seeds; how much they vary is below.</p>"
+    )
 
 
 def _be(names: list[str]) -> str:
