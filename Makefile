@@ -22,6 +22,7 @@ evaluation: .venv/.test
 	.venv/bin/python scripts/ablation.py $(SECTIONS)
 	.venv/bin/python scripts/imputation.py $(SECTIONS)
 	.venv/bin/python scripts/trust.py $(SECTIONS)
+	.venv/bin/python scripts/evaluate.py $(SECTIONS)
 	.venv/bin/python scripts/perturbation.py planted
 	.venv/bin/python scripts/perturbation.py paper $(SECTIONS)/CRC_16.h5ad $(SECTIONS)/her2st_G2.h5ad
 

@@ -4,7 +4,9 @@ Writes docs/evaluation/protocol/*.csv and docs/_static/evaluation_*.html. A run 
 """
 
 import argparse
+import os
 import shutil
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -101,11 +103,13 @@ VIEWS = {"simulated": simulated_view, "her2st": her2st_views, "readout": readout
 def main() -> None:
     """Run both, and put the tables where the documentation reads them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sections", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("sections", nargs="?", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluation")
     parser.add_argument("--only", choices=list(VIEWS))
     arguments = parser.parse_args()
     sg.settings.progress_bars = False
+    sections, folder_out = arguments.sections.resolve(), arguments.out.resolve()
+    os.chdir(ROOT / "scripts")  # where paths in the settings count from
     for name, make_views in VIEWS.items():
         if arguments.only not in (None, name):
             continue
@@ -113,9 +117,12 @@ def main() -> None:
             simulate(ROOT / "build" / "simulated")
         else:
             for donor in (donor for donor in DONORS if donor.startswith("her2st")):
-                model_without(donor, section_files(arguments.sections), ROOT / "build" / "left_out")
-        out = arguments.out / name
-        tables = sg.benchmark.run_protocol(ROOT / "scripts" / f"{name}.toml", out)
+                model_without(donor, section_files(sections), ROOT / "build" / "left_out")
+        out = folder_out / name
+        settings = tomllib.loads((ROOT / "scripts" / f"{name}.toml").read_text())
+        if name != "simulated":
+            settings["sections"] = str(sections)
+        tables = sg.benchmark.run_protocol(settings, out)
         if name != "readout":
             shutil.copy(out / "report.html", ROOT / "docs" / "_static" / f"evaluation_{name}.html")
         folder = ROOT / "docs" / "evaluation" / "protocol"
