@@ -72,7 +72,9 @@ def test_reference_gives_what_scikit_learn_gives():
     query.obs["other"] = query.obs.pop("label")
     sg.tl.annotate(query, "label", reference=reference, group_key=None, library_key="donor", scale="none", rng=1)
     params = query.uns["sage_annotation"]["params"]
-    assert "scores" not in query.uns["sage_annotation"]
+    # Nothing is known of the query: what can be told is how well the reference's own slides are predicted.
+    assert params["scored_on"] == "reference"
+    assert query.uns["sage_annotation"]["scores"].index.tolist() == ["overall", "A", "B", "C", "D"]
     forest = RandomForestClassifier(
         100, min_samples_leaf=int(params["settings"]["min_samples_leaf"]), random_state=params["seed"]
     ).fit(reference.obsm["X_sage"], reference.obs["label"].astype(str))
@@ -88,6 +90,29 @@ def test_reference_and_labels_in_adata_give_scores():
     scores = query.uns["sage_annotation"]["scores"]
     assert scores.index.tolist() == ["overall", "Q", "R"]
     assert scores.loc["overall", "accuracy"] > 0.9
+
+
+def test_groups_of_the_reference_count_in_no_score(log):
+    reference, query = planted(), planted(groups="QA", seed=5)
+    sg.tl.annotate(query, "label", reference=reference, library_key="donor")
+    assert query.uns["sage_annotation"]["scores"].index.tolist() == ["overall", "Q"]
+    assert "60 labelled spots" in log.text
+
+
+def test_labels_that_the_reference_lacks_count_as_missed():
+    reference, query = planted(), planted(groups="Q", seed=5, n=200)
+    query.obs["label"] = query.obs["label"].astype(str).replace({"z": "new"})
+    sg.tl.annotate(query, "label", reference=reference, library_key="donor")
+    scores = query.uns["sage_annotation"]["scores"].loc["overall"]
+    assert scores["n_spots"] == 200
+    assert scores["accuracy"] == pytest.approx((query.obs["label"] != "new").mean(), abs=0.03)
+
+
+def test_a_group_named_overall_keeps_its_row():
+    adata = planted()
+    adata.obs["donor"] = adata.obs["donor"].replace({"A": "overall"})
+    sg.tl.annotate(adata, "label", group_key="donor")
+    assert adata.uns["sage_annotation"]["scores"].index.tolist() == ["overall", "B", "C", "D", "overall"]
 
 
 def test_unsure_merge_and_missing_labels(tmp_path):
@@ -133,6 +158,9 @@ def test_one_group_has_no_scores_and_says_so(log, tmp_path):
         ({"label_key": "label", "merge": {"other": "x"}}, ValueError, "none of the labels"),
         ({"label_key": "label", "merge": {"x": "one", "y": "one", "z": "one"}}, ValueError, "two or more"),
         ({"label_key": "label", "merge": {"x": "unsure"}}, ValueError, "unsure"),
+        ({"label_key": "label", "merge": {"x": "a/b"}}, ValueError, "can't be saved"),
+        ({"label_key": "label", "merge": {"x": 1}}, TypeError, "got 1"),
+        ({"label_key": "label", "key_added": "label"}, ValueError, "label"),
     ],
 )
 def test_wrong_arguments_leave_adata_as_it_was(arguments, error, words):
@@ -209,7 +237,7 @@ def test_composition_from_a_reference():
     truth = query.obsm.pop("share")
     sg.tl.composition(query, "share", reference=reference, group_key="donor", scale="none")
     assert np.corrcoef(query.obsm["sage_composition"]["p"], truth["p"])[0, 1] > 0.9
-    assert "scores" not in query.uns["sage_composition"]
+    assert query.uns["sage_composition"]["params"]["scored_on"] == "reference"
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.2])
@@ -241,6 +269,16 @@ def test_planted_markers_lead(slide):
     row = results[(results["cluster"] == domain) & (results["gene"] == gene)].iloc[0]
     assert row["score"] == pytest.approx(z, rel=1e-3)
     assert row["share_in"] == pytest.approx((x[inside] > 0).mean())
+
+
+def test_clusters_of_one_spot_and_genes_of_one_name(slide, log):
+    slide.obs["one"] = np.where(np.arange(slide.n_obs) == 3, "alone", np.where(np.arange(slide.n_obs) < 50, "a", "b"))
+    slide.var_names = ["TWIN", "TWIN", *slide.var_names[2:]]
+    sg.tl.cluster_markers(slide, "one", min_spots=0)
+    results = slide.uns["sage_cluster_markers"]["results"]
+    assert set(results["cluster"]) == {"a", "b"}
+    assert len(results) == 2 * slide.n_vars
+    assert "'alone'" in log.text
 
 
 def test_cluster_composition_by_hand():

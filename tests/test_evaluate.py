@@ -290,6 +290,8 @@ def leak_by_split(sections, tmp_path):
 def leak_by_twin(sections, tmp_path):
     adata = ad.read_h5ad(sections / "slide0.h5ad")
     adata.obs["donor"] = "somebody else"
+    adata = adata[::-1].copy()
+    adata.X = adata.X.astype(np.float64).tocsc()
     adata.write_h5ad(tmp_path / "twin.h5ad")
     files = [str(sections / "slide0.h5ad"), str(tmp_path / "twin.h5ad")]
     return pca(sections=files, label_key="domain", tasks=["annotation"])
@@ -309,7 +311,7 @@ def leak_by_model(sections, tmp_path):
 def test_splits_that_leak_are_refused(leak, folder_of_slides, tmp_path):
     with pytest.raises(ValueError, match="this split leaks"):
         sg.benchmark.run_protocol(leak(folder_of_slides, tmp_path), tmp_path / "out")
-    assert not list((tmp_path / "out" / "parts").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("few_trees")
@@ -351,6 +353,13 @@ def test_otherfolder_of_slides_of_a_tested_donor_are_no_training_data(folder_of_
         ({"representations": [{"name": "a", "obsm": "X", "pca": 3}]}, ValueError, "go with expression"),
         ({"representations": [{"name": "a", "obsm": "X_none"}]}, KeyError, "X_none"),
         ({"representations": [{"name": "a", "obsm": "X", "k": 3}]}, KeyError, "'k' is no setting"),
+        ({"n_bootstraps": "30"}, TypeError, "whole number"),
+        ({"tasks": "clustering"}, TypeError, "list of names"),
+        ({"exclude": "slide0"}, TypeError, "exclude has to be a list"),
+        ({"title": 3}, TypeError, "has to be text"),
+        ({"device": "tpu"}, ValueError, "tpu"),
+        ({"merge": "abc"}, TypeError, "table of labels"),
+        ({"representations": [{"name": "a", "obsm": "X", "allow_seen": "false"}]}, TypeError, "true or false"),
         ({"sections": "nowhere.h5ad"}, FileNotFoundError, "nowhere"),
         ({"label_key": "domain", "tasks": ["annotation"], "test": ["slide7"]}, ValueError, "slide7"),
     ],
@@ -358,6 +367,78 @@ def test_otherfolder_of_slides_of_a_tested_donor_are_no_training_data(folder_of_
 def test_wrong_settings_say_what_is_wrong(change, error, words, folder_of_slides, tmp_path):
     with pytest.raises(error, match=words):
         sg.benchmark.run_protocol(pca(sections=str(folder_of_slides)) | change, tmp_path / "out")
+
+
+def test_an_error_in_the_settings_blocks_no_folder(folder_of_slides, tmp_path):
+    wrong = pca(sections=str(folder_of_slides), label_key="domain", tasks=["annotation"], test=["dorno1"])
+    right = wrong | {"test": ["donor1"], "classifiers": ["forest"], "n_bootstraps": 0}
+    with pytest.raises(ValueError, match="dorno1"):
+        sg.benchmark.run_protocol(wrong, tmp_path / "out")
+    tables = sg.benchmark.run_protocol(right, tmp_path / "out")
+    assert tables["annotation"]["group"].tolist() == ["donor1"]
+
+
+def test_names_that_look_alike_or_like_nothing_stay_apart(folder_of_slides, tmp_path):
+    names = ["PCA 5", "PCA-5", "pca 5", "NA", "1", "\u03b1/{x}"]
+    settings = {
+        "sections": str(folder_of_slides),
+        "representations": [{"name": name, "expression": "log1p", "pca": 5 + i} for i, name in enumerate(names)],
+        "tasks": ["clustering"],
+        "label_key": "domain",
+        "n_repeats": 1,
+    }
+    tables = sg.benchmark.run_protocol(settings, tmp_path / "out")
+    assert list(dict.fromkeys(tables["clustering"]["representation"])) == names
+    silhouettes = tables["domains"].groupby("representation")["silhouette"].mean()
+    assert silhouettes.nunique() == len(names)
+
+
+def test_a_changed_section_is_seen(folder_of_slides, tmp_path):
+    for i in range(3):
+        adata = ad.read_h5ad(folder_of_slides / f"slide{i}.h5ad")
+        adata.obsm["R"] = np.random.default_rng(i).normal(size=(adata.n_obs, 3))
+        adata.write_zarr(tmp_path / "in" / f"s{i}.zarr")
+    settings = {
+        "sections": str(tmp_path / "in"),
+        "representations": [{"name": "R", "obsm": "R"}],
+        "tasks": ["clustering"],
+        "n_repeats": 1,
+    }
+    sg.benchmark.run_protocol(settings, tmp_path / "out")
+    adata.obsm["R"] = adata.obsm["R"] + 1
+    adata.write_zarr(tmp_path / "in" / "s2.zarr")
+    with pytest.raises(FileExistsError, match="other settings, files"):
+        sg.benchmark.run_protocol(settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize("n_sections", [1, 2])
+def test_few_sections_are_clustered_and_no_more(n_sections, folder_of_slides, tmp_path, log):
+    files = [str(folder_of_slides / f"slide{i}.h5ad") for i in range(n_sections)]
+    settings = pca(sections=files, label_key="domain", tasks=["clustering", "heterogeneity"], n_repeats=1)
+    tables = sg.benchmark.run_protocol(settings, tmp_path / "out")
+    assert "domains" in tables
+    assert "distances" not in tables
+    assert "need three or more" in log.text
+
+
+def test_several_tested_groups_are_held_out_together():
+    adata = blobs(groups="ABCD")
+    # Only D knows what z is; if D were fitted on while B is scored, B's z would be found.
+    adata.obs["label"] = adata.obs["label"].astype(str)
+    adata.obs.loc[adata.obs["donor"].isin(["A", "C"]) & (adata.obs["label"] == "z"), "label"] = np.nan
+    arguments = {"classifier": "forest", "n_bootstraps": 0}
+    table = sg.benchmark.evaluate_annotation(adata, "label", "good", test_groups=["B", "D"], **arguments)
+    assert table["group"].tolist() == ["B", "D"]
+    np.testing.assert_allclose(table["accuracy"], 2 / 3, atol=0.05)
+    in_turn = sg.benchmark.evaluate_annotation(adata, "label", "good", **arguments).set_index("group")
+    assert in_turn.loc["B", "accuracy"] > 0.95
+
+
+def test_slides_that_cross_donors_are_refused():
+    adata = blobs()
+    adata.obs["batch"] = "one"
+    with pytest.raises(ValueError, match="reach into training"):
+        sg.benchmark.evaluate_annotation(adata, "label", "good", library_key="batch", n_bootstraps=0)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(folder_of_slides, tmp_path):

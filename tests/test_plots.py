@@ -379,6 +379,10 @@ def test_composition_shows_the_likeliest_class(annotated):
     best = annotated.obsm["sage_composition"].idxmax(axis=1)
     same = (best == annotated.obs["domain"].astype(str)).to_numpy()
     np.testing.assert_array_equal((known == predicted).all(axis=1), same)
+    # Classes are told by name, in whatever order they come.
+    annotated.obsm["share"] = annotated.obsm["share"].iloc[:, ::-1]
+    again = sg.pl.composition(annotated, "share", show=False).axes[0].collections[0].get_facecolor()
+    np.testing.assert_array_equal(known, again)
 
 
 def test_volcano_colours_and_names_the_genes(slide):

@@ -61,8 +61,8 @@ def evaluate_annotation(
     scale
         As of :func:`sagefm.tl.annotate`.
     test_groups
-        Groups to hold out one after the other; all by default. The classifier is fitted on the labelled spots of all
-        other groups.
+        Groups to hold out together and to score one by one; by default each group is held out in turn. The classifier
+        is fitted on the labelled spots of the groups that aren't held out.
     n_bootstraps
         How many times to fit again on training spots drawn with replacement.
     seed
@@ -110,13 +110,13 @@ def evaluate_annotation(
     labels = get_labels(adata, label_key, merge)
     known = labels.notna().to_numpy()
     truth = np.asarray(labels[known], dtype=str)
-    groups, held_out = _groups(adata, group_key, known, test_groups)
-    slides = get_column(adata, "library_key", library_key or group_key)
-    tasks = [(rep, kind, group) for rep in as_names(use_reps) for kind in kinds for group in held_out]
+    groups, folds = _folds(adata, group_key, known, test_groups)
+    slides = _slides(adata, group_key, library_key)
+    tasks = [(rep, kind, group) for rep in as_names(use_reps) for kind in kinds for group in folds]
     rows = []
     for rep, kind, group in progress(tasks, "Annotating", unit="fold"):
         views = _views(adata, rep, group, slides, known, scale)
-        train, test = np.flatnonzero(groups != group), np.flatnonzero(groups == group)
+        train, test = folds[group]
         if len(np.unique(truth[train])) < 2:
             raise ValueError(f"without {group!r} there are no two classes in obs[{label_key!r}] to learn.")
         seen = {name: view[train] for name, view in views.items()}
@@ -144,7 +144,7 @@ def evaluate_annotation(
 
 
 def compare_representations(
-    scores: pd.DataFrame, baseline: str, *, metrics: Sequence[str] = ("accuracy", "f1_macro")
+    scores: pd.DataFrame, baseline: str, *, metrics: str | Sequence[str] = ("accuracy", "f1_macro")
 ) -> pd.DataFrame:
     """Test whether representations predict better than one of them.
 
@@ -192,6 +192,7 @@ def compare_representations(
     names = list(scores["representation"].unique())
     if baseline not in names:
         raise KeyError(f"no representation {baseline!r}; there are {names}.")
+    metrics = as_names(metrics)
     if missing := [metric for metric in metrics if metric not in scores]:
         raise KeyError(f"no metric {missing[0]!r}; there are {[name for name in METRICS if name in scores]}.")
     rows = []
@@ -256,7 +257,7 @@ def evaluate_composition(
     scale
         As of :func:`sagefm.tl.composition`; ``"auto"`` chooses among the groups that are left.
     test_groups
-        Groups to hold out one after the other; all by default.
+        Groups to hold out together and to score one by one; by default each group is held out in turn.
     n_epochs
         Passes over the spots.
     device
@@ -296,21 +297,22 @@ def evaluate_composition(
     >>> table["n_layers"].tolist()
     [0, 2, 0, 2]
     """
-    depths = [n_layers] if isinstance(n_layers, int) else list(n_layers)
-    if not depths or set(depths) - {2, 3}:
+    depths = [check_whole("n_layers", n, 2) for n in (n_layers if isinstance(n_layers, Sequence) else [n_layers])]
+    if not depths or max(depths) > 3:
         raise ValueError(f"n_layers={n_layers} has to be 2, 3 or both.")
+    n_epochs = check_whole("n_epochs", n_epochs, 1)
     classifiers.check_choice("scale", scale, classifiers.SCALES)
     adata = get_table(adata, table_key)
     targets = compositions.get_targets(adata, target_key)
     known = targets.notna().all(axis=1).to_numpy()
     truth = targets[known].to_numpy()
-    groups, held_out = _groups(adata, group_key, known, test_groups)
-    slides = get_column(adata, "library_key", library_key or group_key)
+    groups, folds = _folds(adata, group_key, known, test_groups)
+    slides = _slides(adata, group_key, library_key)
     rows = []
-    tasks = [(rep, group) for rep in as_names(use_reps) for group in held_out]
+    tasks = [(rep, group) for rep in as_names(use_reps) for group in folds]
     for rep, group in progress(tasks, "Regressing", unit="fold"):
         views = _views(adata, rep, group, slides, known, scale)
-        train, test = np.flatnonzero(groups != group), np.flatnonzero(groups == group)
+        train, test = folds[group]
         mean = np.broadcast_to(truth[train].mean(axis=0), truth[test].shape)
         start = {"representation": rep, "group": group}
         rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
@@ -326,27 +328,45 @@ def evaluate_composition(
     return pd.DataFrame(rows)
 
 
-def _groups(
+def _folds(
     adata: AnnData, group_key: str, known: NDArray[np.bool_], test_groups: Sequence[str] | None
-) -> tuple[NDArray[np.str_], list[str]]:
-    """Group of every spot that counts, and those to hold out."""
-    groups = get_column(adata, "group_key", group_key)[known]
+) -> tuple[NDArray[np.str_], dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+    """Group of every spot that counts, and for each tested group the spots to fit and to score on."""
+    groups = get_column(adata, "group_key", group_key, known)
     names = [str(name) for name in np.unique(groups)]
     if len(names) < 2:
         raise ValueError(f"obs[{group_key!r}] has {len(names)} groups with labels; holding one out takes two.")
     if test_groups is None:
-        return groups, names
+        return groups, {name: (np.flatnonzero(groups != name), np.flatnonzero(groups == name)) for name in names}
     wanted = as_names(test_groups)
     if unknown := [name for name in wanted if name not in names]:
         raise ValueError(f"test_groups names {unknown[0]!r}, which has no labelled spots; there are {names}.")
-    return groups, wanted
+    train = np.flatnonzero(~np.isin(groups, wanted))
+    if not len(train):
+        raise ValueError("test_groups names all groups with labels, which leaves none to fit on.")
+    return groups, {name: (train, np.flatnonzero(groups == name)) for name in wanted}
+
+
+def _slides(adata: AnnData, group_key: str, library_key: str | None) -> NDArray[np.str_]:
+    """Slide of every spot; one of two groups would carry something of the held-out one into training."""
+    if library_key is None:
+        column = adata.obs[group_key].astype(object)
+        return column.where(column.notna(), "").astype(str).to_numpy(dtype=str)
+    slides = get_column(adata, "library_key", library_key)
+    groups = pd.Series(adata.obs[group_key].astype(str).to_numpy()).groupby(slides).nunique()
+    if (groups > 1).any():
+        raise ValueError(
+            f"obs[{library_key!r}] has {groups.idxmax()!r} in {groups.max()} values of obs[{group_key!r}]: "
+            "standardised together, held-out spots would reach into training. Set library_key to the slide of each spot."
+        )
+    return slides
 
 
 def _views(
     adata: AnnData, rep: str, group: str, slides: NDArray[np.str_], known: NDArray[np.bool_], scale: str
 ) -> dict[str, NDArray[Any]]:
     """Representation of the spots that count; slides are standardised with all of their spots."""
-    points = get_points(adata, rep.format(group=group))
+    points = get_points(adata, rep.replace("{group}", group))
     return {name: view[known] for name, view in classifiers.views(points, slides, scale).items()}
 
 

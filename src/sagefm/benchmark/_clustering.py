@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sagefm._utils import check_whole, get_table, progress
 from sagefm.tl._labels import get_labels
-from sagefm.tl._points import get_column, get_points
+from sagefm.tl._points import get_column, get_points, silhouette
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -113,7 +113,6 @@ def _compare(points: NDArray[np.float32], labels: NDArray[np.str_], n_repeats: i
         adjusted_rand_score,
         davies_bouldin_score,
         normalized_mutual_info_score,
-        silhouette_score,
     )
 
     n_clusters = len(np.unique(labels))
@@ -125,11 +124,7 @@ def _compare(points: NDArray[np.float32], labels: NDArray[np.str_], n_repeats: i
             {
                 "ari": adjusted_rand_score(labels, found),
                 "nmi": normalized_mutual_info_score(labels, found),
-                "silhouette": silhouette_score(
-                    points, found, sample_size=min(MAX_SILHOUETTE, len(points)), random_state=repeat
-                )
-                if several
-                else np.nan,
+                "silhouette": silhouette(points, found, MAX_SILHOUETTE, repeat),
                 "davies_bouldin": davies_bouldin_score(points, found) if several else np.nan,
             }
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
 from sagefm import _keys, models, pp, tl
 from sagefm._settings import logger, settings
@@ -25,6 +26,7 @@ from sagefm.tl._points import get_column, get_points
 if TYPE_CHECKING:
     from anndata import AnnData
 
+KEY = "sage_representation"
 SAMPLE, GROUP, TISSUE, LABEL = "sample", "group", "tissue", "label"
 BATCH_SIZE = 2_048
 MIN_GENES = 500
@@ -117,7 +119,11 @@ class Collection:
         at = adata.obsm.get(_keys.SPATIAL)
         described[["x", "y"]] = np.nan if at is None else np.asarray(at, dtype=float)[:, :2]
         has_label = config.label_key is not None and config.label_key in obs
-        described[LABEL] = get_labels(adata, str(config.label_key), config.merge or None) if has_label else None
+        described[LABEL] = None
+        if has_label:
+            labels = get_labels(adata, str(config.label_key), config.merge or None, strict=False)
+            # No file takes a column named with a slash.
+            described[LABEL] = labels.map(lambda label: label if label is None else label.replace("/", "|"))
         for sample, groups in described.groupby(SAMPLE)[GROUP]:
             if groups.nunique() > 1:
                 raise ValueError(
@@ -135,8 +141,11 @@ class Collection:
         seen: dict[str, str] = {}
         for name, adata in self.sections.items():
             matrix = adata.X if self.config.layer is None else adata.layers[self.config.layer]
-            values = np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix)
-            digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() + str(adata.shape)
+            counts = sparse.csr_matrix(matrix, dtype=np.float64)
+            # The same in any order of spots and genes and however it is stored.
+            spots = np.stack([counts.sum(axis=1).A1, counts.multiply(counts).sum(axis=1).A1, np.diff(counts.indptr)])
+            spots = spots[:, np.lexsort(spots)]
+            digest = hashlib.sha256(spots.tobytes()).hexdigest()
             other = seen.setdefault(digest, name)
             groups = {frozenset(self.sections[part].obs[GROUP]) for part in (name, other)}
             if other != name and len(groups) > 1:
@@ -207,7 +216,12 @@ class Collection:
             training = loaded.card.get("training", {})
             tested = held_out if group is None else [group]
             samples = set(self.table.obs.loc[self.table.obs[GROUP].isin(tested), SAMPLE])
-            seen = (set(training.get("groups", ())) & set(tested)) | (set(training.get("sections", ())) & samples)
+            # As a file, a slide of it, and as a corpus names the slides of a file.
+            samples |= {sample.partition(":")[0] for sample in samples} | {s.replace(":", "_") for s in samples}
+            groups = set(training.get("groups", ()))
+            if training.get("recipe", {}).get("patience") is not None:  # they chose when to stop
+                groups |= set(loaded.card.get("validation", {}).get("groups", ()))
+            seen = (groups & set(tested)) | (set(training.get("sections", ())) & samples)
             if seen:
                 raise ValueError(
                     f"this split leaks: the model of {representation.name!r} ({loaded.name}) was trained on "
@@ -222,25 +236,25 @@ class Collection:
     def compute(self, representation: Representation, held_out: list[str]) -> None:
         """Put a representation into ``table.obsm``, alone.
 
-        One of several models lies there by held-out group, and under its name with each spot's own.
+        One of several models lies there by held-out group, and once with each spot's own.
         """
-        for key in [key for key in self.table.obsm if key != self.config.target_key]:
+        for key in [key for key in self.table.obsm if key.startswith(KEY)]:
             del self.table.obsm[key]
         if representation.model is not None and representation.by_group:
             own = None
             for group in held_out:
                 found = self._embed(representation.model.replace("{group}", group))
-                self.table.obsm[key_of(representation).format(group=group)] = found
+                self.table.obsm[key_of(representation, group)] = found
                 own = np.full_like(found, np.nan) if own is None else own
                 rows = (self.table.obs[GROUP] == group).to_numpy()
                 own[rows] = found[rows]
-            self.table.obsm[representation.name] = own
+            self.table.obsm[KEY] = own
         elif representation.model is not None:
-            self.table.obsm[key_of(representation)] = self._embed(representation.model)
+            self.table.obsm[KEY] = self._embed(representation.model)
         elif representation.obsm is not None:
-            self.table.obsm[key_of(representation)] = self._own(representation.obsm)
+            self.table.obsm[KEY] = self._own(representation.obsm)
         else:
-            self.table.obsm[key_of(representation)] = self._plain(representation)
+            self.table.obsm[KEY] = self._plain(representation)
 
     def _load(self, model: str) -> models.Model:
         if self._model is None or self._model[0] != model:
@@ -270,7 +284,6 @@ class Collection:
         """Expression, or a baseline embedding; of all spots together, none of it reads labels."""
         import scanpy as sc
         from anndata import AnnData
-        from scipy import sparse
 
         seed = self.config.seed
         if representation.embedding == "mofa":
@@ -311,7 +324,6 @@ def _quiet() -> Iterator[None]:
         settings.verbosity = verbosity
 
 
-def key_of(representation: Representation) -> str:
-    """Key of ``obsm`` for a representation; the name without what h5ad doesn't take."""
-    name = representation.name.replace("/", " ").replace("{", "(").replace("}", ")")
-    return f"{name} {{group}}" if representation.by_group else name
+def key_of(representation: Representation, group: str = "{group}") -> str:
+    """Key of ``obsm`` that held-out tasks read: one for each group, where there is a model for each."""
+    return f"{KEY} {group}" if representation.by_group else KEY

@@ -7,6 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sagefm._utils import get_device
+
 TASKS = ("clustering", "heterogeneity", "annotation", "composition")
 EXPRESSIONS = ("raw", "log1p", "scaled", "normalized")
 EMBEDDINGS = ("nichepca", "mofa")
@@ -38,6 +40,8 @@ class Representation:
         _among(f"embedding of {self.name!r}", [self.embedding], (*EMBEDDINGS, None))
         _among(f"tasks of {self.name!r}", self.tasks, TASKS)
         _among(f"classifiers of {self.name!r}", self.classifiers or (), ("forest", "mlp"))
+        _at_least(f"pca of {self.name!r}", self.pca, 1)
+        _at_least(f"n_bootstraps of {self.name!r}", self.n_bootstraps, 0)
         _among(f"scale of {self.name!r}", [self.scale], ("auto", "slide", "none"))
         if self.expression is None and (self.pca is not None or self.neighbors):
             raise ValueError(f"representation {self.name!r}: pca and neighbors go with expression.")
@@ -78,6 +82,13 @@ class Config:
         _among("tasks", self.tasks, TASKS)
         _among("classifiers", self.classifiers, ("forest", "mlp"))
         _among("published", [self.published], ("oscc", None))
+        _at_least("n_bootstraps", self.n_bootstraps, 0)
+        _at_least("n_repeats", self.n_repeats, 1)
+        _at_least("n_clusters", self.n_clusters, 2)
+        _at_least("seed", self.seed, 0)
+        get_device(self.device)
+        if not self.tasks or not self.classifiers:
+            raise ValueError("tasks and classifiers have to name one at least.")
         names = [representation.name for representation in self.representations]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"representations need different names, and one at least: {names}.")
@@ -145,10 +156,12 @@ def _build(values: dict[str, Any], folder: Path) -> Config:
         entry = dict(entry)
         if entry.get("model"):
             entry["model"] = _located(str(entry["model"]), folder)
-        made.append(_fill(Representation, entry, "a representation"))
+        made.append(_fill(Representation, entry, f"representation {entry.get('name')!r}"))
     if "merge" in values:
+        if not isinstance(values["merge"], Mapping):
+            raise TypeError(f"merge has to be a table of labels and classes, got {values['merge']!r}.")
         # TOML has no null: an empty class leaves spots out.
-        values["merge"] = {label: name or None for label, name in dict(values["merge"]).items()}
+        values["merge"] = {label: name or None for label, name in values["merge"].items()}
     return _fill(Config, {**values, "sections": sections, "representations": tuple(made)}, "the configuration")
 
 
@@ -162,11 +175,31 @@ def _fill(kind: type, values: Mapping[str, Any], what: str) -> Any:
         if name not in values and entry.default is MISSING and entry.default_factory is MISSING
     ]:
         raise KeyError(f"{what} lacks {missing[0]!r}.")
+    for name, value in values.items():
+        _check_type(f"{name} of {what}", value, str(known[name].type))
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _check_type(name: str, value: Any, annotation: str) -> None:
+    """Refuse a value that the field's annotation doesn't allow."""
+    if value is None and "None" in annotation:
+        return
+    kind = annotation.removesuffix(" | None")
+    if kind == "tuple[str, ...]":
+        if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+            raise TypeError(f'{name} has to be a list of names, such as ["a", "b"], got {value!r}.')
+        return
+    expected = {"str": str, "int": int, "bool": bool}.get(kind)
+    if expected is not None and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
+        words = {"str": "text", "int": "a whole number", "bool": "true or false"}[kind]
+        raise TypeError(f"{name} has to be {words}, got {value!r}.")
 
 
 def _sections(given: Any, folder: Path, exclude: Any) -> tuple[str, ...]:
     """Files, in the order given; a folder stands for all sections in it but the excluded."""
+    for name, value in (("sections", given or []), ("exclude", exclude)):
+        if not isinstance(value, list | tuple | (str | Path if name == "sections" else tuple)):
+            raise TypeError(f'{name} has to be a list, such as ["a", "b"], got {value!r}.')
     listed = [given] if isinstance(given, str | Path) else list(given or [])
     found: list[Path] = []
     for entry in listed:
@@ -195,6 +228,11 @@ def _located(model: str, folder: Path) -> str:
     """A path counts from the configuration's folder; a name is left."""
     is_path = "/" in model or model.endswith((".safetensors", ".pt"))
     return str(folder / Path(model).expanduser()) if is_path else model
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name}: {value} has to be at least {least}.")
 
 
 def _among(name: str, values: Any, known: tuple[Any, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +22,10 @@ from sagefm._settings import logger
 from sagefm.benchmark._config import Config
 
 RECORD, REPORT = "protocol.json", "report.html"
+NAMES = (
+    *("representation", "target", "part", "sample", "other", "kind", "other_kind", "kind_of"),
+    *("cluster", "gene", "group", "classifier", "settings", "scale", "params"),
+)
 
 
 class Folder:
@@ -29,43 +34,50 @@ class Folder:
     def __init__(self, config: Config, path: Path, overwrite: bool) -> None:
         self.config, self.path = config, path
         self.parts, self.figures = path / "parts", path / "figures"
-        fingerprint = self._fingerprint()
-        record = path / RECORD
+        self.record: dict[str, Any] = {}
+        fingerprint, record = self._fingerprint(), path / RECORD
         if record.exists():
-            self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            try:
+                self.record = json.loads(record.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{record} is damaged ({error}). Choose another folder, or delete {path}.") from error
             if self.record.get("fingerprint") != fingerprint:
                 if not overwrite:
                     raise FileExistsError(
                         f"{path} holds a run with other settings, files or another version. Choose another folder, "
                         "or pass overwrite=True (--overwrite) to start again."
                     )
-                self._clear()
                 self.record = {}
         elif path.exists() and any(path.iterdir()):
             raise FileExistsError(f"{path} exists and holds no run of this protocol. Choose another folder.")
-        else:
-            self.record = {}
-        for part in (self.parts, self.figures, path / "results"):
-            part.mkdir(parents=True, exist_ok=True)
-        self.record = {**self.record, "fingerprint": fingerprint, "config": _portable(self.config)}
+        self._is_new = not self.record
+        self.record |= {"fingerprint": fingerprint, "config": _portable(self.config)}
         self.record.setdefault("seconds", {})
+        self.record.setdefault("figures", {})
+
+    def open(self) -> None:
+        """Make the folder, once settings and data have passed their checks."""
+        if self._is_new:
+            for name in ("parts", "figures", "results"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in (RECORD, REPORT):
+                (self.path / name).unlink(missing_ok=True)
+        for part in (self.parts, self.figures, self.path / "results"):
+            part.mkdir(parents=True, exist_ok=True)
         self.save()
 
     def _fingerprint(self) -> str:
         paths = [Path(path) for path in self.config.sections]
         for entry in self.config.representations:
             if entry.model is not None and entry.model.endswith((".safetensors", ".pt")):
-                paths += sorted(Path(entry.model).parent.glob(Path(entry.model).name.replace("{group}", "*")))
-        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+                pattern = glob.escape(entry.model).replace(glob.escape("{group}"), "*").replace("{group}", "*")
+                paths += [Path(found) for found in sorted(glob.glob(pattern))]
+        # A zarr is a folder, of which any file may have changed.
+        within = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+        files = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in within if file.is_file()]
         config = {**_portable(self.config), "device": None, "title": None}
         text = json.dumps([config, files, sagefm.__version__], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def _clear(self) -> None:
-        for name in ("parts", "figures", "results"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (RECORD, REPORT):
-            (self.path / name).unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the record."""
@@ -82,13 +94,15 @@ class Folder:
         write(path, compute().to_csv(index=False))
         self.took(path.stem, started)
 
-    def figure(self, name: str, draw: Callable[[Path], object]) -> None:
+    def figure(self, kind: str, name: str, draw: Callable[[Path], object]) -> None:
         """Draw one figure, unless an earlier run has."""
-        path = self.figures / f"{slug(name)}.png"
+        path = self.figures / f"{kind}__{slug(name)}.png"
         if not path.exists():
             unfinished = path.with_name(f".{path.stem}.part.png")
             draw(unfinished)
             unfinished.replace(path)
+        self.record["figures"][path.name] = name
+        self.save()
 
     def is_done(self, name: str) -> bool:
         """Whether all pieces and figures of a representation are there."""
@@ -109,7 +123,8 @@ class Folder:
         for path in sorted(self.parts.glob("*.csv")):
             table = path.stem.partition("__")[0]
             if table != "done":
-                found = pd.read_csv(path, dtype={"sample": str, "group": str, "part": str, "cluster": str})
+                # What is a name stays one, even if it is "NA" or "1".
+                found = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
                 tables[table] = pd.concat([tables[table], found], ignore_index=True) if table in tables else found
         order = {entry.name: i for i, entry in enumerate(self.config.representations)}
         for name, table in tables.items():
@@ -143,8 +158,9 @@ def _portable(config: Config) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+    """A name as part of a file's: what any system takes, and no two names alike."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-.')[:60]}-{digest}"
 
 
 def write(path: Path, text: str) -> None:

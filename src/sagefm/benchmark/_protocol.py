@@ -85,9 +85,10 @@ def run_protocol(
     rows, held_out = collection.split()
     for representation in settings.representations:
         if {"annotation", "composition"} & set(tasks.of(representation)):
-            if len(held_out) < 1 or collection.table.obs[GROUP][rows].nunique() < 2:
+            if not held_out or collection.table.obs[GROUP][rows].nunique() < 2:
                 raise ValueError(f"holding out takes two values or more of obs[{settings.group_key!r}].")
             collection.check_model(representation, held_out)
+    folder.open()
     for representation in settings.representations:
         tasks.run(collection, representation, rows, held_out)
     tables = _gather(settings, folder)
@@ -109,7 +110,9 @@ def _gather(settings: Config, folder: Folder) -> dict[str, pd.DataFrame]:
         summary = {kind: summarize_distances(part) for kind, part in by_kind}
         tables["heterogeneity"] = pd.concat(summary, names=["kind_of"]).reset_index()
     if "annotation" in tables and settings.baseline in set(tables["annotation"]["representation"]):
-        tables["annotation_tests"] = compare_representations(tables["annotation"], str(settings.baseline))
+        tests = compare_representations(tables["annotation"], str(settings.baseline))
+        if len(tests):
+            tables["annotation_tests"] = tests
     for name, table in tables.items():
-        write(folder.path / "results" / f"{name}.csv", table.round(6).to_csv(index=False))
+        write(folder.path / "results" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     return tables

@@ -44,9 +44,9 @@ def write(config: Config, record: Mapping[str, Any], tables: Mapping[str, pd.Dat
         _in_short(config, tables),
         _clustering(tables),
         _heterogeneity(config, tables),
-        _annotation(config, tables, figures),
-        _composition(tables, figures),
-        _clusters(tables, figures),
+        _annotation(config, record, tables, figures),
+        _composition(record, tables, figures),
+        _clusters(record, tables, figures),
         _made(record),
     ]
     return (
@@ -80,7 +80,9 @@ def _in_short(config: Config, tables: Mapping[str, pd.DataFrame]) -> str:
     """Who is best at what, and where the models stand."""
     found: dict[str, pd.Series] = {}
     if "domains" in tables:
-        found["clusters: ARI with labels, in sections"] = tables["domains"].groupby("representation")["ari"].mean()
+        domains = _shared(tables["domains"])
+        if len(domains):
+            found["clusters: ARI with labels, in sections"] = domains.groupby("representation")["ari"].mean()
     for target, part in tables["clustering"].groupby("target", sort=False) if "clustering" in tables else ():
         found[f"clusters: ARI with {target}, all spots"] = part.set_index("representation")["ari"]
     for kind, part in tables["heterogeneity"].groupby("kind_of", sort=False) if "heterogeneity" in tables else ():
@@ -126,11 +128,13 @@ def _clustering(tables: Mapping[str, pd.DataFrame]) -> str:
     lines = []
     if "domains" in tables:
         domains = tables["domains"]
-        mean = domains.groupby("representation", sort=False)[["ari", "nmi", "silhouette", "davies_bouldin"]].mean()
+        shared = _shared(domains)
+        mean = shared.groupby("representation", sort=False)[["ari", "nmi", "silhouette", "davies_bouldin"]].mean()
         wide = domains.pivot_table(index="representation", columns="part", values="ari", sort=False)
         lines += [
             "<h3>Labels within each section</h3>",
-            "<p>k-means with as many clusters as the section has labels; mean over sections and seeds.</p>",
+            "<p>k-means with as many clusters as the section has labels; mean over seeds and the "
+            f"{shared['part'].nunique()} sections that all representations have.</p>",
             _table(mean, low={"davies_bouldin"}, unranked={"silhouette", "davies_bouldin"}),
             "<p>ARI by section:</p>",
             _table(wide),
@@ -148,6 +152,12 @@ def _clustering(tables: Mapping[str, pd.DataFrame]) -> str:
             "dimensions.</p>"
         )
     return "\n".join(["<h2>Clustering</h2>", *lines]) if lines else ""
+
+
+def _shared(domains: pd.DataFrame) -> pd.DataFrame:
+    """Sections that all representations have: others would favour some."""
+    n_with = domains.groupby("part")["representation"].nunique()
+    return domains[domains["part"].map(n_with) == domains["representation"].nunique()]
 
 
 def _heterogeneity(config: Config, tables: Mapping[str, pd.DataFrame]) -> str:
@@ -178,7 +188,7 @@ def _heterogeneity(config: Config, tables: Mapping[str, pd.DataFrame]) -> str:
     return "\n".join(lines)
 
 
-def _annotation(config: Config, tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
+def _annotation(config: Config, record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
     lines = []
     if "annotation" in tables:
         scores = tables["annotation"]
@@ -217,11 +227,11 @@ def _annotation(config: Config, tables: Mapping[str, pd.DataFrame], figures: Pat
                 + escape("; ".join(PUBLISHED.values()))
                 + ".</p>"
             )
-        lines += _images(figures, "annotation-")
+        lines += _images(record, figures, "annotation", "Labels")
     return "\n".join(lines)
 
 
-def _composition(tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
+def _composition(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
     if "composition" not in tables:
         return ""
     columns = ["bce", "pearson_mean", "pearson_median", "spearman_mean", "spearman_median", "accuracy", "f1_macro"]
@@ -242,11 +252,11 @@ def _composition(tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
             "<h3>Likeliest class by random forest</h3>",
             _table(whole.groupby("representation", sort=False)[["accuracy", "f1_macro", "recall_macro"]].mean()),
         ]
-    lines += _images(figures, "likeliest-")
+    lines += _images(record, figures, "likeliest", "Likeliest class")
     return "\n".join(lines)
 
 
-def _clusters(tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
+def _clusters(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
     if "clusters" not in tables:
         return ""
     lines = ["<h2>Clusters of the model's embedding</h2>"]
@@ -255,7 +265,9 @@ def _clusters(tables: Mapping[str, pd.DataFrame], figures: Path) -> str:
             f"<h3>{escape(str(name))}</h3>",
             _table(part.set_index("n_clusters").drop(columns="representation"), {"davies_bouldin"}),
         ]
-    lines += _images(figures, "tsne-") + _images(figures, "composition-") + _images(figures, "markers-")
+    lines += _images(record, figures, "tsne", "t-SNE")
+    lines += _images(record, figures, "composition", "Clusters by tissue")
+    lines += _images(record, figures, "markers", "Markers")
     return "\n".join(lines)
 
 
@@ -313,10 +325,12 @@ def _drawn(figure: Any) -> str:
     return _embedded(buffer.getvalue(), "")
 
 
-def _images(figures: Path, prefix: str) -> list[str]:
+def _images(record: Mapping[str, Any], figures: Path, kind: str, title: str) -> list[str]:
+    """Figures of one kind, in the order that they were drawn in."""
     return [
-        f"<h3>{escape(path.stem.replace('-', ' '))}</h3>{_embedded(path.read_bytes(), path.stem)}"
-        for path in sorted(figures.glob(f"{prefix}*.png"))
+        f"<h3>{escape(title)}: {escape(name)}</h3>{_embedded((figures / file).read_bytes(), name)}"
+        for file, name in record["figures"].items()
+        if file.startswith(f"{kind}__") and (figures / file).exists()
     ]
 
 

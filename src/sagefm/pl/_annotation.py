@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 
 from sagefm import _keys
 from sagefm._utils import get_table
@@ -89,7 +90,8 @@ def annotation(
     if label_key is not None:
         labels = adata.obs[label_key].astype(object)
         if merge is not None:
-            labels = labels.map(lambda label: merge.get(label, label) if isinstance(label, str) else None)
+            classes_of = {str(label): name for label, name in merge.items()}
+            labels = labels.map(lambda label: classes_of.get(str(label), str(label)) if pd.notna(label) else None)
         others = sorted(set(labels.dropna().astype(str)) - set(classes))
         known = labels.astype(str).where(labels.notna())
         panels.append((label_key, pd.Series(pd.Categorical(known, [*classes, *others]))))
@@ -180,7 +182,10 @@ def composition(
     classes = [str(name) for name in predicted.columns]
     panels = [("predicted", predicted.to_numpy(dtype=float))]
     if target_key is not None:
-        panels.insert(0, (target_key, np.asarray(adata.obsm[target_key], dtype=float)))
+        target = adata.obsm[target_key]
+        if isinstance(target, pd.DataFrame):
+            target = target.set_axis([str(name) for name in target.columns], axis=1).reindex(columns=classes)
+        panels.insert(0, (target_key, np.asarray(target.toarray() if issparse(target) else target, dtype=float)))
     figure, axes = plt.subplots(1, len(panels), figsize=(5.0 * len(panels), 4.0), layout="constrained", squeeze=False)
     for ax, (title, values) in zip(axes[0], panels, strict=True):
         known = np.isfinite(values).all(axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,14 +12,15 @@ from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, get_table
 from sagefm.tl import _classifiers as classifiers
-from sagefm.tl._labels import get_labels, score_labels
+from sagefm.tl._held_out import Scored, check_same_model, in_query, in_reference
+from sagefm.tl._labels import check_classes, get_labels, score_labels
 from sagefm.tl._points import get_column, get_points
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-UNSURE, OVERALL = "unsure", "overall"
+UNSURE = "unsure"
 
 
 def annotate(
@@ -88,23 +89,26 @@ def annotate(
         Class probabilities, a ``DataFrame`` of shape (spots, classes). Labelled spots of ``adata`` get those of a
         classifier that their group was held out from.
     ``uns["sage_annotation"]``
-        ``params``; ``tried``: settings with their scores on held-out groups; ``scores``: by held-out group and over
-        all of them, accuracy, macro- and micro-F1, recall and precision of the most probable class, the share of spots
-        that are sure (``share_sure``), and the accuracy among those (``accuracy_sure``). As the settings were chosen
-        on the same groups, the scores are a little too good; :func:`sagefm.benchmark.evaluate_annotation` nests the
-        choice. With labels in ``adata`` beside a reference, the scores are those on ``adata``, by its groups.
+        ``params``; ``tried``: settings with their scores on held-out groups; ``scores``: ``"overall"`` and by
+        held-out group, accuracy, macro- and micro-F1, recall and precision of the most probable class, the share of
+        spots that are sure (``share_sure``), and the accuracy among those (``accuracy_sure``). As the settings were
+        chosen on the same groups, the scores are a little too good; :func:`sagefm.benchmark.evaluate_annotation` nests
+        the choice. With a reference, labels in ``adata`` are what is scored, but for groups that the reference has
+        too, and labels that the reference lacks count as missed; without labels in ``adata`` the scores are of the
+        reference's groups, each held out (``params["scored_on"]`` says which).
 
     Raises
     ------
     KeyError
         If the labels, the representation, or a column is missing.
     ValueError
-        If there are fewer than two classes, or the representations don't fit together.
+        If there are fewer than two classes, a class has a name that can't be saved, or the representations don't fit
+        together.
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 3. Scores need two labelled groups or a labelled ``adata``; without, a warning
-    says so, and probabilities of labelled spots come from a classifier that has seen them.
+    SAGE-FM (arXiv 2601.15504), Figure 3. Scores need two labelled groups, or a reference and labels in ``adata``;
+    without, a warning says so, and probabilities of labelled spots come from a classifier that has seen them.
 
     Examples
     --------
@@ -119,10 +123,12 @@ def annotate(
     """
     classifiers.check_choice("classifier", classifier, classifiers.KINDS)
     classifiers.check_choice("scale", scale, classifiers.SCALES)
-    if not 0 <= min_probability <= 1:
-        raise ValueError(f"min_probability={min_probability} has to lie between 0 and 1.")
+    if not isinstance(min_probability, int | float | np.number) or not 0 <= min_probability <= 1:
+        raise ValueError(f"min_probability={min_probability!r} has to lie between 0 and 1.")
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.ANNOTATION, ["obs", "obsm"], "tl.annotate")
+    if key_added == label_key:
+        raise ValueError(f"key_added={key_added!r} would overwrite the labels. Choose another one.")
     source = adata if reference is None else get_table(reference, table_key)
     labels = get_labels(source, label_key, merge)
     known = labels.notna().to_numpy()
@@ -131,44 +137,37 @@ def annotate(
         raise ValueError(f"obs[{label_key!r}] has {len(classes)} classes to learn from, needs two or more: {classes}.")
     if UNSURE in classes:
         raise ValueError(f"a class can't be named {UNSURE!r}. Rename it through merge.")
+    check_classes(classes, "through merge")
     views = classifiers.views(get_points(source, use_rep), get_column(source, "library_key", library_key), scale)
-    groups = get_column(source, "group_key", group_key or library_key)[known]
+    key = group_key or library_key
+    groups = get_column(source, "group_key", key, known)
     target = np.asarray(labels[known], dtype=str)
     known_views = {name: points[known] for name, points in views.items()}
     seed = int(np.random.default_rng(rng).integers(2**31))
-
     query = views
     if source is not adata:
         points = get_points(adata, use_rep)
         check_same_model(source, adata, use_rep)
         query = classifiers.views(points, get_column(adata, "library_key", library_key), scale)
+
     choice = classifiers.choose(known_views, target, groups, classifier, seed)
     estimator = classifiers.fit(classifiers.make(classifier, choice.params, seed), known_views[choice.scale], target)
     found = classifiers.probabilities(estimator, query[choice.scale], classes)
+    held_out = _held_out(known_views[choice.scale], target, groups, classes, classifier, choice, seed)
     if source is adata:
-        held_out = _held_out(known_views[choice.scale], target, groups, classes, classifier, choice, seed)
-        truth, by = target, groups
         if held_out is not None:
             found[known] = held_out
-        scored = held_out
+        scored = in_reference(target, held_out, groups, "adata")
     else:
-        truth, by, scored = None, None, None
+        scored = None
         if label_key in adata.obs:
-            labels = get_labels(adata, label_key, merge)
-            rows = labels.isin(classes).to_numpy()
-            if rows.any():
-                truth, scored = np.asarray(labels[rows], dtype=str), found[rows]
-                by = get_column(adata, "group_key", group_key or library_key)[rows]
-    scores = None
-    if truth is not None and by is not None and scored is not None:
-        scores = _score(truth, scored, by, classes, min_probability)
-    else:
+            own = get_labels(adata, label_key, merge, strict=False)
+            scored = in_query(adata, own.notna().to_numpy(), own.to_numpy(), found, key, groups)
+        scored = scored or in_reference(target, held_out, groups, "reference")
+    if scored is None:
         logger.warning(
-            "Nothing is held out: the labels come from one group, so how good the annotation is can't be told. "
+            "Nothing is held out: all labels come from one group, so how good the annotation is can't be told. "
             "Set group_key to a column with two groups or more, such as donors."
-            if source is adata
-            else "adata has no labels in obs['%s']: how good its annotation is can't be told.",
-            *([] if source is adata else [label_key]),
         )
     sure = found.max(axis=1) >= min_probability
     best = np.asarray([*classes, UNSURE])[np.where(sure, found.argmax(axis=1), len(classes))]
@@ -183,30 +182,22 @@ def annotate(
         "reference": source is not adata,
         "seed": seed,
     }
-    recorded = {"params": params, "tried": choice.tried.set_axis(choice.tried.index.astype(str))}
-    if scores is not None:
-        recorded["scores"] = scores
+    recorded: dict[str, Any] = {"params": params, "tried": choice.tried.set_axis(choice.tried.index.astype(str))}
+    accuracy = ""
+    if scored is not None:
+        recorded["scores"] = _score(scored, classes, float(min_probability))
+        params["scored_on"] = scored.of
+        accuracy = f" (accuracy {recorded['scores']['accuracy'].iloc[0]:.2f} where groups of {scored.of} are held out)"
     adata.obs[key_added] = pd.Categorical(best, [*classes, UNSURE])
     adata.obsm[key_added] = pd.DataFrame(found, index=adata.obs_names, columns=classes)
     adata.uns[key_added] = recorded
     logger.info(
         "Labelled %d spots with %d classes, %d unsure%s; wrote obs['%s'].",
         *(adata.n_obs, len(classes), int((~sure).sum())),
-        "" if scores is None else f" (accuracy {scores.loc[OVERALL, 'accuracy']:.2f} where held out)",
+        accuracy,
         key_added,
     )
     return adata if copy else None
-
-
-def check_same_model(reference: AnnData, adata: AnnData, use_rep: str) -> None:
-    """Two embeddings only fit together if one model made both."""
-    widths = [get_points(part, use_rep).shape[1] for part in (reference, adata)]
-    made_by = [part.uns.get(use_rep, {}).get("params", {}).get("model") for part in (reference, adata)]
-    if widths[0] != widths[1] or (None not in made_by and made_by[0] != made_by[1]):
-        raise ValueError(
-            f"obsm[{use_rep!r}] of the reference ({widths[0]} dimensions, model {made_by[0]}) and of adata "
-            f"({widths[1]}, {made_by[1]}) don't fit together. Embed both with the same model."
-        )
 
 
 def _held_out(
@@ -220,7 +211,7 @@ def _held_out(
 ) -> np.ndarray | None:
     """Probabilities of every labelled spot from a classifier that hasn't seen its group."""
     splits = classifiers.folds(groups)
-    if not splits or any(len(np.unique(labels[train])) < 2 for train, _ in splits):
+    if not splits:
         return None
     found = np.zeros((len(labels), len(classes)))
     for train, held_out in splits:
@@ -229,20 +220,20 @@ def _held_out(
     return found
 
 
-def _score(
-    truth: np.ndarray, found: np.ndarray, groups: np.ndarray, classes: list[str], min_probability: float
-) -> pd.DataFrame:
-    """Scores by group and over all spots."""
-    predicted, sure = np.asarray(classes)[found.argmax(axis=1)], found.max(axis=1) >= min_probability
-    right = predicted == truth
-    rows = {}
-    names = [OVERALL, *np.unique(groups)]
-    for name in names:
-        part = np.ones(len(truth), bool) if name == OVERALL else groups == name
-        rows[name] = {
-            "n_spots": int(part.sum()),
-            **score_labels(truth[part], predicted[part]),
-            "share_sure": float(sure[part].mean()),
-            "accuracy_sure": float(right[part & sure].mean()) if (part & sure).any() else np.nan,
-        }
-    return pd.DataFrame(rows).T.astype({"n_spots": int}).rename_axis("group")
+def _score(scored: Scored, classes: list[str], min_probability: float) -> pd.DataFrame:
+    """Scores over all spots and by group."""
+    probability = scored.predicted
+    predicted, sure = np.asarray(classes)[probability.argmax(axis=1)], probability.max(axis=1) >= min_probability
+    right = predicted == scored.truth
+    names, rows = [], []
+    for name, part in scored.parts():
+        names.append(name)
+        rows.append(
+            {
+                "n_spots": int(part.sum()),
+                **score_labels(scored.truth[part], predicted[part]),
+                "share_sure": float(sure[part].mean()),
+                "accuracy_sure": float(right[part & sure].mean()) if (part & sure).any() else np.nan,
+            }
+        )
+    return pd.DataFrame(rows, index=pd.Index(names, name="group"))

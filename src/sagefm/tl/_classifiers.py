@@ -56,9 +56,15 @@ def make(kind: str, params: dict[str, Any], seed: int, n_trees: int | None = Non
 
 
 def fit(estimator: BaseEstimator, points: NDArray[Any], labels: NDArray[np.str_]) -> BaseEstimator:
-    """Fit; the network stops after its passes whether or not it has converged, which is no warning to users."""
+    """Fit; the network stops after its passes whether or not it has converged, which is no warning to users.
+
+    Of spots that are all of one class, that class is what is learned.
+    """
+    from sklearn.dummy import DummyClassifier
     from sklearn.exceptions import ConvergenceWarning
 
+    if len(np.unique(labels)) < 2:
+        return DummyClassifier().fit(points, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return estimator.fit(points, labels)
@@ -101,7 +107,7 @@ def choose(
 
     ``points`` holds the representation under the name of each scaling to try.
     """
-    splits = [split for split in folds(groups) if len(np.unique(labels[split[0]])) > 1]
+    splits = folds(groups)
     candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
     if not splits:
         scale = "slide" if "slide" in points else "none"

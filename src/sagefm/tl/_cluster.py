@@ -9,7 +9,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_table, progress
-from sagefm.tl._points import get_points
+from sagefm.tl._points import get_points, silhouette
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,7 +80,7 @@ def cluster(
     """
     import pandas as pd
     from sklearn.cluster import KMeans
-    from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
+    from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score
 
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.CLUSTER, ["obs"], "tl.cluster")
@@ -99,7 +99,7 @@ def cluster(
     for k in progress(candidates, "Clustering", unit="k"):
         labels[k] = KMeans(k, n_init=10, random_state=seed).fit_predict(points)
         scores[k] = {
-            "silhouette": silhouette_score(points, labels[k], sample_size=min(10_000, adata.n_obs), random_state=seed),
+            "silhouette": silhouette(points, labels[k], 10_000, seed),
             "calinski_harabasz": calinski_harabasz_score(points, labels[k]),
             "davies_bouldin": davies_bouldin_score(points, labels[k]),
         }

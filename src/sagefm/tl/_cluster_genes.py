@@ -9,7 +9,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import adjust_pvalues, check_free, get_table
+from sagefm._utils import adjust_pvalues, check_free, check_key, get_table, shorten
 from sagefm.pp._counts import Counts
 from sagefm.tl._points import get_column
 
@@ -62,7 +62,7 @@ def cluster_markers(
     KeyError
         If the clusters or the layer are missing.
     ValueError
-        If there are fewer than two clusters of two spots, or the counts are no raw counts.
+        If there are fewer than two clusters, none of two spots, or the counts are no raw counts.
 
     Notes
     -----
@@ -84,17 +84,21 @@ def cluster_markers(
     check_free(adata, key_added, _keys.CLUSTER_MARKERS, [], "tl.cluster_markers")
     clusters = _clusters(adata, key)
     names, sizes = np.unique(clusters, return_counts=True)
-    if len(names) < 2 or sizes.min() < 2:
-        raise ValueError(f"obs[{key!r}] has to hold two clusters or more, of two spots or more each.")
+    tested = [str(name) for name in names[sizes > 1]]
+    if len(names) < 2 or not tested:
+        raise ValueError(f"obs[{key!r}] has to hold two clusters or more, one of them of two spots or more.")
+    if len(tested) < len(names):
+        logger.warning("Clusters of one spot (%s) have no markers.", shorten(names[sizes < 2]))
     columns = np.arange(adata.n_vars)
     slide = AnnData(Counts(adata, columns, layer).log1p(columns, BATCH_SIZE).expm1())
     slide.var_names, slide.obs["cluster"] = adata.var_names, pd.Categorical(clusters)
+    slide.var_names_make_unique()  # or scanpy multiplies the rows of genes that share a name
     slide = slide[:, slide.X.getnnz(axis=0) >= min_spots].copy()
     if not slide.n_vars:
         raise ValueError(f"no gene is seen in {min_spots} spots. Set a smaller min_spots.")
     sc.pp.normalize_total(slide)
     sc.pp.log1p(slide)
-    sc.tl.rank_genes_groups(slide, "cluster", method="wilcoxon", pts=True)
+    sc.tl.rank_genes_groups(slide, "cluster", groups=tested, method="wilcoxon", pts=True)
     found = sc.get.rank_genes_groups_df(slide, group=None)
     results = pd.DataFrame(
         {
@@ -176,6 +180,7 @@ def cluster_composition(
 
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.CLUSTER_COMPOSITION, [], "tl.cluster_composition")
+    check_key("groupby", groupby)
     clusters, groups = _clusters(adata, key), get_column(adata, "groupby", groupby)
     counts = pd.crosstab(clusters, groups)
     n, of_cluster, of_group = len(clusters), counts.sum(axis=1), counts.sum(axis=0)
@@ -204,6 +209,7 @@ def cluster_composition(
 
 
 def _clusters(adata: AnnData, key: str) -> np.ndarray:
+    check_key("key", key)
     if key == _keys.CLUSTER and key not in adata.obs:
         raise KeyError(f"{key!r} not in adata.obs. Run sg.tl.cluster(adata) first.")
     return get_column(adata, "key", key)

@@ -14,8 +14,8 @@ from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_key, check_whole, get_device, get_table, progress
 from sagefm.tl import _classifiers as classifiers
-from sagefm.tl._annotate import OVERALL, check_same_model
-from sagefm.tl._labels import score_labels
+from sagefm.tl._held_out import check_same_model, in_query, in_reference
+from sagefm.tl._labels import check_classes, score_labels
 from sagefm.tl._points import get_column, get_points
 
 if TYPE_CHECKING:
@@ -124,13 +124,17 @@ def composition(
     n_epochs = check_whole("n_epochs", n_epochs, 1)
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.COMPOSITION, ["obsm"], "tl.composition")
+    if key_added == target_key:
+        raise ValueError(f"key_added={key_added!r} would overwrite the likelihoods. Choose another one.")
     source = adata if reference is None else get_table(reference, table_key)
     targets = get_targets(source, target_key)
     known = targets.notna().all(axis=1).to_numpy()
     if known.sum() < 2:
         raise ValueError(f"obsm[{target_key!r}] is known for {int(known.sum())} spots, too few to learn from.")
     views = classifiers.views(get_points(source, use_rep), get_column(source, "library_key", library_key), scale)
-    groups = get_column(source, "group_key", group_key or library_key)[known]
+    check_classes(targets.columns, "in that table")
+    key = group_key or library_key
+    groups = get_column(source, "group_key", key, known)
     query = views
     if source is not adata:
         check_same_model(source, adata, use_rep)
@@ -143,25 +147,19 @@ def composition(
     held_out = predict_held_out(known_views, target, groups, learn)
     chosen = best_scale(target, held_out) if held_out else list(views)[-1]
     predicted = learn.fit(known_views[chosen], target)(query[chosen])
-    truth, by, scored = None, groups, None
-    if source is adata and held_out:
-        predicted[known] = held_out[chosen]
-        truth, scored = target, held_out[chosen]
-    elif source is not adata and target_key in adata.obsm:
-        own = get_targets(adata, target_key)
-        rows = own.notna().all(axis=1).to_numpy()
-        if list(own.columns) != list(targets.columns):
-            raise ValueError(f"obsm[{target_key!r}] of adata and of the reference have other classes.")
-        if rows.any():
-            truth, scored = own[rows].to_numpy(), predicted[rows]
-            by = get_column(adata, "group_key", group_key or library_key)[rows]
-    scores = None
-    if truth is not None and scored is not None:
-        parts = {OVERALL: np.ones(len(truth), bool), **{name: by == name for name in np.unique(by)}}
-        scores = pd.DataFrame({name: score_composition(truth[part], scored[part]) for name, part in parts.items()}).T
-        scores = scores.astype({"n_spots": int}).rename_axis("group")
+    scored = None
+    if source is adata:
+        if held_out:
+            predicted[known] = held_out[chosen]
+        scored = in_reference(target, held_out.get(chosen), groups, "adata")
     else:
-        logger.warning("Nothing is held out (one group, or no likelihoods in adata): no score can be given.")
+        if target_key in adata.obsm:
+            own = get_targets(adata, target_key)
+            if list(own.columns) != list(targets.columns):
+                raise ValueError(f"obsm[{target_key!r}] of adata and of the reference have other classes.")
+            rows = own.notna().all(axis=1).to_numpy()
+            scored = in_query(adata, rows, own.to_numpy(), predicted, key, groups)
+        scored = scored or in_reference(target, held_out.get(chosen), groups, "reference")
     params = {
         "function": "tl.composition",
         "target_key": target_key,
@@ -173,11 +171,20 @@ def composition(
         "seed": seed,
     }
     adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=targets.columns)
-    adata.uns[key_added] = {"params": params} if scores is None else {"params": params, "scores": scores}
+    adata.uns[key_added] = {"params": params}
+    entropy = ""
+    if scored is None:
+        logger.warning("Nothing is held out: all likelihoods come from one group, so no score can be given.")
+    else:
+        names, parts = zip(*scored.parts(), strict=True)
+        rows_of = [score_composition(scored.truth[part], scored.predicted[part]) for part in parts]
+        scores = pd.DataFrame(rows_of, index=pd.Index(names, name="group"))
+        params["scored_on"], adata.uns[key_added]["scores"] = scored.of, scores
+        entropy = f" (cross-entropy {scores['bce'].iloc[0]:.3f} where groups of {scored.of} are held out)"
     logger.info(
         "Predicted %d classes of %d spots%s; wrote obsm['%s'].",
         *(targets.shape[1], adata.n_obs),
-        "" if scores is None else f" (cross-entropy {scores.loc[OVERALL, 'bce']:.3f} where held out)",
+        entropy,
         key_added,
     )
     return adata if copy else None
@@ -192,6 +199,8 @@ def get_targets(adata: AnnData, target_key: str) -> pd.DataFrame:
     if not isinstance(found, pd.DataFrame):
         found = pd.DataFrame(found.toarray() if sparse.issparse(found) else np.asarray(found), index=adata.obs_names)
     found = found.set_axis([str(name) for name in found.columns], axis=1)
+    if not found.columns.is_unique:
+        raise ValueError(f"obsm[{target_key!r}] has several columns of one name.")
     try:
         found = found.astype(float)
     except (TypeError, ValueError) as error:

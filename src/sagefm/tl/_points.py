@@ -28,16 +28,20 @@ def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
     return points
 
 
-def get_column(adata: AnnData, name: str, key: str | None, *, single: str = "all") -> NDArray[np.str_]:
-    """Column of ``obs`` as text, without gaps; all spots are of one kind where ``key`` is None."""
+def get_column(
+    adata: AnnData, name: str, key: str | None, rows: NDArray[np.bool_] | None = None, *, single: str = "all"
+) -> NDArray[np.str_]:
+    """Column of ``obs`` as text, without gaps in the rows asked for; all are of one kind where ``key`` is None."""
+    n_rows = adata.n_obs if rows is None else int(rows.sum())
     if key is None:
-        return np.full(adata.n_obs, single)
+        return np.full(n_rows, single)
     check_key(name, key)
     if key not in adata.obs:
         raise KeyError(f"{name}={key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
-    if adata.obs[key].isna().any():
-        raise ValueError(f"obs[{key!r}] is missing for {int(adata.obs[key].isna().sum())} spots.")
-    return adata.obs[key].astype(str).to_numpy(dtype=str)
+    column = adata.obs[key] if rows is None else adata.obs[key][rows]
+    if column.isna().any():
+        raise ValueError(f"obs[{key!r}] is missing for {int(column.isna().sum())} spots that need it.")
+    return column.astype(str).to_numpy(dtype=str)
 
 
 def standardize(points: NDArray[Any], slides: NDArray[np.str_]) -> NDArray[np.float32]:
@@ -49,3 +53,14 @@ def standardize(points: NDArray[Any], slides: NDArray[np.str_]) -> NDArray[np.fl
         spread = part.std(axis=0)
         scaled[rows] = (part - part.mean(axis=0)) / np.where(spread > 1e-6 * np.abs(part).max(initial=0), spread, 1)
     return scaled
+
+
+def silhouette(points: NDArray[Any], clusters: NDArray[Any], n_spots: int, seed: int) -> float:
+    """Mean silhouette of at most ``n_spots`` spots; NaN where these are all of one cluster, or each of its own."""
+    from sklearn.metrics import silhouette_score
+
+    if len(points) > n_spots:
+        chosen = np.random.default_rng(seed).permutation(len(points))[:n_spots]
+        points, clusters = points[chosen], clusters[chosen]
+    several = 1 < len(np.unique(clusters)) < len(points)
+    return float(silhouette_score(points, clusters)) if several else float("nan")
