@@ -356,8 +356,8 @@ def _slides(adata: AnnData, group_key: str, library_key: str | None) -> NDArray[
     groups = pd.Series(adata.obs[group_key].astype(str).to_numpy()).groupby(slides).nunique()
     if (groups > 1).any():
         raise ValueError(
-            f"obs[{library_key!r}] has {groups.idxmax()!r} in {groups.max()} values of obs[{group_key!r}]: "
-            "standardised together, held-out spots would reach into training. Set library_key to the slide of each spot."
+            f"obs[{library_key!r}] has {groups.idxmax()!r} in {groups.max()} values of obs[{group_key!r}]. "
+            "Standardised together, held-out spots would reach into training. Set library_key to the spots' slides."
         )
     return slides
 

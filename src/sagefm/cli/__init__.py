@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("error: %s", message)
         return 1
     except KeyboardInterrupt:
-        logger.error("interrupted; nothing was written to the output.")
+        logger.error("interrupted; %s", arguments.interrupted)
         return 130
     return 0
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sagefm", description="SAGE-FM on spatial transcriptomics slides.")
     parser.add_argument("--version", action="version", version=f"sagefm {__version__}")
+    parser.set_defaults(interrupted="nothing was written to the output.")
     parser.add_argument("--quiet", action="store_true", help="errors only, no progress bars")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("-o", "--out", type=Path, required=True, help="folder to write; a run there is resumed")
     evaluate.add_argument("--model", help="with a folder: name or path (default: sage-fm-hest1k)")
     evaluate.add_argument("--overwrite", action="store_true", help="start again over a run with other settings")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, interrupted="what is done is kept, and the same command goes on from there.")
 
     listing = commands.add_parser("models", help="list the models")
     listing.set_defaults(run=_models)
