@@ -286,8 +286,9 @@ class Collection:
         from anndata import AnnData
 
         seed = self.config.seed
-        if representation.embedding == "mofa":
-            found = tl.mofa_embed(self.table, library_key=SAMPLE, seed=seed, key_added="sage_scratch", copy=True)
+        if representation.embedding in ("mofa", "mofa_by_slide"):
+            library_key = SAMPLE if representation.embedding == "mofa_by_slide" else None
+            found = tl.mofa_embed(self.table, library_key=library_key, seed=seed, key_added="sage_scratch", copy=True)
             return np.asarray(found.obsm["sage_scratch"])  # type: ignore[union-attr]
         if representation.embedding == "nichepca":
             found = tl.nichepca_embed(self.table, seed=seed, key_added="sage_scratch", copy=True)

@@ -11,7 +11,7 @@ from sagefm._utils import get_device
 
 TASKS = ("clustering", "heterogeneity", "annotation", "composition")
 EXPRESSIONS = ("raw", "log1p", "scaled", "normalized")
-EMBEDDINGS = ("nichepca", "mofa")
+EMBEDDINGS = ("nichepca", "mofa", "mofa_by_slide")
 SLIDES = (".h5ad", ".zarr")
 
 
@@ -23,7 +23,7 @@ class Representation:
     model: str | None = None  # name or path; {group} in a path: models that were trained without that group
     obsm: str | None = None  # key that the sections bring
     expression: str | None = None  # counts as they are, log1p, log1p and z-scored, at a common depth and log1p
-    embedding: str | None = None  # a baseline of tl
+    embedding: str | None = None  # a baseline of tl; mofa_by_slide centres each slide by itself
     pca: int | None = None
     neighbors: bool = False  # mean of the spot and its neighbours, before PCA
     tasks: tuple[str, ...] = TASKS
