@@ -17,6 +17,12 @@ from sagefm.benchmark import _tasks
 from sagefm.cli import main
 
 
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch):
+    """Forests of few trees: what is tested is the way through, not the score."""
+    monkeypatch.setattr("sagefm.tl._classifiers.N_TREES", 10)
+
+
 def blobs(seed=0, n=40, groups="ABC"):
     """Three classes in each of three donors; ``good`` tells the classes apart, ``bad`` nothing."""
     generator = np.random.default_rng(seed)
@@ -160,12 +166,6 @@ def folder_of_slides(tmp_path_factory):
 
 
 @pytest.fixture
-def few_trees(monkeypatch):
-    """Forests of few trees: what is tested is the way through, not the score."""
-    monkeypatch.setattr("sagefm.tl._classifiers.N_TREES", 10)
-
-
-@pytest.fixture
 def config(folder_of_slides, tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(
@@ -193,7 +193,6 @@ neighbors = true
     return path
 
 
-@pytest.mark.usefixtures("few_trees")
 def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch, log):
     out = tmp_path / "report"
     # Interrupted in the middle, then again: the same as in one go.
@@ -314,7 +313,6 @@ def test_splits_that_leak_are_refused(leak, folder_of_slides, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("few_trees")
 def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides, tmp_path):
     settings = leak_by_model(folder_of_slides, tmp_path) | {"classifiers": ["forest"], "n_bootstraps": 0}
     settings["representations"][0]["allow_seen"] = True
