@@ -72,9 +72,9 @@ def evaluate_annotation(
 
     Returns
     -------
-    Table with a row for each representation, classifier, held-out group and fit: ``representation, classifier, group,
-    bootstrap`` (0: all training spots; then the draws), ``n_spots, accuracy, f1_macro, f1_micro, recall_macro,
-    precision_macro``, and the chosen ``scale`` and ``settings``.
+    Table with a row for each representation, classifier, held-out group and fit. Columns are ``representation``,
+    ``classifier``, ``group``, ``bootstrap`` (0 for all training spots, then the draws), ``n_spots``, ``accuracy``,
+    ``f1_macro``, ``f1_micro``, ``recall_macro``, ``precision_macro``, and the chosen ``scale`` and ``settings``.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def compare_representations(
 
     Returns
     -------
-    Table by representation, classifier and metric: ``difference`` (mean over groups, fits on all training spots),
+    Table by representation, classifier and metric, with ``difference`` (mean over groups, fits on all training spots),
     ``n_groups``, ``n_ahead`` (groups in which it is above), ``pval_groups`` (Wilcoxon's signed-rank test, two-sided,
     one pair a group) and ``pval_bootstraps`` (one pair a group and draw, as in the paper: draws of the same spots are
     no independent pairs, so this p-value is too small; NaN without draws).
@@ -269,9 +269,9 @@ def evaluate_composition(
 
     Returns
     -------
-    Table with a row for each representation, depth and held-out group: ``representation, n_layers, group``, the scores
-    of :func:`sagefm.tl.composition`, and the chosen ``scale``. ``n_layers`` 0 is the mean of the training spots, which
-    reads nothing of the spot.
+    Table with a row for each representation, depth and held-out group. Columns are ``representation``, ``n_layers``,
+    ``group``, the scores of :func:`sagefm.tl.composition`, and the chosen ``scale``. ``n_layers`` 0 is the mean of the
+    training spots, which reads nothing of the spot.
 
     Raises
     ------

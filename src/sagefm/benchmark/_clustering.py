@@ -51,9 +51,10 @@ def evaluate_clustering(
 
     Returns
     -------
-    Table ``representation, target, part`` (``"all"``, or the value of ``within``), ``n_spots, n_clusters, ari, nmi,
-    silhouette, davies_bouldin`` of the clusters, and ``ari_sd`` over seeds. The silhouette is that of at most 2,000
-    spots. Parts in which a target has one value are left out.
+    Table with a row for each representation, target and part. Columns are ``representation``, ``target``, ``part``
+    (``"all"``, or the value of ``within``), ``n_spots``, ``n_clusters``, ``ari``, ``nmi``, ``silhouette`` and
+    ``davies_bouldin`` of the clusters, and ``ari_sd`` over seeds. The silhouette is that of at most 2,000 spots. Parts
+    in which a target has one value are left out.
 
     Raises
     ------

@@ -55,9 +55,9 @@ def centroid_distances(
 
     Returns
     -------
-    Table with a row for each representation and ordered pair of samples: ``representation, sample, other, kind,
-    other_kind, distance, scaled, reference`` (scaled), ``error`` (absolute), and ``rank``, that of ``other`` among all
-    others by distance from ``sample``, from 1, ties averaged.
+    Table with a row for each representation and ordered pair of samples. Columns are ``representation``, ``sample``,
+    ``other``, ``kind``, ``other_kind``, ``distance``, ``scaled``, ``reference`` (scaled), ``error`` (absolute), and
+    ``rank``, that of ``other`` among all others by distance from ``sample``, from 1, ties averaged.
 
     Raises
     ------
