@@ -132,7 +132,7 @@ def main() -> None:
                 tables[table].round(4).to_csv(folder / f"{name}_{table}.csv", index=False)
         for view, table in make_views(tables).items():
             file = "_".join(part for part in (name, view, "view") if part)
-            table.round(3).rename_axis("representation").to_csv(folder / f"{file}.csv")
+            table.rename_axis("representation").to_csv(folder / f"{file}.csv", float_format="%.3f")
 
 
 if __name__ == "__main__":

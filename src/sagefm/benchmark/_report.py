@@ -22,7 +22,7 @@ METRICS = {
     *("f1_macro", "f1_micro", "recall_macro", "precision_macro"),
     *("pearson_mean", "pearson_median", "spearman_mean", "spearman_median"),
 }
-MAX_WIDTH, N_COLORS = 1_000, 128
+MAX_WIDTH, N_COLORS = 1_000, 256
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd }
@@ -341,5 +341,5 @@ def _embedded(png: bytes, text: str) -> str:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     image.thumbnail((MAX_WIDTH, 10 * MAX_WIDTH), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.quantize(N_COLORS).save(buffer, format="png", optimize=True)
+    image.quantize(N_COLORS, Image.Quantize.MAXCOVERAGE).save(buffer, format="png", optimize=True)
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
