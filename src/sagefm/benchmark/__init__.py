@@ -1,7 +1,8 @@
 """Evaluation: masked genes, clusters, distances and annotation, beside plain baselines."""
 
-from sagefm.benchmark._annotation import compare_representations, evaluate_annotation, evaluate_composition
+from sagefm.benchmark._annotation import compare_representations, evaluate_annotation
 from sagefm.benchmark._clustering import evaluate_clustering
+from sagefm.benchmark._composition import evaluate_composition
 from sagefm.benchmark._heterogeneity import centroid_distances, summarize_distances
 from sagefm.benchmark._imputation import evaluate_imputation
 from sagefm.benchmark._metrics import imputation_metrics

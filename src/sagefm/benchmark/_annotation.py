@@ -1,9 +1,9 @@
-"""How well labels and likelihoods of unseen donors are predicted from a representation."""
+"""How well labels of unseen donors are predicted from a representation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from sagefm._utils import check_whole, get_table, progress
 from sagefm.benchmark._clustering import as_names
+from sagefm.benchmark._groups import get_slides, get_views, split_groups
 from sagefm.tl import _classifiers as classifiers
-from sagefm.tl import _composition as compositions
 from sagefm.tl._labels import METRICS, get_labels, score_labels
-from sagefm.tl._points import get_column, get_points
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,12 +109,12 @@ def evaluate_annotation(
     labels = get_labels(adata, label_key, merge)
     known = labels.notna().to_numpy()
     truth = np.asarray(labels[known], dtype=str)
-    groups, folds = _folds(adata, group_key, known, test_groups)
-    slides = _slides(adata, group_key, library_key)
+    groups, folds = split_groups(adata, group_key, known, test_groups)
+    slides = get_slides(adata, group_key, library_key)
     tasks = [(rep, kind, group) for rep in as_names(use_reps) for kind in kinds for group in folds]
     rows = []
     for rep, kind, group in progress(tasks, "Annotating", unit="fold"):
-        views = _views(adata, rep, group, slides, known, scale)
+        views = get_views(adata, rep, group, slides, known, scale)
         train, test = folds[group]
         if len(np.unique(truth[train])) < 2:
             raise ValueError(f"without {group!r} there are no two classes in obs[{label_key!r}] to learn.")
@@ -221,153 +220,6 @@ def compare_representations(
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def evaluate_composition(
-    adata: AnnData | SpatialData,
-    target_key: str,
-    use_reps: str | Sequence[str],
-    *,
-    group_key: str = "donor",
-    library_key: str | None = None,
-    n_layers: int | Sequence[int] = (2, 3),
-    scale: classifiers.Scale = "auto",
-    test_groups: Sequence[str] | None = None,
-    n_epochs: int = 30,
-    device: str = "auto",
-    seed: int = 0,
-    table_key: str = "table",
-) -> pd.DataFrame:
-    """Predict class likelihoods of held-out donors, each in turn, from representations.
-
-    Parameters
-    ----------
-    adata
-        Slides with the representations, side by side.
-    target_key
-        Likelihoods in ``obsm``, see :func:`sagefm.tl.composition`.
-    use_reps
-        Representations in ``obsm``, as of :func:`evaluate_annotation`.
-    group_key
-        Column of ``obs`` with what is never split: the donor.
-    library_key
-        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
-    n_layers
-        Layers of the network; 2, 3, or both.
-    scale
-        As of :func:`sagefm.tl.composition`; ``"auto"`` chooses among the groups that are left.
-    test_groups
-        Groups to hold out together and to score one by one; by default each group is held out in turn.
-    n_epochs
-        Passes over the spots.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
-    seed
-        Of the networks.
-    table_key
-        Table to use of a ``SpatialData``.
-
-    Returns
-    -------
-    Table with a row for each representation, depth and held-out group. Columns are ``representation``, ``n_layers``,
-    ``group``, the scores of :func:`sagefm.tl.composition`, and the chosen ``scale``. ``n_layers`` 0 is the mean of the
-    training spots, which reads nothing of the spot.
-
-    Raises
-    ------
-    KeyError
-        If the likelihoods, a representation, or a column is missing.
-    ValueError
-        If there are fewer than two groups, or the likelihoods are none.
-
-    Notes
-    -----
-    SAGE-FM (arXiv 2601.15504), Figure 4b.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> import sagefm as sg
-    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12, n_genes=8000)
-    >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.sage_embed(adata, "sagefm-mini")
-    >>> adata.obsm["share"] = adata.obsp["sage_connectivities"] @ pd.get_dummies(adata.obs["domain"], dtype=float) / 14
-    >>> adata.obs["half"] = (adata.obs["array_row"] < 6).astype(str)
-    >>> table = sg.benchmark.evaluate_composition(adata, "share", "X_sage", group_key="half", n_layers=2, n_epochs=5)
-    >>> table["n_layers"].tolist()
-    [0, 2, 0, 2]
-    """
-    depths = [check_whole("n_layers", n, 2) for n in (n_layers if isinstance(n_layers, Sequence) else [n_layers])]
-    if not depths or max(depths) > 3:
-        raise ValueError(f"n_layers={n_layers} has to be 2, 3 or both.")
-    n_epochs = check_whole("n_epochs", n_epochs, 1)
-    classifiers.check_choice("scale", scale, classifiers.SCALES)
-    adata = get_table(adata, table_key)
-    targets = compositions.get_targets(adata, target_key)
-    known = targets.notna().all(axis=1).to_numpy()
-    truth = targets[known].to_numpy()
-    groups, folds = _folds(adata, group_key, known, test_groups)
-    slides = _slides(adata, group_key, library_key)
-    rows = []
-    tasks = [(rep, group) for rep in as_names(use_reps) for group in folds]
-    for rep, group in progress(tasks, "Regressing", unit="fold"):
-        views = _views(adata, rep, group, slides, known, scale)
-        train, test = folds[group]
-        mean = np.broadcast_to(truth[train].mean(axis=0), truth[test].shape)
-        start = {"representation": rep, "group": group}
-        rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
-        for depth in depths:
-            learn = compositions.Learner(depth, n_epochs, device, seed)
-            seen = {name: view[train] for name, view in views.items()}
-            chosen = list(seen)[-1]
-            if len(seen) > 1 and (tried := compositions.predict_held_out(seen, truth[train], groups[train], learn)):
-                chosen = compositions.best_scale(truth[train], tried)
-            found = learn.fit(views[chosen][train], truth[train])(views[chosen][test])
-            scores = compositions.score_composition(truth[test], found)
-            rows.append({**start, "n_layers": depth, **scores, "scale": chosen})
-    return pd.DataFrame(rows)
-
-
-def _folds(
-    adata: AnnData, group_key: str, known: NDArray[np.bool_], test_groups: Sequence[str] | None
-) -> tuple[NDArray[np.str_], dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
-    """Group of every spot that counts, and for each tested group the spots to fit and to score on."""
-    groups = get_column(adata, "group_key", group_key, known)
-    names = [str(name) for name in np.unique(groups)]
-    if len(names) < 2:
-        raise ValueError(f"obs[{group_key!r}] has {len(names)} groups with labels; holding one out takes two.")
-    if test_groups is None:
-        return groups, {name: (np.flatnonzero(groups != name), np.flatnonzero(groups == name)) for name in names}
-    wanted = as_names(test_groups)
-    if unknown := [name for name in wanted if name not in names]:
-        raise ValueError(f"test_groups names {unknown[0]!r}, which has no labelled spots; there are {names}.")
-    train = np.flatnonzero(~np.isin(groups, wanted))
-    if not len(train):
-        raise ValueError("test_groups names all groups with labels, which leaves none to fit on.")
-    return groups, {name: (train, np.flatnonzero(groups == name)) for name in wanted}
-
-
-def _slides(adata: AnnData, group_key: str, library_key: str | None) -> NDArray[np.str_]:
-    """Slide of every spot; one of two groups would carry something of the held-out one into training."""
-    if library_key is None:
-        column = adata.obs[group_key].astype(object)
-        return column.where(column.notna(), "").astype(str).to_numpy(dtype=str)
-    slides = get_column(adata, "library_key", library_key)
-    groups = pd.Series(adata.obs[group_key].astype(str).to_numpy()).groupby(slides).nunique()
-    if (groups > 1).any():
-        raise ValueError(
-            f"obs[{library_key!r}] has {groups.idxmax()!r} in {groups.max()} values of obs[{group_key!r}]. "
-            "Standardised together, held-out spots would reach into training. Set library_key to the spots' slides."
-        )
-    return slides
-
-
-def _views(
-    adata: AnnData, rep: str, group: str, slides: NDArray[np.str_], known: NDArray[np.bool_], scale: str
-) -> dict[str, NDArray[Any]]:
-    """Representation of the spots that count; slides are standardised with all of their spots."""
-    points = get_points(adata, rep.replace("{group}", group))
-    return {name: view[known] for name, view in classifiers.views(points, slides, scale).items()}
 
 
 def _signed_rank(differences: NDArray[np.float64]) -> float:

@@ -13,9 +13,10 @@ import pandas as pd
 
 from sagefm import _keys, pl, tl
 from sagefm._settings import logger
-from sagefm.benchmark._annotation import evaluate_annotation, evaluate_composition
+from sagefm.benchmark._annotation import evaluate_annotation
 from sagefm.benchmark._clustering import evaluate_clustering
 from sagefm.benchmark._collection import GROUP, KEY, LABEL, SAMPLE, TISSUE, Collection, key_of
+from sagefm.benchmark._composition import evaluate_composition
 from sagefm.benchmark._config import Config, Representation
 from sagefm.benchmark._folder import Folder, slug, write
 from sagefm.benchmark._heterogeneity import centroid_distances

@@ -1,0 +1,124 @@
+"""How well likelihoods of classes in unseen donors are predicted from a representation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sagefm._utils import check_whole, get_table, progress
+from sagefm.benchmark._clustering import as_names
+from sagefm.benchmark._groups import get_slides, get_views, split_groups
+from sagefm.tl import _classifiers as classifiers
+from sagefm.tl import _composition as compositions
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def evaluate_composition(
+    adata: AnnData | SpatialData,
+    target_key: str,
+    use_reps: str | Sequence[str],
+    *,
+    group_key: str = "donor",
+    library_key: str | None = None,
+    n_layers: int | Sequence[int] = (2, 3),
+    scale: classifiers.Scale = "auto",
+    test_groups: Sequence[str] | None = None,
+    n_epochs: int = 30,
+    device: str = "auto",
+    seed: int = 0,
+    table_key: str = "table",
+) -> pd.DataFrame:
+    """Predict class likelihoods of held-out donors, each in turn, from representations.
+
+    Parameters
+    ----------
+    adata
+        Slides with the representations, side by side.
+    target_key
+        Likelihoods in ``obsm``, see :func:`sagefm.tl.composition`.
+    use_reps
+        Representations in ``obsm``, as of :func:`evaluate_annotation`.
+    group_key
+        Column of ``obs`` with what is never split: the donor.
+    library_key
+        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
+    n_layers
+        Layers of the network; 2, 3, or both.
+    scale
+        As of :func:`sagefm.tl.composition`; ``"auto"`` chooses among the groups that are left.
+    test_groups
+        Groups to hold out together and to score one by one; by default each group is held out in turn.
+    n_epochs
+        Passes over the spots.
+    device
+        ``"auto"`` takes cuda, then mps, then cpu.
+    seed
+        Of the networks.
+    table_key
+        Table to use of a ``SpatialData``.
+
+    Returns
+    -------
+    Table with a row for each representation, depth and held-out group. Columns are ``representation``, ``n_layers``,
+    ``group``, the scores of :func:`sagefm.tl.composition`, and the chosen ``scale``. ``n_layers`` 0 is the mean of the
+    training spots, which reads nothing of the spot.
+
+    Raises
+    ------
+    KeyError
+        If the likelihoods, a representation, or a column is missing.
+    ValueError
+        If there are fewer than two groups, or the likelihoods are none.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 4b.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12, n_genes=8000)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.sage_embed(adata, "sagefm-mini")
+    >>> adata.obsm["share"] = adata.obsp["sage_connectivities"] @ pd.get_dummies(adata.obs["domain"], dtype=float) / 14
+    >>> adata.obs["half"] = (adata.obs["array_row"] < 6).astype(str)
+    >>> table = sg.benchmark.evaluate_composition(adata, "share", "X_sage", group_key="half", n_layers=2, n_epochs=5)
+    >>> table["n_layers"].tolist()
+    [0, 2, 0, 2]
+    """
+    depths = [check_whole("n_layers", n, 2) for n in (n_layers if isinstance(n_layers, Sequence) else [n_layers])]
+    if not depths or max(depths) > 3:
+        raise ValueError(f"n_layers={n_layers} has to be 2, 3 or both.")
+    n_epochs = check_whole("n_epochs", n_epochs, 1)
+    classifiers.check_choice("scale", scale, classifiers.SCALES)
+    adata = get_table(adata, table_key)
+    targets = compositions.get_targets(adata, target_key)
+    known = targets.notna().all(axis=1).to_numpy()
+    truth = targets[known].to_numpy()
+    groups, folds = split_groups(adata, group_key, known, test_groups)
+    slides = get_slides(adata, group_key, library_key)
+    rows = []
+    tasks = [(rep, group) for rep in as_names(use_reps) for group in folds]
+    for rep, group in progress(tasks, "Regressing", unit="fold"):
+        views = get_views(adata, rep, group, slides, known, scale)
+        train, test = folds[group]
+        mean = np.broadcast_to(truth[train].mean(axis=0), truth[test].shape)
+        start = {"representation": rep, "group": group}
+        rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
+        for depth in depths:
+            learn = compositions.Learner(depth, n_epochs, device, seed)
+            seen = {name: view[train] for name, view in views.items()}
+            chosen = list(seen)[-1]
+            if len(seen) > 1 and (tried := compositions.predict_held_out(seen, truth[train], groups[train], learn)):
+                chosen = compositions.best_scale(truth[train], tried)
+            found = learn.fit(views[chosen][train], truth[train])(views[chosen][test])
+            scores = compositions.score_composition(truth[test], found)
+            rows.append({**start, "n_layers": depth, **scores, "scale": chosen})
+    return pd.DataFrame(rows)
