@@ -25,6 +25,7 @@ TABLES = (
     "domains",
     "dominant",
     "heterogeneity",
+    "tissue-heterogeneity",
 )
 DEPTHS = (2_000, 4_000, 6_000, 9_000)  # so that slides differ by more than their tissue
 
@@ -64,7 +65,12 @@ def her2st_views(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     kinds = {kind: part.set_index("representation") for kind, part in tables["heterogeneity"].groupby("kind_of")}
     distances = kinds["tissue"][["error_mean", "error_median", "spearman", "same_kind_rank"]].copy()
     distances["same donor"] = kinds["group"]["same_kind_rank"]
-    distances.columns = ["error, mean", "error, median", "rank correlation", "rank, same tissue", "rank, same donor"]
+    tissues = tables["tissue-heterogeneity"].set_index("representation")
+    distances["error, tissues"] = tissues["error_mean"]
+    distances.columns = [
+        *("error, mean", "error, median", "rank correlation", "rank, same tissue", "rank, same donor"),
+        "error, tissues",
+    ]
     return {"annotation": annotation, "clustering": clustering, "heterogeneity": distances}
 
 

@@ -269,6 +269,15 @@ def test_without_donors_and_tissues_sections_stand_for_themselves(folder_of_slid
     assert "slide0 has no 'patient' in obs: it counts as a group of its own" in log.text
 
 
+def test_centroids_of_tissues_are_those_of_samples_where_these_are_the_same(folder_of_slides, tmp_path):
+    settings = pca(sections=str(folder_of_slides), tissue_key="donor", tasks=["heterogeneity"])
+    tables = sg.benchmark.run_protocol(settings, tmp_path / "out")
+    samples, tissues = tables["heterogeneity"].iloc[0], tables["tissue-heterogeneity"].iloc[0]
+    assert tissues["error_mean"] > 0
+    assert tissues["error_mean"] == pytest.approx(samples["error_mean"])
+    assert "Centroids of the 3 tissues" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_default_representations_are_the_papers_and_the_baselines():
     from sagefm.benchmark._config import default_representations
 

@@ -109,6 +109,9 @@ def _gather(settings: Config, folder: Folder) -> dict[str, pd.DataFrame]:
         by_kind = tables["distances"].groupby("kind_of", sort=False)
         summary = {kind: summarize_distances(part) for kind, part in by_kind}
         tables["heterogeneity"] = pd.concat(summary, names=["kind_of"]).reset_index()
+    if "tissue-distances" in tables:
+        summary_of_tissues = summarize_distances(tables["tissue-distances"]).dropna(axis=1, how="all")
+        tables["tissue-heterogeneity"] = summary_of_tissues.reset_index()
     if "annotation" in tables and settings.baseline in set(tables["annotation"]["representation"]):
         tests = compare_representations(tables["annotation"], str(settings.baseline))
         if len(tests):

@@ -180,6 +180,13 @@ def _heterogeneity(config: Config, tables: Mapping[str, pd.DataFrame]) -> str:
                 unranked={"chance_rank"},
             ),
         ]
+    if "tissue-heterogeneity" in tables:
+        table = tables["tissue-heterogeneity"].set_index("representation")
+        n_tissues = tables["tissue-distances"]["sample"].nunique()
+        lines += [
+            f"<h3>Centroids of the {n_tissues} tissues</h3>",
+            _table(table, low={"error_mean", "error_median"}),
+        ]
     pairs = tables["distances"]
     pairs = pairs[pairs["kind_of"] == pairs["kind_of"].iloc[0]]
     lines.append(_drawn(pl.distance_error(pairs).figure))

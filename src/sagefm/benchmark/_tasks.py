@@ -66,6 +66,9 @@ class Tasks:
                 self.folder.part("distances", name, lambda: self._distances(collection, name))
             else:
                 logger.warning("Distances between samples need three or more; left out.")
+            if collection.table.obs[TISSUE].nunique() > 2:
+                of_tissues = partial(centroid_distances, collection.table, KEY, TISSUE)
+                self.folder.part("tissue-distances", name, lambda: _named(of_tissues(), name))
         if "annotation" in tasks:
             part = collection.keep(rows)
             if self._can_hold_out(part, LABEL, held_out):
