@@ -13,6 +13,11 @@ from sagefm.tl._labels import score_labels
 from sagefm.tl._points import standardize
 
 
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch):
+    monkeypatch.setattr("sagefm.tl._classifiers.N_TREES", 20)
+
+
 def planted(shift=0.0, n=60, groups="ABCD", seed=0, n_classes=3):
     """Classes a unit apart along one axis, slides ``shift`` apart along all; counts that nothing depends on."""
     generator = np.random.default_rng(seed)
@@ -76,7 +81,7 @@ def test_reference_gives_what_scikit_learn_gives():
     assert params["scored_on"] == "reference"
     assert query.uns["sage_annotation"]["scores"].index.tolist() == ["overall", "A", "B", "C", "D"]
     forest = RandomForestClassifier(
-        100, min_samples_leaf=int(params["settings"]["min_samples_leaf"]), random_state=params["seed"]
+        20, min_samples_leaf=int(params["settings"]["min_samples_leaf"]), random_state=params["seed"]
     ).fit(reference.obsm["X_sage"], reference.obs["label"].astype(str))
     expected = forest.predict_proba(query.obsm["X_sage"])
     np.testing.assert_allclose(query.obsm["sage_annotation"], expected)
