@@ -33,6 +33,8 @@ class Settings:
         self._cache_dir: Path | None = None
         self.progress_bars: bool = True
         """Show a progress bar on anything that takes over a second."""
+        self.memory_limit: float = 1.0
+        """GB that the intermediate arrays of one call may take; beyond it they go to a temporary file (``TMPDIR``)."""
 
     @property
     def cache_dir(self) -> Path:
@@ -61,7 +63,7 @@ class Settings:
     def __repr__(self) -> str:
         return (
             f"Settings(cache_dir={str(self.cache_dir)!r}, verbosity={self.verbosity!r}, "
-            f"progress_bars={self.progress_bars})"
+            f"progress_bars={self.progress_bars}, memory_limit={self.memory_limit})"
         )
 
 

@@ -29,6 +29,10 @@ def get_table(data: AnnData | SpatialData, table_key: str, *, copy: bool = False
         if table_key not in tables:
             raise KeyError(f"table {table_key!r} not in the SpatialData; it has {sorted(tables)}. Set table_key.")
         data = tables[table_key]
+    for slot in ("obs", "var"):  # of an object that anndata.experimental.read_lazy reads, tables for everyone
+        annotation = getattr(data, slot)
+        if hasattr(annotation, "to_memory"):
+            setattr(data, slot, annotation.to_memory())
     if copy and data.isbacked:
         raise ValueError("copy=True needs the data in memory: call adata = adata.to_memory() first.")
     return data.copy() if copy else data

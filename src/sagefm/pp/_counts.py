@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from sagefm._scratch import Scratch
+from sagefm._settings import logger
 from sagefm._utils import check_key
 
 if TYPE_CHECKING:
@@ -75,8 +77,11 @@ class Counts:
             raise ValueError(f"{self.name} is a masked array; fill it first, as in {self.name}.filled(0).")
         if matrix is None:
             raise ValueError("adata.X is empty. Pass layer=... to name the layer with the raw counts.")
-        if sparse.issparse(matrix) and matrix.format != "csr":
-            matrix = matrix.tocsr()  # rows are read in blocks
+        if getattr(matrix, "format", "csr") != "csr":  # rows are read in blocks
+            if not sparse.issparse(matrix):
+                logger.warning("%s is stored by columns (CSC), so all of it is read into memory.", self.name)
+                matrix = matrix.to_memory()
+            matrix = matrix.tocsr()
         self._matrix = matrix
         self._hint = _other_counts(adata, layer)
         self.n_obs: int = adata.n_obs
@@ -158,15 +163,23 @@ class Counts:
 
         return read
 
-    def log1p(self, genes: NDArray[np.int64], batch_size: int) -> sparse.csr_matrix:
+    def log1p(self, genes: NDArray[np.int64], batch_size: int, scratch: Scratch | None = None) -> sparse.csr_matrix:
         """log1p counts of some genes on the whole slide, shape (spots, genes); 0 for genes that it lacks."""
         read = self.reader(np.empty(0, dtype=np.int64), genes)
-        blocks = []
-        for start in range(0, self.n_obs, batch_size):
-            block = read(slice(start, min(start + batch_size, self.n_obs)))
-            shape = (len(block.indptr) - 1, len(genes))
-            blocks.append(sparse.csr_matrix((block.values, block.genes, block.indptr), shape))
-        return sparse.vstack(blocks, format="csr")
+
+        def blocks() -> Iterator[sparse.csr_matrix]:
+            for start in range(0, self.n_obs, batch_size):
+                block = read(slice(start, min(start + batch_size, self.n_obs)))
+                shape = (len(block.indptr) - 1, len(genes))
+                yield sparse.csr_matrix((block.values, block.genes, block.indptr), shape)
+
+        return (scratch or Scratch()).csr(blocks(), len(genes))
+
+    def raw_rows(self, rows: slice) -> sparse.csr_matrix:
+        """Counts as they are, of every column, checked. They may share memory with the user's matrix."""
+        block = self._read(rows)
+        self._check(block.data)
+        return block
 
     def _read(self, rows: slice) -> sparse.csr_matrix:
         """Rows as CSR, in memory, unchecked."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 # Distances are compared on a grid this fine, in units of the median spacing.
 TIE_TOLERANCE = 1e-6
+# Points looked up together, and the side of the squares (in spacings) that they are taken from in turn.
+POINTS_AT_A_TIME, SIDE = 32_768, 64
 
 
 def is_hexagonal(positions: Ints) -> bool:
@@ -89,39 +96,51 @@ def lattice_neighbors(positions: Ints, k: int) -> tuple[Ints, Floats, float]:
 
 def nearest_neighbors(coordinates: Floats, k: int) -> tuple[Ints, Floats, float]:
     """Nearest k points by Euclidean distance, ties by y, x and number; distances; median spacing."""
-    from sklearn.neighbors import BallTree
+    from scipy.spatial import KDTree
 
     n = len(coordinates)
-    tree = BallTree(coordinates)
-    nearest = tree.query(coordinates, k=2)[0][:, 1]
+    tree = KDTree(coordinates)
+    nearest = tree.query(coordinates, k=[2], workers=-1)[0][:, 0]
     if not nearest.any():
         raise ValueError(
             "every spot coincides with another one, so the coordinates tell no neighbourhood. If the object holds "
             "several slides, pass library_key='...', the column of obs that tells them apart."
         )
     spacing = float(np.median(nearest[nearest > 0]))
-    grid = TIE_TOLERANCE * spacing
-
     neighbors = np.empty((n, k), dtype=np.int64)
     distances = np.empty((n, k))
-    todo, n_queried = np.arange(n), min(n, 2 * k + 4)
-    while len(todo):
+    # Points near each other are looked up together, which finds their part of the tree in the cache.
+    place = np.floor((coordinates - coordinates.min(axis=0)) / (SIDE * spacing))
+    order = np.lexsort(place.T)
+    for start in range(0, n, POINTS_AT_A_TIME):
+        points = order[start : start + POINTS_AT_A_TIME]
+        neighbors[points], distances[points] = _rank(tree, coordinates, points, k, TIE_TOLERANCE * spacing)
+    return neighbors, distances, spacing
+
+
+def _rank(tree: KDTree, coordinates: Floats, todo: Ints, k: int, grid: float) -> tuple[Ints, Floats]:
+    """Nearest k of some points, and their distances."""
+    n = len(coordinates)
+    neighbors, distances = np.empty((len(todo), k), dtype=np.int64), np.empty((len(todo), k))
+    left, n_queried = np.arange(len(todo)), min(n, 2 * k + 4)
+    while len(left):
         # More than k are fetched, until those tied with the k-th are all among them.
-        distance, found = tree.query(coordinates[todo], k=n_queried)
+        points = todo[left]
+        distance, found = tree.query(coordinates[points], k=n_queried, workers=-1)
         rounded = np.rint(distance / grid)
-        offset = np.rint((coordinates[found] - coordinates[todo][:, None]) / grid)
-        rounded[found == todo[:, None]] = -1  # the spot itself goes first, then out
+        offset = np.rint((coordinates[found] - coordinates[points][:, None]) / grid)
+        rounded[found == points[:, None]] = -1  # the spot itself goes first, then out
         keys = (found, *(offset[..., axis] for axis in (2, 0, 1) if axis < offset.shape[2]), rounded)
         order = np.lexsort(keys, axis=1)
         ranked = np.take_along_axis(rounded, order, axis=1)
         complete = (ranked[:, 0] == -1) & (ranked[:, k] < ranked[:, -1])
         if n_queried == n:
             complete[:] = True
-        done, chosen = todo[complete], order[complete, 1 : k + 1]
+        done, chosen = left[complete], order[complete, 1 : k + 1]
         neighbors[done] = np.take_along_axis(found[complete], chosen, axis=1)
         distances[done] = np.take_along_axis(distance[complete], chosen, axis=1)
-        todo, n_queried = todo[~complete], min(n, 2 * n_queried)
-    return neighbors, distances, spacing
+        left, n_queried = left[~complete], min(n, 2 * n_queried)
+    return neighbors, distances
 
 
 def lattice_of(nearest: Floats) -> tuple[str, float]:

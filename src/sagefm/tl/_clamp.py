@@ -68,17 +68,24 @@ def gene_statistics(counts: Counts, n_genes: int, blocks: Iterable[slice]) -> St
 class Expression:
     """log1p counts of some genes (vocabulary indices) on the whole slide."""
 
-    def __init__(self, counts: Counts, genes: Sequence[int] | NDArray[np.int64], batch_size: int) -> None:
+    def __init__(self, engine: Engine, genes: Sequence[int] | NDArray[np.int64]) -> None:
         self.genes = np.unique(np.asarray(genes, dtype=np.int64))
-        self._log_counts = counts.log1p(self.genes, batch_size).tocsc()
+        self.log_counts = engine.counts.log1p(self.genes, engine.batch_size, engine.scratch)
+        """Shape (spots, genes)."""
 
-    def __getitem__(self, genes: Sequence[int] | NDArray[np.int64]) -> sparse.csr_matrix:
-        """Some of the genes, shape (spots, genes)."""
-        return self._log_counts[:, np.searchsorted(self.genes, np.asarray(genes, dtype=np.int64))].tocsr()
+    def places(self, genes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Columns of some genes."""
+        return np.searchsorted(self.genes, np.asarray(genes, dtype=np.int64))
 
-    def dense(self, genes: Sequence[int]) -> NDArray[np.float32]:
-        """Some of the genes as an array, shape (spots, genes)."""
-        return self[genes].toarray()
+    def sides(self, sides: Sequence[tuple[int, ...]], rows: slice) -> NDArray[np.float32]:
+        """Genes and complexes, a complex as its scarcest subunit, shape (rows, sides)."""
+        width = max(map(len, sides), default=1)
+        units = self.places(np.array([side + side[:1] * (width - len(side)) for side in sides]).reshape(-1, width))
+        dense = self.log_counts[rows].toarray()
+        low = dense[:, units[:, 0]]
+        for unit in units.T[1:]:
+            np.minimum(low, dense[:, unit], out=low)
+        return low
 
 
 @dataclass(frozen=True)
@@ -156,9 +163,10 @@ class Clamping:
         self._clamped = np.unique([gene for job in jobs for gene in job.genes])
         self._targets = np.unique(np.concatenate([job.targets for job in jobs]))
         self._masked = np.unique(np.array([gene for job in jobs for gene in job.masked], dtype=np.int64))
-        self._counts_clamped, self._counts_masked = expression[self._clamped], expression[self._masked]
-        # Only a decoder with a gain reads them.
-        self._counts_targets = expression[self._targets if model.gain is not None else []]
+        self._expression = expression
+        # Only a decoder with a gain reads the targets.
+        sets = (self._clamped, self._targets if model.gain is not None else self._targets[:0], self._masked)
+        self._columns = [self._tensor(expression.places(genes)) for genes in sets]
         self._weights = model.neighbors[self._tensor(self._clamped)]
         self._masked_weights = model.center[self._tensor(self._masked)]
         self._read_out = model.read_out(self._tensor(self._targets))
@@ -181,8 +189,8 @@ class Clamping:
         )
 
     @torch.inference_mode()
-    def run(self, rows: slice, picked: NDArray[np.int64] | None = None) -> Iterator[Answer]:
-        """All jobs on a block of spots, or on those of the block that are picked (counted within it)."""
+    def run(self, rows: slice, picked: NDArray[np.int64] | None = None, first: int = 0) -> Iterator[Answer]:
+        """All jobs from the first on, on a block of spots or on those of it that are picked (counted within it)."""
         model = self.engine.canonical
         block = self._read_block(rows)
         if picked is not None:
@@ -190,7 +198,7 @@ class Clamping:
         spots = np.arange(rows.start, rows.stop)[slice(None) if picked is None else picked]
         share = model.neighbors_share(block.state.degree)
         unmasked: Tensor | None = None
-        for number, place in enumerate(self._places):
+        for number, place in enumerate(self._places[first:], first):
             shift = share * (place.levels[:, None, :] - block.clamped[:, place.clamped])
             active = (shift != 0).any(2)
             if len(place.masked):
@@ -247,13 +255,14 @@ class Clamping:
     def _read_block(self, rows: slice) -> _Block:
         engine = self.engine
         where: Where | None = "center" if len(self.masks) else None
-        has_gain = engine.canonical.gain is not None
+        clamped, targets, masked = self._columns
+        means = engine.neighbor_mean(rows, self._expression.log_counts)
         return _Block(
             state=next(engine.states(rows, where, [self.masks])),
-            clamped=engine.neighbor_mean(rows, self._counts_clamped),
-            targets=engine.neighbor_mean(rows, self._counts_targets) if has_gain else None,
-            masked=self._tensor(self._counts_masked[rows].toarray()),
-            masked_means=engine.neighbor_mean(rows, self._counts_masked),
+            clamped=means[:, clamped],
+            targets=means[:, targets] if engine.canonical.gain is not None else None,
+            masked=self._tensor(self._expression.log_counts[rows].toarray())[:, masked],
+            masked_means=means[:, masked],
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def sage_embed(
     connectivity_key: str = _keys.GRAPH,
     device: str = "auto",
     batch_size: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32",
+    store: str | Path | None = None,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
@@ -52,7 +54,12 @@ def sage_embed(
     batch_size
         Spots at a time; it changes memory and speed only. By default 2,048.
     dtype
-        Precision of the products. ``"bfloat16"`` is for GPUs and loses about two digits.
+        Precision of the products. ``"tf32"`` is for recent CUDA GPUs, ``"bfloat16"`` for any GPU; for the error of
+        both see the docs, Speed and memory.
+    store
+        Folder to make, ending in ``.zarr``, that the embedding is written to as it is computed, instead of being held
+        in memory; ``obsm["X_sage"]`` is then a dask array that reads it. The folder is itself an ``AnnData`` without
+        counts (``anndata.read_zarr``), and appears under its name once it is complete.
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     copy
@@ -63,7 +70,8 @@ def sage_embed(
     ``None``, or the copy. Writes
 
     ``obsm["X_sage"]``
-        Embedding, float32, shape (spots, width of the model's last hidden layer; 1,024 as published).
+        Embedding, float32, shape (spots, width of the model's last hidden layer; 1,024 as published). With
+        ``store`` a dask array.
     ``uns["X_sage"]``
         ``params``: the model and what it read.
     ``var["sage_gene"]``, ``uns["sage_genes"]``
@@ -75,6 +83,8 @@ def sage_embed(
         If the graph or the layer is missing.
     ValueError
         If the counts are no raw counts, too few genes are known, or an argument is wrong.
+    FileExistsError
+        If there is something at ``store``.
 
     Notes
     -----
@@ -91,7 +101,9 @@ def sage_embed(
     dtype('float32')
     """
     from sagefm.tl import _engine
+    from sagefm.tl._store import Store
 
+    disk = None if store is None else Store(store)
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.EMBEDDING, ["obsm"], "tl.sage_embed")
     engine, loaded, alignment, is_new = _engine.prepare(
@@ -103,23 +115,34 @@ def sage_embed(
         batch_size=batch_size,
         dtype=dtype,
     )
-    engine.project()
-    embedding = np.empty((adata.n_obs, engine.canonical.embedding_dim), dtype=np.float32)
-    for rows in engine.blocks("Embedding"):
-        for state in engine.states(rows):
-            embedding[rows] = engine.embed(state)
+    params = {"function": "tl.sage_embed", "model": loaded.name, "connectivity_key": connectivity_key, "dtype": dtype}
+    if layer is not None:
+        params["layer"] = layer
+    shape = (adata.n_obs, engine.canonical.embedding_dim)
+    with nullcontext() if disk is None else disk:
+        embedding: Any = np.empty(shape, dtype=np.float32)
+        if disk is not None:
+            disk.begin(adata, connectivity_key)
+            embedding = disk.empty("obsm", key_added, shape)
+        engine.project()
+        for rows in engine.blocks("Embedding"):
+            with engine.computing(rows):
+                for state in engine.states(rows):
+                    embedding[rows] = engine.embed(state)
+        if disk is not None:
+            disk.write("uns", key_added, {"params": params})
+            disk.close()
+            embedding = disk.read("obsm", key_added)
 
     if is_new:
         alignment.write(adata)
     adata.obsm[key_added] = embedding
-    params = {"function": "tl.sage_embed", "model": loaded.name, "connectivity_key": connectivity_key, "dtype": dtype}
-    if layer is not None:
-        params["layer"] = layer
     adata.uns[key_added] = {"params": params}
     logger.info(
-        "Embedded %d spots with %s; wrote obsm['%s'] %s.",
+        "Embedded %d spots with %s; wrote obsm['%s'] %s%s.",
         *(adata.n_obs, loaded.name),
         key_added,
-        embedding.shape,
+        shape,
+        "" if disk is None else f" to {disk.path}",
     )
     return adata if copy else None

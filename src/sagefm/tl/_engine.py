@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm import models
+from sagefm._scratch import Scratch
 from sagefm._settings import logger
 from sagefm._utils import check_whole, get_device, progress
 from sagefm.models._canonical import depth_scale
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from sagefm.models import Model
     from sagefm.models._canonical import Canonical
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 Where = Literal["center", "everywhere"]
 
 BATCH_SIZE = 2048
@@ -110,14 +112,17 @@ class Engine:
         graph: sparse.csr_matrix,
         *,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        dtype: Precision = "float32",
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        self.canonical = canonical.to(device, dtype)
+        self.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        self._tf32 = dtype == "tf32"
+        self.canonical = canonical.to(device, self.dtype)
         self.counts = counts
         self.device = device
-        self.dtype = dtype
         self.batch_size = batch_size
+        self.scratch = Scratch()
+        self._todo: list[slice] = []
         self._use(graph)
         self._centers: list[Tensor] = []
         self._neighborhoods: list[Tensor] = []
@@ -140,11 +145,48 @@ class Engine:
         return self._graph
 
     def blocks(self, desc: str) -> Iterator[slice]:
-        """Row blocks, with a progress bar."""
-        n = self.counts.n_obs
-        starts = range(0, n, self.batch_size)
-        for start in progress(starts, desc, total=len(starts)):
-            yield slice(start, min(start + self.batch_size, n))
+        """Row blocks, with a progress bar; what is done with one belongs inside :meth:`computing`."""
+        for rows in progress(self.slices(), desc, total=-(-self.counts.n_obs // self.batch_size)):
+            self._todo = [rows]
+            while self._todo:
+                yield self._todo.pop()
+
+    def slices(self) -> Iterator[slice]:
+        """Row blocks as they come, smaller from where the device ran out of memory."""
+        start, n = 0, self.counts.n_obs
+        while start < n:
+            yield slice(start, start := min(start + self.batch_size, n))
+
+    @contextmanager
+    def computing(self, rows: slice) -> Iterator[None]:
+        """Work on a block of :meth:`blocks`, at the precision asked for.
+
+        Where the device runs out of memory meanwhile, the rows come again, in two halves: what is done here has to
+        come to the same when it is cut short and done again.
+        """
+        failure, before = None, torch.get_float32_matmul_precision()
+        if self._tf32:
+            torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            failure = error.with_traceback(None)  # whose frames hold on to what is to be freed
+        finally:
+            torch.set_float32_matmul_precision(before)
+        if failure is not None:
+            self._todo += self.halve(rows, failure)
+
+    def halve(self, rows: slice, error: torch.OutOfMemoryError) -> list[slice]:
+        """Two halves of a block that the device had no memory for, the first one last."""
+        n = rows.stop - rows.start
+        if n < 2:
+            raise error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batch_size = -(-n // 2)
+        logger.warning("%s: out of memory with %d spots at a time; going on with %d.", self.device, n, self.batch_size)
+        middle = rows.start + self.batch_size
+        return [slice(middle, rows.stop), slice(rows.start, middle)]
 
     @torch.inference_mode()
     def project(self, masks: Sequence[NDArray[np.int64]] = ()) -> None:
@@ -169,20 +211,21 @@ class Engine:
         sparse_genes = self._tensor(np.concatenate(sparse_))
         # One product per group and weight; a group masked is a group left out of the sum, exactly.
         shape = (self.counts.n_obs, dense_weights[0].shape[1])
-        products = [[torch.empty(shape, device=self.device) for _ in dense_weights] for _ in in_group]
+        products = [[self._empty(shape) for _ in dense_weights] for _ in in_group]
         for rows in self.blocks("Projecting"):
-            block = read(rows)
-            x = self._tensor(block.dense).to(self.dtype)
-            i = j = 0
-            for common, rare, product in zip(dense, sparse_, products, strict=True):
-                here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
-                entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
-                entries, values = sparse_genes[there][entries.long()], values.to(self.dtype)
-                for target, dense_weight, weight in zip(product, dense_weights, weights, strict=True):
-                    part = x[:, here] @ dense_weight[here]
-                    if len(rare):
-                        part += F.embedding_bag(entries, weight, offsets, per_sample_weights=values, mode="sum")
-                    target[rows] = part
+            with self.computing(rows):
+                block = read(rows)
+                x = self._tensor(block.dense).to(self.dtype)
+                i = j = 0
+                for common, rare, product in zip(dense, sparse_, products, strict=True):
+                    here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
+                    entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
+                    entries, values = sparse_genes[there][entries.long()], values.to(self.dtype)
+                    for target, dense_weight, weight in zip(product, dense_weights, weights, strict=True):
+                        part = x[:, here] @ dense_weight[here]
+                        if len(rare):
+                            part += F.embedding_bag(entries, weight, offsets, per_sample_weights=values, mode="sum")
+                        target[rows] = part
         self._centers = [product[0] for product in products]
         self._neighborhoods = [product[-1] for product in products]
         if self.canonical.gain is not None:
@@ -199,6 +242,14 @@ class Engine:
         if model.gain is not None:
             return [F.pad(weight, (0, 1), value=1.0) for weight in weights]
         return [weight.contiguous() for weight in weights]
+
+    def _empty(self, shape: tuple[int, int]) -> Tensor:
+        """Room for a product: on the device, if half of what is free there is enough, else on the host."""
+        if self.device.type == "cpu" or (
+            self.device.type == "cuda" and 8 * shape[0] * shape[1] > torch.cuda.mem_get_info(self.device)[0]
+        ):
+            return torch.from_numpy(self.scratch.empty(shape))
+        return torch.empty(shape, device=self.device)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -224,7 +275,7 @@ class Engine:
             masks = [(group,) for group in range(n_groups - 1)]
         for mask in masks:
             kept = [group for group in range(n_groups) if group not in mask]
-            center = _sum([self._centers[group][rows] for group in kept])
+            center = _sum([self._centers[group][rows].to(self.device) for group in kept])
             neighbors = neighbors_of_all
             if neighbors is None:
                 neighbors = self._aggregate(rows, self._neighborhoods, kept)
@@ -238,7 +289,11 @@ class Engine:
         """Sum over the neighbours of values that lie apart by group, over some groups."""
         first, last = self._indptr[rows.start], self._indptr[rows.stop]
         neighbors, offsets = self._neighbors[first:last], self._indptr[rows] - first
-        return _sum([F.embedding_bag(neighbors, values[group], offsets, mode="sum") for group in groups])
+        sums = []
+        for table in (values[group] for group in groups):
+            found = F.embedding_bag(neighbors.to(table.device), table, offsets.to(table.device), mode="sum")
+            sums.append(found.to(self.device))
+        return _sum(sums)
 
     @torch.inference_mode()
     def embed(self, state: State) -> NDArray[np.float32]:
@@ -251,7 +306,7 @@ class Engine:
         With ``read`` their counts are there even if the decoder doesn't need them.
         """
         read = read or self.canonical.gain is not None
-        log_counts = self.counts.log1p(genes, self.batch_size) if read else None
+        log_counts = self.counts.log1p(genes, self.batch_size, self.scratch) if read else None
         return Target(self._tensor(genes), log_counts)
 
     @torch.inference_mode()
@@ -294,9 +349,11 @@ def prepare(
 ) -> tuple[Engine, Model, Alignment, bool]:
     """Check everything a tool reads and build the engine on it; also the model, the genes, whether these are new."""
     rows = BATCH_SIZE if batch_size is None else check_whole("batch_size", batch_size, 1)
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} is none of 'float32', 'bfloat16'.")
+    if dtype not in get_args(Precision):
+        raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, get_args(Precision)))}.")
     found_device = get_device(device)
+    if dtype == "tf32" and found_device.type != "cuda":
+        raise ValueError(f"dtype='tf32' is a mode of CUDA GPUs, and this runs on {found_device}; use 'float32'.")
     graph = get_graph(adata, connectivity_key)
     loaded = models.load(model)
     _check_degrees(graph, loaded, connectivity_key)
@@ -306,7 +363,7 @@ def prepare(
         Counts(adata, alignment.index, layer),
         graph,
         device=found_device,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         batch_size=rows,
     )
     return engine, loaded, alignment, is_new

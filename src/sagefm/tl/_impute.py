@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_table, shorten
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -39,7 +41,8 @@ def impute(
     connectivity_key: str = _keys.GRAPH,
     device: str = "auto",
     batch_size: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32",
+    store: str | Path | None = None,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
@@ -82,7 +85,10 @@ def impute(
     batch_size
         Spots at a time; it changes memory and speed only. By default 2,048.
     dtype
-        Precision of the products. ``"bfloat16"`` is for GPUs and loses about two digits.
+        Precision of the products, as in :func:`sage_embed`.
+    store
+        Folder to make, ending in ``.zarr``, that the layer is written to as it is computed, instead of being held in
+        memory; ``layers["sage_imputed"]`` is then a dask array that reads it. As in :func:`sage_embed`.
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     copy
@@ -144,6 +150,10 @@ def impute(
     ValueError
         If the counts are no raw counts, too few genes are known, an argument is wrong, or there is nothing to base
         ``intervals`` on.
+    RuntimeError
+        If the layer would be larger than the memory that is free, which ``store`` doesn't need.
+    FileExistsError
+        If there is something at ``store``.
 
     Notes
     -----
@@ -165,12 +175,14 @@ def impute(
 
     from sagefm.tl import _engine, _intervals
     from sagefm.tl._reliability import HeldOut, spatial_blocks
+    from sagefm.tl._store import Store
 
     if mask not in ("center", "everywhere"):
         raise ValueError(f"mask={mask!r} is none of 'center', 'everywhere'.")
     n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
     adata = get_table(adata, table_key, copy=copy)
     ends_keys = [template.format(key_added) for template in (_keys.LOWER, _keys.UPPER)]
+    disk = None if store is None else Store(store)
     check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute", ends_keys)
     if not isinstance(reliability, bool | np.bool_):
         raise TypeError(f"reliability has to be True or False, got {reliability!r}.")
@@ -197,79 +209,94 @@ def impute(
     prepared = [engine.target(target, read=scored) for target in targets]
     prepared_absent = engine.target(absent)
 
-    predicted = _empty_layer(adata) if len(measured) else None
+    if disk is None and len(measured):
+        _check_memory(adata)
     predicted_absent = np.empty((adata.n_obs, len(absent)), dtype=np.float32)
     kept = [np.empty((adata.n_obs, len(target) if intervals else 0), dtype=np.float32) for target in targets]
     held_out = None
     if reliability and tiles is not None:
         log_counts = [target.log_counts for target in prepared]
         held_out = HeldOut(tiles, engine, targets, log_counts, folds, neighbors_show=mask == "center")
-    engine.project(folds)
-    for rows in engine.blocks("Imputing"):
-        if predicted is not None:
-            for fold, state in enumerate(engine.states(rows, mask)):
-                into, source = columns[fold]
-                found = engine.predict(state, prepared[fold])
-                predicted[rows, into] = found[:, source]
-                kept[fold][rows] = found[:, : kept[fold].shape[1]]
-                if held_out is not None:
-                    held_out.add(rows, fold, found)
-        if len(absent):
-            for state in engine.states(rows):
-                predicted_absent[rows] = engine.predict(state, prepared_absent)
-
-    symbols, lacking = loaded.vocabulary.symbols, 1 - len(alignment.measured) / len(loaded.vocabulary)
-    absent_names = [symbols[gene] for gene in absent]
-    tables = {}
-    if held_out is not None:
-        tables["reliability"] = held_out.table(symbols)
-    if reliability and len(absent) and loaded.reference is not None:
-        known = loaded.reference
-        expected = {"r": known.prior(lacking), "r_sd": known.prior_sd, "n_donors": known.n_donors}
-        tables["prior"] = pd.DataFrame({key: value[absent] for key, value in expected.items()}, pd.Index(absent_names))
-    ends: list[pd.DataFrame] = []
-    if intervals is not None:
-        parts = []
-        for target, prediction, part in zip(targets, kept, prepared, strict=True):
-            names = [symbols[gene] for gene in target]
-            parts.append(_intervals.of_measured(names, prediction, part.log_counts, tiles, intervals))
-        if len(absent):
-            parts.append(_intervals.of_absent(absent_names, predicted_absent, absent, loaded, lacking, intervals))
-        *ends, tables["intervals"] = _intervals.join(parts, intervals, adata.obs_names)
-
-    if is_new:
-        alignment.write(adata)
-    # One key holds one result: what an earlier call left there would carry this call's parameters.
-    for slot, key in ((adata.layers, key_added), *((adata.obsm, key) for key in (key_added, *ends_keys))):
-        slot.pop(key, None)
-    written = []
-    if predicted is not None:
-        adata.layers[key_added] = predicted
-        written.append(f"layers['{key_added}'] ({len(measured)} measured genes)")
-    if len(absent):
-        adata.obsm[key_added] = pd.DataFrame(predicted_absent, index=adata.obs_names, columns=absent_names)
-        written.append(f"obsm['{key_added}'] ({len(absent)} absent genes)")
-    for key, end in zip(ends_keys, ends, strict=False):
-        adata.obsm[key] = end
-        written.append(f"obsm['{key}']")
     params = {"function": "tl.impute", "model": loaded.name, "mask": mask, "n_folds": n_folds, "dtype": dtype}
     params["connectivity_key"] = connectivity_key
     if layer is not None:
         params["layer"] = layer
-    adata.uns[key_added] = {"params": params, **tables}
+    symbols, lacking = loaded.vocabulary.symbols, 1 - len(alignment.measured) / len(loaded.vocabulary)
+    absent_names = [symbols[gene] for gene in absent]
+    tables: dict[str, pd.DataFrame] = {}
+    results: dict[tuple[str, str], Any] = {}
+    with nullcontext() if disk is None else disk:
+        if disk is not None:
+            disk.begin(adata, connectivity_key)
+        if len(measured) and disk is not None:
+            results["layers", key_added] = disk.empty("layers", key_added, adata.shape)
+        elif len(measured):
+            results["layers", key_added] = np.empty(adata.shape, dtype=np.float32)
+        engine.project(folds)
+        for rows in engine.blocks("Imputing"):
+            with engine.computing(rows):
+                states = engine.states(rows, mask) if len(measured) else ()
+                found = [engine.predict(state, target) for state, target in zip(states, prepared, strict=True)]
+                for state in engine.states(rows) if len(absent) else ():
+                    predicted_absent[rows] = engine.predict(state, prepared_absent)
+                if held_out is not None:
+                    held_out.add(rows, found)
+                block = np.full((rows.stop - rows.start, adata.n_vars), np.nan, dtype=np.float32)
+                for (into, source), prediction, held in zip(columns, found, kept, strict=True):
+                    block[:, into] = prediction[:, source]
+                    held[rows] = prediction[:, : held.shape[1]]
+                if len(measured):
+                    results["layers", key_added][rows] = block
+
+        if held_out is not None:
+            tables["reliability"] = held_out.table(symbols)
+        if reliability and len(absent) and loaded.reference is not None:
+            known = loaded.reference
+            prior = {"r": known.prior(lacking), "r_sd": known.prior_sd, "n_donors": known.n_donors}
+            tables["prior"] = pd.DataFrame({key: value[absent] for key, value in prior.items()}, pd.Index(absent_names))
+        if len(absent):
+            table = pd.DataFrame(predicted_absent, index=adata.obs_names, columns=absent_names)
+            results["obsm", key_added] = table
+        if intervals is not None:
+            parts = []
+            for target, prediction, part in zip(targets, kept, prepared, strict=True):
+                names = [symbols[gene] for gene in target]
+                parts.append(_intervals.of_measured(names, prediction, part.log_counts, tiles, intervals))
+            if len(absent):
+                parts.append(_intervals.of_absent(absent_names, predicted_absent, absent, loaded, lacking, intervals))
+            *ends, tables["intervals"] = _intervals.join(parts, intervals, adata.obs_names)
+            results |= {("obsm", key): end for key, end in zip(ends_keys, ends, strict=True)}
+        results["uns", key_added] = {"params": params, **tables}
+        if disk is not None:
+            for (slot, key), value in results.items():
+                if slot != "layers":
+                    disk.write(slot, key, value)
+            disk.close()
+            if len(measured):
+                results["layers", key_added] = disk.read("layers", key_added)
+
+    if is_new:
+        alignment.write(adata)
+    # One key holds one result: what an earlier call left there would carry this call's parameters.
+    for slot, key in (("layers", key_added), *(("obsm", key) for key in (key_added, *ends_keys))):
+        getattr(adata, slot).pop(key, None)
+    for (slot, key), value in results.items():
+        getattr(adata, slot)[key] = value
+    n_genes = {"layers": f" ({len(measured)} measured genes)", "obsm": f" ({len(absent)} absent genes)"}
+    written = [f"{slot}['{key}']{n_genes[slot] if key == key_added else ''}" for slot, key in results if slot != "uns"]
     written += [f"uns['{key_added}']['{name}']" for name in tables]
     adata.var.drop(columns=_keys.RELIABILITY, errors="ignore", inplace=True)
-    if (table := tables.get("reliability")) is not None:
+    if (scores := tables.get("reliability")) is not None:
         columns_of_gene, gene = _columns_of(alignment.index, measured)
         adata.var[_keys.RELIABILITY] = np.nan
-        adata.var.iloc[columns_of_gene, adata.var.columns.get_loc(_keys.RELIABILITY)] = table["r"].to_numpy()[gene]
+        adata.var.iloc[columns_of_gene, adata.var.columns.get_loc(_keys.RELIABILITY)] = scores["r"].to_numpy()[gene]
         written.append(f"var['{_keys.RELIABILITY}']")
     logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, ", ".join(written))
-    if table is not None:
+    if scores is not None:
         logger.info(
             "%d of %d genes are predicted better than by %s (reliable).",
-            table["reliable"].sum(),
-            len(table),
+            scores["reliable"].sum(),
+            len(scores),
             "the neighbours' mean, scaled by depth" if mask == "center" else "the spot's depth",
         )
     if reliability and len(absent) and "prior" not in tables:
@@ -315,13 +342,22 @@ def _columns_of(index: NDArray[np.int64], target: NDArray[np.int64]) -> tuple[ND
     return columns, np.searchsorted(target, index[columns])
 
 
-def _empty_layer(adata: AnnData) -> NDArray[np.float32]:
-    size = adata.n_obs * adata.n_vars * 4
-    if size > 2**30:
-        logger.info(
-            "The layer of predictions takes %.1f GB (%d spots x %d columns, float32).",
-            size / 1e9,
-            adata.n_obs,
-            adata.n_vars,
+def _check_memory(adata: AnnData) -> None:
+    """Say how large the layer of predictions is, before it is filled.
+
+    Raises
+    ------
+    RuntimeError
+        If less memory than that is free.
+    """
+    import psutil
+
+    size, free = adata.n_obs * adata.n_vars * 4, psutil.virtual_memory().available
+    what = f"layer of predictions takes {size / 1e9:.1f} GB ({adata.n_obs} spots x {adata.n_vars} columns, float32)"
+    if size > free:
+        raise RuntimeError(
+            f"the {what}, and {free / 1e9:.1f} GB of memory are free. Pass store='imputed.zarr' to write it to disk as "
+            "it is computed, or predict a slide with only the columns you need."
         )
-    return np.full((adata.n_obs, adata.n_vars), np.nan, dtype=np.float32)
+    if size > 2**30:
+        logger.info("The %s; store='imputed.zarr' would write it to disk.", what)

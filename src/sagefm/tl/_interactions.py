@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sagefm.datasets import paper_interactions
 
 if TYPE_CHECKING:
@@ -129,8 +126,3 @@ def resolve(
             status = OK if measured.issuperset(every) else NOT_MEASURED
         interactions.append(Interaction(ligand, receptor, clamped, read, status))
     return interactions
-
-
-def complex_expression(log_counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Expression of a complex: of its scarcest subunit, spot by spot. Shape (spots, subunits) to (spots,)."""
-    return log_counts.min(axis=1)

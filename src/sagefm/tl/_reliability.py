@@ -129,10 +129,12 @@ class HeldOut:
         self._scores = Scores(tiles, len(self._genes))
         self._depth = unmasked_totals(engine.counts, folds, engine.canonical.n_genes, engine.batch_size)
 
-    def add(self, rows: slice, fold: int, prediction: NDArray[np.float32]) -> None:
-        """Add some spots' predictions of a fold's targets."""
-        truth = self._log_counts[fold][rows].toarray()
-        self._scores.add(rows, self._slices[fold], prediction, truth, self._baseline(rows, fold))
+    def add(self, rows: slice, predictions: Sequence[NDArray[np.float32]]) -> None:
+        """Add some spots' predictions of every fold's targets, of all folds or, where it fails, of none."""
+        baselines = [self._baseline(rows, fold) for fold in range(len(predictions))]
+        for fold, prediction in enumerate(predictions):
+            truth = self._log_counts[fold][rows].toarray()
+            self._scores.add(rows, self._slices[fold], prediction, truth, baselines[fold])
 
     def _baseline(self, rows: slice, fold: int) -> NDArray[np.float32]:
         """The neighbours' mean scaled by depth; the depth alone where the neighbours hide the gene."""

@@ -101,12 +101,11 @@ class Screen:
         control_pool = np.unique(np.concatenate([[], *self._controls.values()]).astype(np.int64))
         ligand_pool = np.unique(np.concatenate([[], *self._control_ligands.values()]).astype(np.int64))
         genes = np.array(sorted(excluded), dtype=np.int64)
-        self._expression = Expression(
-            engine.counts, np.concatenate([genes, control_pool, ligand_pool]), engine.batch_size
-        )
+        self._expression = Expression(engine, np.concatenate([genes, control_pool, ligand_pool]))
         if self.pairs:
             engine.project([np.array(sorted(receptors)), control_pool])
-        self._sd = self._receptor_sd()
+        self._sd_of = self._standard_deviations()
+        self._sd = np.array([self._sd_of[pair.receptor_genes] for pair in self.pairs])
 
     @property
     def columns(self) -> dict[str, int]:
@@ -175,8 +174,12 @@ class Screen:
                 else:
                     total = combine_subunits(change[:, index]).sum(0)
                 sums[pair] += total.cpu().numpy()
-        sd_of = {receptor: self._control_sd(receptor) for receptor in {pair.receptor_genes for pair in self.pairs}}
-        sd = np.array([sd_of[pair.receptor_genes] for pair in self.pairs])
+        sd = np.array(
+            [
+                [self._sd_of[tuple(unit)] for unit in self._control_units(pair.receptor_genes).tolist()]
+                for pair in self.pairs
+            ]
+        )
         n_used = self.engine.counts.n_obs if picked is None else int(picked.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
             statistic = sums / n_used / np.column_stack([self._sd, sd.reshape(len(self.pairs), n)])
@@ -223,8 +226,7 @@ class Screen:
         x_all, y_all = self._sides(ligands), self._sides(receptors)
         shape = (len(libraries.names), len(self.pairs))
         sums = {name: np.zeros(shape) for name in ("x", "y", "xx", "yy", "xy")}
-        for start in range(0, len(libraries.codes), self.engine.batch_size):
-            rows = slice(start, min(start + self.engine.batch_size, len(libraries.codes)))
+        for rows in self.engine.slices():
             x = self.engine.neighbor_mean(rows, x_all).cpu().numpy().astype(np.float64)
             y = y_all[rows].toarray().astype(np.float64)
             member = np.zeros((len(libraries.names), len(y)))
@@ -340,11 +342,28 @@ class Screen:
 
         def answers() -> Iterator[Answer]:
             for rows in blocks:
-                here = None if picked is None else np.flatnonzero(picked[rows])
-                if here is None or len(here):
-                    yield from clamping.run(rows, here)
+                yield from self._run(clamping, rows, picked)
 
         yield from progress(answers(), desc, total=len(blocks) * len(jobs), unit="run")
+
+    @staticmethod
+    def _run(clamping: Clamping, rows: slice, picked: NDArray[np.bool_] | None) -> Iterator[Answer]:
+        """All jobs on a block, the rest of them in halves where the device runs out of memory."""
+        todo = [(rows, 0)]
+        while todo:
+            rows, first = todo.pop()
+            here = None if picked is None else np.flatnonzero(picked[rows])
+            if here is not None and not len(here):
+                continue
+            failure = None
+            try:
+                for answer in clamping.run(rows, here, first):
+                    yield answer
+                    first = answer.job + 1
+            except torch.OutOfMemoryError as error:
+                failure = error.with_traceback(None)
+            if failure is not None:
+                todo += [(half, first) for half in clamping.engine.halve(rows, failure)]
 
     def _difference(self, answer: Answer) -> Tensor:
         """Highest level against what it is compared with, shape (spots, targets)."""
@@ -366,21 +385,24 @@ class Screen:
         """Controls of a receptor, shape (controls, subunits)."""
         return np.column_stack([self._controls[gene] for gene in receptor])
 
-    def _control_sd(self, receptor: Genes) -> Floats:
-        units = self._control_units(receptor)
-        if units.shape[1] == 1:
-            return self.statistics.sd[units[:, 0]]
-        return np.array([_sd(self._expression.dense(unit).min(axis=1)) for unit in units])
-
-    def _receptor_sd(self) -> Floats:
-        return np.array(
-            [
-                self.statistics.sd[genes[0]]
-                if len(genes := pair.receptor_genes) == 1
-                else _sd(self._expression.dense(genes).min(axis=1))
-                for pair in self.pairs
-            ]
-        )
+    def _standard_deviations(self) -> dict[Genes, float]:
+        """Of every receptor and control, complexes as their scarcest subunit."""
+        receptors = list(dict.fromkeys(pair.receptor_genes for pair in self.pairs))
+        sides = set(receptors)
+        if self._controls:
+            sides.update(tuple(unit) for receptor in receptors for unit in self._control_units(receptor).tolist())
+        complexes = [side for side in sides if len(side) > 1]
+        total, squares = np.zeros(len(complexes)), np.zeros(len(complexes))
+        low, high = np.full(len(complexes), np.inf), np.zeros(len(complexes))
+        for rows in self.engine.slices() if complexes else ():
+            values = self._expression.sides(complexes, rows)
+            total += values.sum(axis=0, dtype=np.float64)
+            squares += np.einsum("ij,ij->j", values, values, dtype=np.float64)
+            low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+        n = self.engine.counts.n_obs
+        variance = np.where(high > low, np.maximum(squares / n - (total / n) ** 2, 0), 0)  # not rounding of a constant
+        singles = {side: float(self.statistics.sd[side[0]]) for side in sides if len(side) == 1}
+        return singles | dict(zip(complexes, np.sqrt(variance).tolist(), strict=True))
 
     def _compare(self, statistic: Floats) -> Null:
         """First column against the others; control complexes that don't vary have no statistic."""
@@ -406,26 +428,15 @@ class Screen:
         return picked
 
     def _sides(self, sides: Sequence[Genes]) -> sparse.csr_matrix:
-        """Expression of genes and complexes, a complex as its scarcest subunit, shape (spots, sides)."""
-        columns = []
-        for genes in sides:
-            column = self._expression[genes[:1]]
-            for gene in genes[1:]:
-                column = column.minimum(self._expression[[gene]])
-            columns.append(column)
-        if not columns:
-            return sparse.csr_matrix((self.engine.counts.n_obs, 0), dtype=np.float32)
-        return sparse.hstack(columns, format="csr")
+        """Expression of genes and complexes, shape (spots, sides)."""
+        blocks = (sparse.csr_matrix(self._expression.sides(sides, rows)) for rows in self.engine.slices())
+        return self.engine.scratch.csr(blocks, len(sides))
 
 
 def _factorize(sides: Sequence[Genes]) -> tuple[NDArray[np.int64], list[Genes]]:
     """Number of each side among the different ones, and these."""
     number = {side: i for i, side in enumerate(dict.fromkeys(sides))}
     return np.array([number[side] for side in sides], dtype=np.int64), list(number)
-
-
-def _sd(values: NDArray[np.float32]) -> float:
-    return float(values.astype(np.float64).std()) if np.ptp(values) > 0 else 0.0
 
 
 def _text_index(table: pd.DataFrame) -> pd.DataFrame:

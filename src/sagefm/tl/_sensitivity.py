@@ -111,7 +111,6 @@ def gene_sensitivity(
     import torch
 
     from sagefm.tl import _engine
-    from sagefm.tl._clamp import Expression
 
     if wrt not in ("neighbors", "center"):
         raise ValueError(f"wrt={wrt!r} is none of 'neighbors', 'center'.")
@@ -138,7 +137,8 @@ def gene_sensitivity(
     engine.project(masks)
     canonical = engine.canonical
     # Only a decoder with a gain reads the neighbours' mean of its targets.
-    expression = Expression(engine.counts, target_index if canonical.gain is not None else [], engine.batch_size)
+    shown_genes, place = np.unique(target_index, return_inverse=True)
+    shown = engine.target(shown_genes).log_counts
     read = torch.from_numpy(target_index).to(engine.device)
     by = torch.from_numpy(gene_index).to(engine.device)
     weights = (canonical.neighbors if wrt == "neighbors" else canonical.center)[by]
@@ -148,24 +148,27 @@ def gene_sensitivity(
     per_spot = np.empty((adata.n_obs, *own.shape), dtype=np.float32) if store_spots else None
     with torch.inference_mode():
         for rows in engine.blocks("Differentiating"):
-            state = next(engine.states(rows, "center" if masks else None))
-            scaled = None
-            if canonical.gain is not None:
-                scaled = state.depth * engine.neighbor_mean(rows, expression[target_index])
-            slopes, gates = _slopes(canonical, state.hidden, read, scaled)
-            share = (canonical.neighbors_share if wrt == "neighbors" else canonical.center_share)(state.degree)
-            for column in range(len(target_index)):
-                # From the target back to the first layer, at every spot.
-                back = gates[:, column, None] * _pull_back(canonical, slopes, read[column])
-                part = share * back @ weights.T  # (spots, genes)
-                if wrt == "neighbors" and canonical.gain is not None:
-                    direct = gates[:, column, None] * canonical.gain[read[column]] * state.depth * (state.degree > 0)
-                    part[:, own[:, column]] += direct
-                if wrt == "center":
-                    part[:, hidden_in_center] = 0
-                total[:, column] += part.sum(0).cpu().numpy()
-                if per_spot is not None:
-                    per_spot[rows, :, column] = part.cpu().numpy()
+            with engine.computing(rows):
+                block = np.zeros(own.shape)
+                state = next(engine.states(rows, "center" if masks else None))
+                scaled = None
+                if shown is not None:
+                    scaled = state.depth * engine.neighbor_mean(rows, shown)[:, place]
+                slopes, gates = _slopes(canonical, state.hidden, read, scaled)
+                share = (canonical.neighbors_share if wrt == "neighbors" else canonical.center_share)(state.degree)
+                for column in range(len(target_index)):
+                    # From the target back to the first layer, at every spot.
+                    back = gates[:, column, None] * _pull_back(canonical, slopes, read[column])
+                    part = share * back @ weights.T  # (spots, genes)
+                    if wrt == "neighbors" and canonical.gain is not None:
+                        direct = canonical.gain[read[column]] * state.depth * (state.degree > 0)
+                        part[:, own[:, column]] += gates[:, column, None] * direct
+                    if wrt == "center":
+                        part[:, hidden_in_center] = 0
+                    block[:, column] = part.sum(0).cpu().numpy()
+                    if per_spot is not None:
+                        per_spot[rows, :, column] = part.cpu().numpy()
+                total += block
 
     table = pd.DataFrame(total / adata.n_obs, index=names[0], columns=names[1])
     params: dict[str, object] = {"function": "tl.gene_sensitivity", "model": loaded.name, "wrt": wrt, "mask": mask}
