@@ -6,6 +6,9 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import Scale, get_transformation
 
 import sagefm as sg
 
@@ -288,3 +291,99 @@ def test_small_library_is_named():
     adata.obs["slide"] = ["big"] * 130 + ["small"] * 14
     with pytest.raises(ValueError, match="slide 'small' has 14 spots"):
         sg.pp.neighborhood_graph(adata, library_key="slide")
+
+
+# Coordinates from the regions of a SpatialData
+
+
+def regions(n=49, names=("a",), shuffled=True):
+    """Circles on a square lattice in each region, with a scaling, and a table of their rows without coordinates."""
+    xy = np.column_stack(np.divmod(np.arange(n), 7)).astype(float)
+    scale = {"aligned": Scale([3.0, 5.0], axes=("x", "y"))}
+    shapes = {
+        name: ShapesModel.parse(xy + i, geometry=0, radius=0.5, index=np.arange(n) + 10, transformations=scale)
+        for i, name in enumerate(names)
+    }
+    obs = pd.DataFrame({"region": np.repeat(names, n), "id": np.tile(np.arange(n) + 10, len(names))})
+    obs.index = [f"s{i}" for i in range(len(obs))]
+    if shuffled:
+        obs = obs.sample(frac=1, random_state=0)
+    obs["region"] = obs["region"].astype("category")
+    table = AnnData(csr_matrix((len(obs), 1), dtype=np.float32), obs=obs)
+    table = TableModel.parse(table, region=list(names), region_key="region", instance_key="id")
+    coordinates = xy[obs["id"] - 10] + np.array([names.index(name) for name in obs["region"]])[:, None]
+    return SpatialData(shapes=shapes, tables={"table": table}), coordinates
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_coordinates_from_regions(copy, log):
+    sdata, coordinates = regions()
+    result = sg.pp.neighborhood_graph(sdata, copy=copy)
+    table = result if copy else sdata.tables["table"]
+    assert ("spatial" in sdata.tables["table"].obsm) == (not copy)
+    np.testing.assert_allclose(table.obsm["spatial"], coordinates)
+    plain = AnnData(csr_matrix((49, 1), dtype=np.float32), obsm={"spatial": coordinates})
+    sg.pp.neighborhood_graph(plain)
+    assert (table.obsp["sage_connectivities"] != plain.obsp["sage_connectivities"]).nnz == 0
+    assert "centroids of the table's regions" in log.text
+    # The element keeps its own transformations.
+    assert list(get_transformation(sdata["a"], get_all=True)) == ["aligned"]
+
+
+def test_neighbors_stay_within_their_region(log):
+    sdata, coordinates = regions(names=("a", "b"))
+    sg.pp.neighborhood_graph(sdata)
+    table = sdata.tables["table"]
+    np.testing.assert_allclose(table.obsm["spatial"], coordinates)
+    i, j = table.obsp["sage_connectivities"].nonzero()
+    region = table.obs["region"].to_numpy()
+    assert (region[i] == region[j]).all()
+    assert table.uns["sage_neighbors"]["params"]["library_key"] == "region"
+    assert "neighbours stay within obs['region']" in log.text
+    table.obs["all"] = "one"
+    sg.pp.neighborhood_graph(sdata, library_key="all")
+    i, j = table.obsp["sage_connectivities"].nonzero()
+    assert (region[i] != region[j]).any()
+
+
+def test_lattice_needs_no_regions():
+    adata = lattice()
+    del adata.obsm["spatial"]
+    sdata = SpatialData(tables={"table": TableModel.parse(adata)})
+    sg.pp.neighborhood_graph(sdata)
+    assert "spatial" not in sdata.tables["table"].obsm
+    assert sdata.tables["table"].uns["sage_neighbors"]["params"]["method"] == "visium"
+
+
+def test_exchanged_positions_are_told_by_regions():
+    adata = lattice()
+    adata.obs["region"], adata.obs["id"] = pd.Categorical(["a"] * 144), np.arange(144)
+    circles = ShapesModel.parse(adata.obsm.pop("spatial"), geometry=0, radius=0.5)
+    table = TableModel.parse(adata, region="a", region_key="region", instance_key="id")
+    table.obs[["array_row", "array_col"]] = table.obs[["array_col", "array_row"]].to_numpy()
+    sdata = SpatialData(shapes={"a": circles}, tables={"table": table})
+    with pytest.raises(ValueError, match="look exchanged"):
+        sg.pp.neighborhood_graph(sdata)
+    assert "spatial" not in table.obsm
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.tables["table"].uns.pop("spatialdata_attrs"), "annotates no regions.*TableModel.parse"),
+        (lambda s: s.shapes.pop("a"), "region 'a' that the table annotates is not in the SpatialData"),
+        (
+            lambda s: s.shapes.__setitem__("a", s.shapes["a"].iloc[2:]),
+            "2 rows of the table annotate instances that region 'a' lacks: '1[01]', '1[01]'",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_missing_regions_are_named(change, message):
+    sdata, _ = regions()
+    change(sdata)
+    with pytest.raises(KeyError, match=message):
+        sg.pp.neighborhood_graph(sdata)
+    table = sdata.tables["table"]
+    assert not table.obsm
+    assert not table.obsp

@@ -12,6 +12,19 @@ SPATIAL = "spatial"
 ARRAY_ROW = "array_row"
 ARRAY_COL = "array_col"
 
+# Pseudo-spots.
+PSEUDOSPOT = "pseudospot"  # obs, uns
+IN_PSEUDOSPOT = "in_{}"  # obs
+N_BINS = "n_bins"  # obs
+PSEUDOSPOT_TABLE = "{}s"  # tables of a SpatialData
+PSEUDOSPOT_CIRCLES = "{}s_circles"  # shapes of a SpatialData
+PSEUDOSPOT_REGION, PSEUDOSPOT_ID = "{}_region", "{}_id"  # obs of that table
+
+# What scanpy and squidpy keep of Space Ranger's output: uns["spatial"][library]["scalefactors"].
+SCALEFACTORS = "scalefactors"
+MICRONS_PER_PIXEL = "microns_per_pixel"
+SPOT_DIAMETER = "spot_diameter_fullres"
+
 # Genes.
 GENE_INDEX = "sage_gene"  # var
 GENES = "sage_genes"  # uns

@@ -66,13 +66,20 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--batch-size", type=int, help="spots at a time")
     reading.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     slide = argparse.ArgumentParser(add_help=False, parents=[reading])
-    slide.add_argument("-o", "--out", type=Path, required=True, help="slide to write, .h5ad or .zarr")
+    slide.add_argument(
+        "-o", "--out", type=Path, required=True, help="slide to write, .h5ad or .zarr; a folder for a folder"
+    )
 
     assess = commands.add_parser("assess", parents=[reading], help="say whether the model can be trusted on a slide")
     assess.add_argument("-o", "--out", type=Path, help="card to write, .html or .txt")
     assess.set_defaults(run=_assess)
 
-    embed = commands.add_parser("embed", parents=[slide], help="embed every spot: obsm['X_sage']")
+    embed = commands.add_parser(
+        "embed", parents=[slide], help="embed every spot: obsm['X_sage']; of a slide, or of every slide in a folder"
+    )
+    many = embed.add_argument_group("with a folder as input and output")
+    many.add_argument("--jobs", type=int, default=1, help="slides at a time (default: %(default)s)")
+    many.add_argument("--scheduler", help="address of a dask cluster to do the work, such as tcp://host:8786")
     embed.set_defaults(run=_embed)
 
     impute = commands.add_parser("impute", parents=[slide], help="predict genes: layers['sage_imputed']")
@@ -170,6 +177,11 @@ def _assess(arguments: argparse.Namespace) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
+    if arguments.input.is_dir() and arguments.input.suffix not in SLIDES:
+        _embed_folder(arguments)
+        return
+    if arguments.jobs != 1 or arguments.scheduler is not None:
+        raise ValueError("--jobs and --scheduler go with a folder of slides.")
     adata = _read(arguments)
     tl.sage_embed(
         adata,
@@ -179,6 +191,37 @@ def _embed(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     write_slide(adata, arguments.out, arguments.overwrite)
+
+
+def _embed_folder(arguments: argparse.Namespace) -> None:
+    arguments.interrupted = "slides that are done are kept, and the same command goes on from there."
+    client = None
+    if arguments.scheduler is not None:
+        from distributed import Client
+
+        client = Client(arguments.scheduler)
+    try:
+        table = tl.embed_sections(
+            arguments.input,
+            arguments.out,
+            arguments.model,
+            n_jobs=arguments.jobs,
+            client=client,
+            layer=arguments.layer,
+            library_key=arguments.library_key,
+            gene_symbols=arguments.gene_symbols,
+            min_coverage=arguments.min_coverage,
+            device=arguments.device,
+            batch_size=arguments.batch_size,
+            overwrite=arguments.overwrite,
+        )
+    finally:
+        if client is not None:
+            client.close()
+    counts = table["status"].value_counts()
+    print("\n".join(f"{number:6d}  {status}" for status, number in counts.items()))
+    if "failed" in counts:
+        raise RuntimeError(f"{counts['failed']} of {len(table)} slides failed; see {arguments.out / 'sections.csv'}.")
 
 
 def _impute(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,9 @@
-"""Preprocessing: neighbourhoods, genes, and whether a model can be trusted on a slide."""
+"""Preprocessing: neighbourhoods, genes, pseudo-spots, and whether a model can be trusted on a slide."""
 
 from sagefm.pp._assess import assess
+from sagefm.pp._from_pseudospots import from_pseudospots
 from sagefm.pp._genes import align_genes
 from sagefm.pp._graph import neighborhood_graph
+from sagefm.pp._pseudospots import pseudospots
 
-__all__ = ["align_genes", "assess", "neighborhood_graph"]
+__all__ = ["align_genes", "assess", "from_pseudospots", "neighborhood_graph", "pseudospots"]

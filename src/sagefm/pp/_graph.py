@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_key, check_whole, get_table, shorten
 from sagefm.pp._neighbors import Floats, Ints, is_hexagonal, lattice_neighbors, nearest_neighbors
+from sagefm.pp._regions import region_coordinates, region_library
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,9 +53,11 @@ def neighborhood_graph(
     n_spots
         Spots of a neighbourhood, the centre included. The published model was trained on 15.
     library_key
-        Categorical in ``obs`` naming the slide of each spot. Neighbours never cross it.
+        Categorical in ``obs`` naming the slide of each spot. Neighbours never cross it. Where the table of a
+        ``SpatialData`` annotates several regions, these by default.
     spatial_key
-        Coordinates in ``obsm``, shape (spots, 2 or 3), x before y.
+        Coordinates in ``obsm``, shape (spots, 2 or 3), x before y. Where they are absent from the table of a
+        ``SpatialData``, the centroids of the regions that it annotates, in the regions' own coordinates.
     key_added
         Prefix of what is written.
     table_key
@@ -76,11 +80,13 @@ def neighborhood_graph(
         island, and its neighbourhood isn't one the model has seen.
     ``uns["sage_neighbors"]``
         Keys and parameters, laid out as squidpy does, so ``connectivity_key="sage"`` works in ``squidpy.gr``.
+    ``obsm["spatial"]``
+        Only where the coordinates came from the regions of a ``SpatialData``.
 
     Raises
     ------
     KeyError
-        If the coordinates or ``library_key`` are missing.
+        If the coordinates, a region or instance that they come from, or ``library_key`` are missing.
     ValueError
         If a slide has fewer than ``n_spots`` spots, or its coordinates can't be used.
 
@@ -96,6 +102,7 @@ def neighborhood_graph(
     >>> adata.obsp["sage_connectivities"].shape
     (100, 100)
     """
+    from anndata import AnnData
     from scipy.sparse import csr_matrix
 
     if method not in ("auto", "visium", "knn"):
@@ -103,8 +110,11 @@ def neighborhood_graph(
     n_spots = check_whole("n_spots", n_spots, 2)
     check_key("key_added", key_added)
     key_added = key_added.removesuffix("_connectivities")
+    sdata = None if isinstance(adata, AnnData) else adata
     adata = get_table(adata, table_key, copy=copy)
-    libraries = _libraries(adata, library_key)
+    by_region = region_library(adata) if sdata is not None and library_key is None else None
+    library_key = by_region if library_key is None else library_key
+    libraries = split_libraries(adata, library_key)
     for name, spots in libraries:
         if len(spots) < n_spots:
             raise ValueError(
@@ -112,11 +122,17 @@ def neighborhood_graph(
                 "Remove it or set a smaller n_spots."
             )
     used, reason = _choose(adata, method, libraries)
+    try:
+        coordinates, from_regions = find_coordinates(adata, spatial_key, sdata)
+    except (KeyError, ValueError):
+        if used == "knn":
+            raise
+        coordinates, from_regions = np.empty((0, 0)), False  # the lattice doesn't need them
     if used == "visium":
         for name, spots in libraries:
             positions = _array_positions(adata, spots)
             _refuse_doubled(positions, name)
-            _refuse_exchanged(adata, positions, spots, spatial_key, name)
+            _refuse_exchanged(adata, positions, spots, coordinates, spatial_key, name)
     k = n_spots - 1
     neighbors = np.empty((adata.n_obs, k), dtype=np.int64)
     distances = np.empty((adata.n_obs, k))
@@ -125,7 +141,8 @@ def neighborhood_graph(
         if used == "visium":
             found, length, spacing = lattice_neighbors(_array_positions(adata, spots), k)
         else:
-            found, length, spacing = nearest_neighbors(_coordinates(adata, spatial_key, spots, name), k)
+            checked = check_coordinates(adata, coordinates, spatial_key, spots, name)
+            found, length, spacing = nearest_neighbors(checked, k)
         neighbors[spots], distances[spots] = spots[found], length
         far[spots] = length[:, -1] > FAR_SPACINGS * spacing
 
@@ -150,6 +167,11 @@ def neighborhood_graph(
         "distances_key": distances_key,
         "params": params,
     }
+    if from_regions:
+        adata.obsm[spatial_key] = coordinates
+        logger.info("Took the coordinates from the centroids of the table's regions; wrote obsm['%s'].", spatial_key)
+    if by_region is not None:
+        logger.info("The table annotates several regions: neighbours stay within obs['%s'].", by_region)
     if far.any():
         logger.warning(
             "%d of %d spots have their last neighbour more than %g spacings away (scattered spots or islands). "
@@ -182,7 +204,10 @@ def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
         if connectivity_key == _keys.GRAPH:
             raise KeyError(f"{key!r} not in adata.obsp. Run sg.pp.neighborhood_graph(adata) first.")
         raise KeyError(f"{key!r} not in adata.obsp; it has {sorted(adata.obsp)}. Set connectivity_key.")
-    graph = sparse.csr_matrix(adata.obsp[key], copy=True)
+    found = adata.obsp[key]
+    if hasattr(found, "compute"):  # as read_lazy reads it
+        found = found.compute()
+    graph = sparse.csr_matrix(found, copy=True)
     if not np.isfinite(graph.data).all():
         raise ValueError(f"adata.obsp[{key!r}] holds values that are not finite.")
     graph.sum_duplicates()
@@ -190,10 +215,11 @@ def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
     graph.eliminate_zeros()
     if adata.n_obs and not graph.nnz:
         raise ValueError(f"adata.obsp[{key!r}] connects no spots. Run sg.pp.neighborhood_graph(adata) again.")
+    graph.data = np.ones(graph.nnz, dtype=np.float32)
     return graph
 
 
-def _libraries(adata: AnnData, library_key: str | None) -> list[tuple[str, Ints]]:
+def split_libraries(adata: AnnData, library_key: str | None) -> list[tuple[str, Ints]]:
     """Return a printable name and the row numbers of each slide."""
     if library_key is None:
         return [("the slide", np.arange(adata.n_obs))]
@@ -249,18 +275,18 @@ def _refuse_doubled(positions: Ints, name: str) -> None:
         )
 
 
-def _refuse_exchanged(adata: AnnData, positions: Ints, spots: Ints, spatial_key: str, name: str) -> None:
+def _refuse_exchanged(
+    adata: AnnData, positions: Ints, spots: Ints, found: NDArray[Any], spatial_key: str, name: str
+) -> None:
     """Refuse lattice positions whose rows and columns are exchanged, told by the coordinates where there are any.
 
     A step of one row is √3 times as long as a step of one column on the hexagonal lattice, and as long where
     the coordinates are the lattice positions themselves; exchanged, it is 1/√3 times as long.
     """
-    if spatial_key not in adata.obsm:
-        return
     try:
-        coordinates = _coordinates(adata, spatial_key, spots, name)
+        coordinates = check_coordinates(adata, found, spatial_key, spots, name)
     except ValueError:
-        return  # this method doesn't need them
+        return  # absent or no good, and this method doesn't need them
     steps = np.linalg.lstsq(np.column_stack([positions, np.ones(len(spots))]), coordinates, rcond=None)[0]
     row, col = np.linalg.norm(steps[:2], axis=1)
     if row < 0.75 * col:
@@ -271,11 +297,21 @@ def _refuse_exchanged(adata: AnnData, positions: Ints, spots: Ints, spatial_key:
         )
 
 
-def _coordinates(adata: AnnData, spatial_key: str, spots: Ints, name: str) -> Floats:
+def find_coordinates(adata: AnnData, spatial_key: str, sdata: SpatialData | None) -> tuple[NDArray[Any], bool]:
+    """Coordinates from ``obsm``, else from the regions of the table's SpatialData; whether from the latter."""
+    if spatial_key in adata.obsm:
+        return np.asarray(adata.obsm[spatial_key]), False
+    absent = f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key."
+    if sdata is None:
+        raise KeyError(absent)
+    try:
+        return region_coordinates(sdata, adata), True
+    except KeyError as error:
+        raise KeyError(f"{absent} They can't be taken from regions either: {error.args[0]}") from error
+
+
+def check_coordinates(adata: AnnData, found: NDArray[Any], spatial_key: str, spots: Ints, name: str) -> Floats:
     """Coordinates of the spots of one slide, checked."""
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
-    found = np.asarray(adata.obsm[spatial_key])
     if found.ndim != 2 or found.shape[1] not in (2, 3):
         raise ValueError(f"obsm[{spatial_key!r}] has shape {found.shape}, expected (spots, 2) or (spots, 3).")
     try:

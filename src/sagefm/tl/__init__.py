@@ -9,6 +9,7 @@ from sagefm.tl._embed import sage_embed
 from sagefm.tl._impute import impute
 from sagefm.tl._overlap import perturbation_overlap
 from sagefm.tl._perturb import perturb_lr
+from sagefm.tl._sections import embed_sections
 from sagefm.tl._sensitivity import gene_sensitivity
 from sagefm.tl._targets import perturb_targets
 
@@ -18,6 +19,7 @@ __all__ = [
     "cluster_composition",
     "cluster_markers",
     "composition",
+    "embed_sections",
     "gene_sensitivity",
     "impute",
     "mofa_embed",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +52,8 @@ class Store:
             raise FileExistsError(f"{self.path} exists already; delete it or choose another store.")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.path.parent} to write into.")
-        self._partial = self.path.with_name(f".{self.path.name}.part")
+        # A name of its own: a worker thought dead may still be writing its copy.
+        self._partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
 
     def __enter__(self) -> Store:
         return self
@@ -65,7 +68,8 @@ class Store:
         import zarr
         from anndata import AnnData
 
-        shutil.rmtree(self._partial, ignore_errors=True)  # of a run that was killed
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):  # by runs that were killed
+            shutil.rmtree(left, ignore_errors=True)
         slide = AnnData(obs=adata.obs.copy(), var=adata.var.copy())
         if _keys.SPATIAL in adata.obsm:
             slide.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL])

@@ -1,0 +1,371 @@
+"""Embedding of many sections, each in a file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sagefm import _keys
+from sagefm._settings import logger, settings
+from sagefm._utils import check_whole, progress, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from distributed import Client
+
+    from sagefm.models import Model
+
+SUFFIXES = (".h5ad", ".zarr")
+RECORD, TABLE = "sections.json", "sections.csv"
+EMBEDDED, KEPT, FAILED = "embedded", "kept", "failed"
+
+
+def embed_sections(
+    sections: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    out: str | Path,
+    model: str | Path = "sage-fm-hest1k",
+    *,
+    n_jobs: int = 1,
+    client: Client | None = None,
+    layer: str | None = None,
+    library_key: str | None = None,
+    gene_symbols: str | None = None,
+    min_coverage: float | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32",
+    table_key: str = "table",
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Embed every spot of many sections, read from disk and written to disk.
+
+    Each section is what :func:`sagefm.pp.neighborhood_graph` and :func:`sage_embed` with ``store`` make of it. One that
+    fails is reported, and the others go on. A run that was interrupted goes on from there when it is called again:
+    sections that are done, from a file that hasn't changed since, are kept.
+
+    Parameters
+    ----------
+    sections
+        Folder with sections, ``.h5ad`` or ``.zarr``; or their files; or files by name. Counts are read block by block.
+    out
+        Folder to write, made where it isn't there: ``NAME.zarr`` for each section, an ``AnnData`` with its ``obs``,
+        ``var``, coordinates, graph and embedding, without counts.
+    model
+        Name or path, see :func:`sagefm.models.load`.
+    n_jobs
+        Sections at a time, each in a process of its own: a local dask cluster.
+    client
+        Client of a running dask cluster to do the work, instead of ``n_jobs``. Its workers need the package and the
+        same files under the same names. Tasks of workers that die are done again by others.
+    layer, library_key, gene_symbols, min_coverage
+        As in :func:`sage_embed`, :func:`sagefm.pp.neighborhood_graph` and :func:`sagefm.pp.align_genes`, of every
+        section.
+    device, batch_size, dtype
+        As in :func:`sage_embed`.
+    table_key
+        Table of sections that are ``SpatialData`` objects.
+    overwrite
+        Start again over a run with other settings.
+
+    Returns
+    -------
+    One row a section, by name: ``status`` (``"embedded"``, ``"kept"`` from an earlier call, ``"failed"``),
+    ``n_spots``, ``seconds``, ``error`` (empty where there is none) and ``path`` of the result. Also written to
+    ``out/sections.csv``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a section or the folder isn't there.
+    FileExistsError
+        If ``out`` holds something else, or results with other settings.
+    ValueError
+        If two sections have one name, or an argument is wrong.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import sagefm as sg
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for seed in range(2):
+    ...     sg.datasets.simulated_visium(8, 8, n_genes=8000, rng=seed).write_h5ad(folder / f"section_{seed}.h5ad")
+    >>> sg.tl.embed_sections(folder, folder / "embedded", "sagefm-mini")["status"].tolist()
+    ['embedded', 'embedded']
+    """
+    from sagefm import models
+
+    files = find_sections(sections)
+    n_jobs = check_whole("n_jobs", n_jobs, 1)
+    if client is not None and n_jobs > 1:
+        raise ValueError("n_jobs starts a cluster of its own; leave it out where there is a client.")
+    loaded = models.load(model)
+    path = model if isinstance(model, str) and not Path(model).exists() else str(Path(model).absolute())
+    options = Options(
+        *(path, layer, library_key, gene_symbols, min_coverage, device, batch_size, dtype, table_key),
+        n_threads=None if client is not None or n_jobs == 1 else n_jobs,
+        memory_limit=settings.memory_limit,
+    )
+    folder = _Folder(Path(out).expanduser().absolute(), options, _digest(loaded), overwrite)
+    todo = [name for name, file in files.items() if not folder.has(name, file)]
+    if len(files) > len(todo):
+        logger.info("%d of %d sections are done and kept.", len(files) - len(todo), len(files))
+    with _executor(client, n_jobs if len(todo) > 1 else 1) as submit:
+        jobs = submit(_embed_section, [(files[name], folder.path / f"{name}.zarr", options) for name in todo])
+        for number, result in progress(jobs, "Sections", total=len(todo), unit="section"):
+            folder.add(todo[number], files[todo[number]], result)
+    table = folder.table(list(files), todo)
+    failed = table.index[table["status"] == FAILED]
+    if len(failed):
+        logger.warning("%d of %d sections failed: %s. See %s.", len(failed), len(files), shorten(failed), TABLE)
+    logger.info("Embedded %d sections with %s; wrote %s.", len(todo) - len(failed), loaded.name, folder.path)
+    return table
+
+
+def find_sections(sections: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
+    """Files of sections by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    ValueError
+        If two have one name, or a name can't be a file's.
+    """
+    if isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES:
+        found: Iterable[Path] = sorted(file for file in Path(sections).glob("*") if file.suffix in SUFFIXES)
+        named = [(file.stem, file) for file in found if not file.name.startswith(".")]
+        if not named:
+            raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {sections}.")
+    elif isinstance(sections, Mapping):
+        named = [(str(name), Path(file)) for name, file in sections.items()]
+    else:
+        files = [sections] if isinstance(sections, str | Path) else sections
+        named = [(Path(file).stem, Path(file)) for file in files]
+    if not named:
+        raise ValueError("sections is empty.")
+    if bad := [name for name, _ in named if not name or "/" in name or name.startswith(".")]:
+        raise ValueError(f"a section's name is its result's file name, which {bad[0]!r} can't be.")
+    if len({name for name, _ in named}) < len(named):
+        doubled = {name for name, _ in named if [other for other, _ in named].count(name) > 1}
+        raise ValueError(f"several sections are named {shorten(sorted(doubled))}. Pass them as a mapping by name.")
+    if absent := [file for _, file in named if not file.exists()]:
+        raise FileNotFoundError(f"no section at {shorten(absent)}.")
+    return {name: file.expanduser().absolute() for name, file in named}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done to every section."""
+
+    model: str
+    layer: str | None
+    library_key: str | None
+    gene_symbols: str | None
+    min_coverage: float | None
+    device: str
+    batch_size: int | None
+    dtype: Literal["float32", "tf32", "bfloat16"]
+    table_key: str
+    n_threads: int | None
+    memory_limit: float
+
+    def settings(self) -> dict[str, Any]:
+        """Those that the result depends on."""
+        names = ("layer", "library_key", "gene_symbols", "min_coverage", "dtype", "table_key")
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a section."""
+
+    n_spots: int
+    seconds: float
+    error: str = ""
+
+
+def _embed_section(source: Path, target: Path, options: Options) -> Result:
+    """Embed one section, in whatever process; an error is a result."""
+    import dask
+    import torch
+
+    from sagefm import pp, tl
+
+    start = time.perf_counter()
+    if options.n_threads is not None:  # a process of our own cluster
+        torch.set_num_threads(max(1, torch.get_num_threads() // options.n_threads))
+        settings.verbosity, settings.progress_bars = "WARNING", False
+        settings.memory_limit = options.memory_limit
+    shutil.rmtree(target, ignore_errors=True)  # by an earlier run, from a file that has changed
+    try:
+        # Within a task of a cluster, blocks that are read are no tasks of it.
+        with dask.config.set(scheduler="threads"), _open(source, options.table_key) as adata:
+            if options.min_coverage is not None:
+                pp.align_genes(
+                    adata, options.model, gene_symbols=options.gene_symbols, min_coverage=options.min_coverage
+                )
+            elif options.gene_symbols is not None:
+                pp.align_genes(adata, options.model, gene_symbols=options.gene_symbols)
+            if options.library_key is not None or _keys.connectivities(_keys.GRAPH) not in adata.obsp:
+                pp.neighborhood_graph(adata, library_key=options.library_key)
+            tl.sage_embed(
+                adata,
+                options.model,
+                layer=options.layer,
+                device=options.device,
+                batch_size=options.batch_size,
+                dtype=options.dtype,
+                store=target,
+            )
+            n_spots = adata.n_obs
+    except Exception as error:  # noqa: BLE001 whatever is wrong with a section, the others go on
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        return Result(0, time.perf_counter() - start, f"{type(error).__name__}: {message}")
+    return Result(n_spots, time.perf_counter() - start)
+
+
+@contextmanager
+def _open(source: Path, table_key: str) -> Iterator[AnnData]:
+    """Open a section with its counts left on disk."""
+    import anndata
+    from anndata.experimental import read_lazy
+
+    if source.suffix == ".h5ad":
+        adata = anndata.read_h5ad(source, backed="r")
+        try:
+            yield adata
+        finally:
+            adata.file.close()
+    elif (source / "tables").is_dir():
+        import spatialdata
+
+        from sagefm.pp import neighborhood_graph
+
+        data = spatialdata.read_zarr(source)
+        if _keys.SPATIAL not in data.tables[table_key].obsm:
+            neighborhood_graph(data, table_key=table_key)
+        yield data.tables[table_key]
+    else:
+        yield read_lazy(source)
+
+
+@contextmanager
+def _executor(client: Client | None, n_jobs: int) -> Iterator[Any]:
+    """Return a function that runs jobs and yields the number and result of each as it is done."""
+
+    def inline(function: Any, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+        for number, job in enumerate(jobs):
+            yield number, function(*job)
+
+    def on(cluster: Client) -> Any:
+        def run(function: Any, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+            executor = cluster.get_executor(pure=False)
+            futures: dict[Future[Result], int] = {executor.submit(function, *job): i for i, job in enumerate(jobs)}
+            for future in as_completed(futures):
+                error = future.exception()  # of the cluster; ours are results
+                failed = Result(0, float("nan"), f"{type(error).__name__}: {error}")
+                yield futures[future], future.result() if error is None else failed
+
+        return run
+
+    if client is not None:
+        yield on(client)
+    elif n_jobs == 1:
+        yield inline
+    else:
+        from distributed import Client as LocalClient
+        from distributed import LocalCluster
+
+        with (
+            LocalCluster(n_workers=n_jobs, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+            LocalClient(cluster) as own,
+        ):
+            yield on(own)
+
+
+class _Folder:
+    """Results, and a record of what they were made from and with."""
+
+    def __init__(self, path: Path, options: Options, weights: str, overwrite: bool) -> None:
+        self.path = path
+        made_with = {"weights": weights, **options.settings()}
+        record = path / RECORD
+        self._record: dict[str, Any] = {"settings": made_with, "sections": {}}
+        if record.exists():
+            try:
+                found = json.loads(record.read_text(encoding="utf-8"))
+                changed = found["settings"] != made_with
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{record} is damaged ({error}). Choose another folder, or delete {path}.") from error
+            if changed and not overwrite:
+                raise FileExistsError(
+                    f"{path} holds embeddings by another model or with other settings. Choose another folder, or pass "
+                    "overwrite=True (--overwrite) to start again."
+                )
+            if not changed:
+                self._record = found
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path} exists and holds no embedded sections. Choose another folder.")
+        path.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def has(self, name: str, source: Path) -> bool:
+        """Whether a section is done, from the file as it is now."""
+        known = self._record["sections"].get(name, {})
+        done = not known.get("error", True) and (self.path / f"{name}.zarr").is_dir()
+        return done and known["source"] == _stamp(source)
+
+    def add(self, name: str, source: Path, result: Result) -> None:
+        """Record a section."""
+        self._record["sections"][name] = {**asdict(result), "source": _stamp(source)}
+        self._save()
+        if result.error:
+            logger.error("%s: %s", name, result.error)
+
+    def table(self, names: Sequence[str], done: Sequence[str]) -> pd.DataFrame:
+        """One row a section, also written beside the results."""
+        import pandas as pd
+
+        rows = []
+        for name in names:
+            known = self._record["sections"][name]
+            status = FAILED if known["error"] else EMBEDDED if name in done else KEPT
+            path = "" if known["error"] else str(self.path / f"{name}.zarr")
+            row = {"section": name, "status": status, "n_spots": known["n_spots"], "seconds": known["seconds"]}
+            rows.append(row | {"error": known["error"], "path": path})
+        table = pd.DataFrame(rows).set_index("section")
+        partial = self.path / f".{TABLE}.part"
+        table.drop(columns="path").to_csv(partial)
+        partial.replace(self.path / TABLE)
+        return table
+
+    def _save(self) -> None:
+        partial = self.path / f".{RECORD}.part"
+        partial.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
+        partial.replace(self.path / RECORD)
+
+
+def _stamp(source: Path) -> list[int]:
+    """Size and time of a file, or of all files of a zarr."""
+    files = [source] if source.is_file() else [file for file in source.rglob("*") if file.is_file()]
+    stats = [file.stat() for file in files]
+    return [sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]
+
+
+def _digest(model: Model) -> str:
+    """Digest of a model's weights."""
+    digest = hashlib.sha256(model.vocabulary.sha256.encode())
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
