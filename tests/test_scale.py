@@ -1,0 +1,494 @@
+"""Slides of any size in any container, and many of them."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import anndata as ad
+import dask.array as da
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from anndata.experimental import read_lazy
+from scipy import sparse
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+
+import sagefm as sg
+from sagefm._scratch import Scratch
+from sagefm.models._canonical import ReadOut
+from sagefm.pp._counts import Counts
+from sagefm.tl import _sections
+from sagefm.tl._engine import Engine
+
+PAIRS = [("CXCL12", "CXCR4"), ("TGFB1", "TGFBR1_TGFBR2"), ("FN1", "CD44")]
+GENES = ["KRT8", "COL1A1", "CD74"]
+
+
+def bare(slide):
+    """Counts, coordinates and lattice positions, as they come from a reader."""
+    return ad.AnnData(slide.X.copy(), obs=slide.obs[["array_row", "array_col"]].copy(), var=slide.var[[]].copy())
+
+
+def spatial(slide):
+    adata = bare(slide)
+    adata.obsm["spatial"] = slide.obsm["spatial"].copy()
+    return adata
+
+
+def with_x(change):
+    def make(slide, folder):
+        adata = spatial(slide)
+        adata.X = change(adata.X)
+        return adata
+
+    return make
+
+
+def backed(slide, folder):
+    spatial(slide).write_h5ad(folder / "slide.h5ad")
+    return ad.read_h5ad(folder / "slide.h5ad", backed="r")
+
+
+def backed_by_columns(slide, folder):
+    with_x(sparse.csc_matrix)(slide, folder).write_h5ad(folder / "slide.h5ad")
+    return ad.read_h5ad(folder / "slide.h5ad", backed="r")
+
+
+def lazy_zarr(slide, folder):
+    spatial(slide).write_zarr(folder / "slide.zarr")
+    return read_lazy(folder / "slide.zarr")
+
+
+def lazy_h5ad(slide, folder):
+    spatial(slide).write_h5ad(folder / "slide.h5ad")
+    return read_lazy(folder / "slide.h5ad")
+
+
+def view(slide, folder):
+    twice = ad.concat([spatial(slide), spatial(slide)], keys=["a", "b"], index_unique="-")
+    return twice[: slide.n_obs]
+
+
+def spatialdata(slide, folder):
+    """Coordinates in the regions alone, in another order than the table."""
+    table = bare(slide)
+    table.obs["region"], table.obs["instance"] = pd.Categorical(["spots"] * slide.n_obs), np.arange(slide.n_obs)
+    order = np.random.default_rng(0).permutation(slide.n_obs)
+    shapes = ShapesModel.parse(slide.obsm["spatial"][order], geometry=0, radius=30, index=order)
+    table = TableModel.parse(table, region="spots", region_key="region", instance_key="instance")
+    return SpatialData(shapes={"spots": shapes}, tables={"table": table})
+
+
+def libraries(slide, folder):
+    return ad.concat([spatial(slide), spatial(slide)], label="library", keys=["a", "b"], index_unique="-")
+
+
+CONTAINERS = {
+    "csr": with_x(sparse.csr_matrix),
+    "csc": with_x(sparse.csc_matrix),
+    "dense": with_x(lambda x: x.toarray()),
+    "dask": with_x(lambda x: da.from_array(x.toarray(), chunks=(30, 4000))),
+    "dask of sparse": with_x(lambda x: da.from_array(x, chunks=(30, x.shape[1]))),
+    "backed h5ad": backed,
+    "backed h5ad, CSC": backed_by_columns,
+    "lazy zarr": lazy_zarr,
+    "lazy h5ad": lazy_h5ad,
+    "view": view,
+    "SpatialData": spatialdata,
+    "two libraries": libraries,
+}
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    found, expected = np.asarray(found), np.asarray(expected)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    assert np.nanmax(np.abs(found - expected)) <= tolerance * np.nanmax(np.abs(expected))
+
+
+def run(adata, model, **kwargs):
+    """What embed, impute and perturb write, by spot."""
+    more = {"device": "cpu", **kwargs}
+    sg.tl.sage_embed(adata, model, **more)
+    sg.tl.impute(adata, model=model, n_folds=3, **more)
+    sg.tl.perturb_lr(adata, PAIRS, model, n_controls=5, store_spots=True, **more)
+    table = adata if isinstance(adata, ad.AnnData) else adata.tables["table"]
+    return table.obsm["X_sage"], table.layers["sage_imputed"], table.obsm["perturb_lr"]
+
+
+@pytest.fixture(scope="module")
+def expected(_slide, sage):
+    return run(_slide.copy(), sage)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_results_are_equal_in_every_container(slide, sage, expected, container, tmp_path):
+    data = CONTAINERS[container](slide, tmp_path)
+    sg.pp.neighborhood_graph(data, library_key="library" if container == "two libraries" else None)
+    for found, value in zip(run(data, sage), expected, strict=True):
+        for start in range(0, len(found), slide.n_obs):
+            assert_close(found[start : start + slide.n_obs], value)
+
+
+def test_columns_on_disk_are_told(slide, tmp_path, log):
+    Counts(backed_by_columns(slide, tmp_path), np.arange(slide.n_vars))
+    assert "stored by columns (CSC), so all of it is read into memory" in log.text
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("limit", [0, 1e4, 1e5, 1e9])
+def test_scratch_holds_what_it_is_given(limit):
+    matrix = sparse.random(500, 40, density=0.2, format="csr", dtype=np.float32, rng=0)
+    scratch = Scratch(limit)
+    held = scratch.csr((matrix[start : start + 60] for start in range(0, 500, 60)), 40)
+    assert (held != matrix).nnz == 0
+    assert isinstance(held.data, np.memmap) == (limit < 1e5)
+    assert held.indices.dtype == held.indptr.dtype  # else scipy copies them whenever it takes rows
+    array = scratch.empty((30, 100))
+    array[:] = 3
+    assert isinstance(array, np.memmap) == (limit < 1e5)
+    assert array.sum() == 9000
+
+
+def test_scratch_of_nothing():
+    assert Scratch(0).csr(iter([]), 7).shape == (0, 7)
+    assert Scratch(0).csr(iter([sparse.csr_matrix((3, 7))]), 7).shape == (3, 7)
+    assert Scratch(0).empty((0, 5)).shape == (0, 5)
+
+
+def test_a_full_disk_is_an_error(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="no room for 1.2 GB of intermediate results. Set TMPDIR"):
+        Scratch(0).empty((30_000, 10_000))
+
+
+@pytest.mark.parametrize("family", ["tiny", "sage"])
+def test_spilling_changes_nothing(slide, request, family, monkeypatch):
+    model = request.getfixturevalue(family)
+    expected = run(slide.copy(), model)
+    monkeypatch.setattr(sg.settings, "memory_limit", 0.0)
+    for found, value in zip(run(slide, model), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+def test_a_layer_larger_than_memory_is_refused(slide, tiny, monkeypatch, log, tmp_path):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    with pytest.raises(RuntimeError, match=r"takes 0.0 GB \(110 spots x 10500 columns.*store='imputed.zarr'"):
+        sg.tl.impute(slide, model=tiny)
+    assert "sage_imputed" not in slide.layers
+    sg.tl.impute(slide, model=tiny, store=tmp_path / "imputed.zarr")
+
+
+# Results on disk.
+
+
+def test_embedding_goes_to_disk(slide, sage, expected, tmp_path):
+    sg.tl.sage_embed(slide, sage, store=tmp_path / "embedded.zarr", batch_size=32)
+    assert isinstance(slide.obsm["X_sage"], da.Array)
+    np.testing.assert_array_equal(slide.obsm["X_sage"], expected[0])
+    stored = ad.read_zarr(tmp_path / "embedded.zarr")
+    np.testing.assert_array_equal(stored.obsm["X_sage"], expected[0])
+    np.testing.assert_array_equal(stored.obsm["spatial"], slide.obsm["spatial"])
+    assert (stored.obsp["sage_connectivities"] != slide.obsp["sage_connectivities"]).nnz == 0
+    assert stored.uns["X_sage"] == slide.uns["X_sage"]
+    assert list(stored.obs_names) == list(slide.obs_names)
+    sg.tl.cluster(slide, n_clusters=3)  # which reads the array on disk
+    slide.write_h5ad(tmp_path / "all.h5ad")
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "all.h5ad").obsm["X_sage"], expected[0])
+
+
+@pytest.mark.parametrize("genes", [None, [*GENES, "ACTB"]])
+def test_imputed_genes_go_to_disk(slide, sage, tmp_path, genes):
+    slide = slide[:, slide.var_names != "ACTB"].copy()
+    in_memory = sg.tl.impute(slide, genes, sage, intervals=None, copy=True)
+    sg.tl.impute(slide, genes, sage, store=tmp_path / "imputed.zarr", batch_size=50)
+    stored = ad.read_zarr(tmp_path / "imputed.zarr")
+    for adata in (slide, stored):
+        assert_close(adata.layers["sage_imputed"], in_memory.layers["sage_imputed"])
+        assert adata.uns["sage_imputed"]["params"] == in_memory.uns["sage_imputed"]["params"]
+        tables = [table.uns["sage_imputed"]["reliability"] for table in (adata, in_memory)]
+        pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-5)
+        if genes:
+            assert_close(adata.obsm["sage_imputed"], in_memory.obsm["sage_imputed"])
+    pd.testing.assert_series_equal(slide.var["sage_reliability"], in_memory.var["sage_reliability"], atol=1e-5)
+
+
+@pytest.mark.parametrize("tool", ["sage_embed", "impute"])
+def test_an_interrupted_run_leaves_nothing(slide, sage, tmp_path, monkeypatch, tool):
+    calls = []
+
+    def interrupted(self, state):
+        calls.append(state)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return np.zeros((30, 48), dtype=np.float32)
+
+    monkeypatch.setattr(Engine, "embed", interrupted)
+    monkeypatch.setattr(Engine, "predict", lambda self, state, target: interrupted(self, state))
+    before = slide.copy()
+    with pytest.raises(KeyboardInterrupt):
+        getattr(sg.tl, tool)(slide, model=sage, store=tmp_path / "out.zarr", batch_size=30)
+    assert list(tmp_path.iterdir()) == []
+    assert list(slide.obsm) == list(before.obsm)
+    assert list(slide.layers) == list(before.layers)
+    assert list(slide.uns) == list(before.uns)
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "message"),
+    [
+        ("out", ValueError, "ends in .zarr"),
+        ("there.zarr", FileExistsError, "exists already; delete it"),
+        ("nowhere/out.zarr", FileNotFoundError, "no folder .*nowhere"),
+    ],
+)
+@pytest.mark.parametrize("tool", ["sage_embed", "impute"])
+def test_bad_stores(slide, tiny, tmp_path, tool, store, error, message):
+    (tmp_path / "there.zarr").mkdir()
+    with pytest.raises(error, match=message):
+        getattr(sg.tl, tool)(slide, model=tiny, store=tmp_path / store)
+
+
+# The device's memory.
+
+
+def fails_above(monkeypatch, owner, name, most):
+    """Make a step run out of memory for more than so many spots; return the sizes that were tried."""
+    whole, tried = getattr(owner, name), []
+
+    def limited(self, h, *args, **kwargs):
+        tried.append(len(h.hidden) if hasattr(h, "hidden") else len(h))
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, h, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, limited)
+    return tried
+
+
+def test_out_of_memory_halves_the_batch(slide, sage, expected, monkeypatch, log):
+    reliability = sg.tl.impute(slide, model=sage, n_folds=3, copy=True).uns["sage_imputed"]["reliability"]
+    tried = fails_above(monkeypatch, Engine, "embed", 30)
+    predicted = fails_above(monkeypatch, Engine, "predict", 30)
+    read = fails_above(monkeypatch, ReadOut, "predict", 60)
+    for found, value in zip(run(slide, sage, batch_size=100), expected, strict=True):
+        assert_close(found, value)
+    for sizes, most in ((tried, 30), (predicted, 30), (read, 60)):
+        assert max(sizes) > most
+        assert sum(size > most for size in sizes) < 5  # remembered, not tried again with every block
+    assert "out of memory with 100 spots at a time; going on with 50" in log.text
+    # What was added up before the memory ran out isn't added up again.
+    pd.testing.assert_frame_equal(slide.uns["sage_imputed"]["reliability"], reliability, rtol=1e-4, atol=1e-5)
+
+
+def test_sensitivity_halves_too(slide, sage, monkeypatch):
+    sg.tl.gene_sensitivity(slide, GENES, model=sage)
+    expected = slide.uns["gene_sensitivity"]["results"]
+    from sagefm.tl import _sensitivity
+
+    whole = _sensitivity._pull_back
+    calls = []
+
+    def limited(model, slopes, target):
+        calls.append(len(slopes[0]))
+        if len(slopes[0]) > 40 and len(calls) % 2 == 0:  # in the middle of a block
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, slopes, target)
+
+    monkeypatch.setattr(_sensitivity, "_pull_back", limited)
+    sg.tl.gene_sensitivity(slide, GENES, model=sage)
+    assert max(calls) == slide.n_obs
+    assert_close(slide.uns["gene_sensitivity"]["results"], expected)
+
+
+def test_no_memory_for_a_single_spot_is_an_error(slide, tiny, monkeypatch):
+    fails_above(monkeypatch, Engine, "embed", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        sg.tl.sage_embed(slide, tiny)
+    assert "X_sage" not in slide.obsm
+
+
+def test_tf32_is_for_gpus(slide, tiny):
+    with pytest.raises(ValueError, match="'tf32' is a mode of CUDA GPUs, and this runs on cpu"):
+        sg.tl.sage_embed(slide, tiny, dtype="tf32", device="cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
+def test_gpu_gives_what_the_cpu_gives(slide, sage, expected, dtype):
+    tolerance = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}[dtype]
+    sg.tl.sage_embed(slide, sage, device="cuda", dtype=dtype)
+    sg.tl.impute(slide, model=sage, n_folds=3, device="cuda", dtype=dtype)
+    assert_close(slide.obsm["X_sage"], expected[0], tolerance)
+    assert_close(slide.layers["sage_imputed"], expected[1], tolerance)
+
+
+def test_weights_of_a_graph_are_not_read(slide, sage, expected):
+    slide.obsp["sage_connectivities"] = slide.obsp["sage_distances"]
+    for found, value in zip(run(slide, sage), expected, strict=True):
+        assert_close(found, value)
+
+
+# Many sections.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four sections of different kinds, one of them bad."""
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    made = [sg.datasets.simulated_visium(6, 7, n_genes=8000, rng=seed) for seed in range(4)]
+    made[0].write_h5ad(folder / "a.h5ad")
+    made[1].write_zarr(folder / "b.zarr")
+    made[2].X = made[2].X * 0.5
+    made[2].write_h5ad(folder / "c.h5ad")
+    table = made[3]
+    table.obs["region"], table.obs["instance"] = pd.Categorical(["spots"] * 42), np.arange(42)
+    shapes = ShapesModel.parse(table.obsm.pop("spatial"), geometry=0, radius=30)
+    table = TableModel.parse(table, region="spots", region_key="region", instance_key="instance")
+    SpatialData(shapes={"spots": shapes}, tables={"table": table}).write(folder / "d.zarr")
+    (folder / "notes.txt").write_text("no section")
+    return folder
+
+
+def test_a_folder_of_sections(folder, tmp_path, log):
+    table = sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
+    assert table["status"].to_dict() == {"a": "embedded", "b": "embedded", "c": "failed", "d": "embedded"}
+    assert "no counts" in table.loc["c", "error"]
+    assert "1 of 4 sections failed: 'c'" in log.text
+    adata = ad.read_h5ad(folder / "a.h5ad")
+    sg.pp.neighborhood_graph(adata)
+    sg.tl.sage_embed(adata, "sagefm-mini")
+    stored = ad.read_zarr(table.loc["a", "path"])
+    np.testing.assert_array_equal(stored.obsm["X_sage"], adata.obsm["X_sage"])
+    assert list(stored.obs_names) == list(adata.obs_names)
+    written = pd.read_csv(tmp_path / "out" / "sections.csv", index_col="section", keep_default_na=False)
+    assert written["status"].tolist() == table["status"].tolist()
+
+    # Again: what is done is kept, what failed is tried again, what changed is done again.
+    ad.read_h5ad(folder / "a.h5ad")[:40].copy().write_h5ad(folder / "a.h5ad")
+    mended = ad.read_h5ad(folder / "c.h5ad")
+    mended.X = mended.X * 2
+    mended.write_h5ad(folder / "c.h5ad")
+    table = sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
+    assert table["status"].tolist() == ["embedded", "kept", "embedded", "kept"]
+    assert table["n_spots"].tolist() == [40, 42, 42, 42]
+    assert ad.read_zarr(table.loc["a", "path"]).n_obs == 40
+
+
+def test_results_with_other_settings_are_not_mixed(folder, tmp_path, tiny):
+    files = [folder / "a.h5ad", folder / "b.zarr"]
+    sg.tl.embed_sections(files, tmp_path / "out", "sagefm-mini")
+    tiny.save(tmp_path / "tiny.safetensors")
+    with pytest.raises(FileExistsError, match="by another model or with other settings"):
+        sg.tl.embed_sections(files, tmp_path / "out", tmp_path / "tiny.safetensors")
+    table = sg.tl.embed_sections(files, tmp_path / "out", tmp_path / "tiny.safetensors", overwrite=True)
+    assert table["status"].tolist() == ["embedded", "embedded"]
+    assert ad.read_zarr(table.loc["a", "path"]).obsm["X_sage"].shape[1] == 12
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda folder: folder / "nowhere", FileNotFoundError, "no .h5ad or .zarr in"),
+        (lambda folder: [folder / "x.h5ad"], FileNotFoundError, "no section at"),
+        (lambda folder: [folder / "a.h5ad", folder / "b" / "a.h5ad"], ValueError, "several sections are named 'a'"),
+        (lambda folder: {"../a": folder / "a.h5ad"}, ValueError, "file name"),
+        (lambda folder: [], ValueError, "empty"),
+    ],
+)
+def test_bad_lists_of_sections(folder, tmp_path, make, error, message):
+    with pytest.raises(error, match=message):
+        sg.tl.embed_sections(make(folder), tmp_path / "out", "sagefm-mini")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_left_alone(folder, tmp_path):
+    with pytest.raises(FileExistsError, match="holds no embedded sections"):
+        sg.tl.embed_sections(folder, folder, "sagefm-mini")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sections.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
+
+
+def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
+    whole = _sections._embed_section
+
+    def interrupted(source, target, options):
+        if source.stem == "b":
+            raise KeyboardInterrupt
+        return whole(source, target, options)
+
+    monkeypatch.setattr(_sections, "_embed_section", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
+    assert list(json.loads((tmp_path / "out" / "sections.json").read_text())["sections"]) == ["a"]
+    monkeypatch.setattr(_sections, "_embed_section", whole)
+    table = sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
+    assert table["status"].tolist() == ["kept", "embedded", "failed", "embedded"]
+
+
+def test_killed_workers_survive_on_a_cluster(folder, tmp_path):
+    """A worker that is killed in the middle of a section is replaced, and the section is done."""
+    from distributed import Client, LocalCluster
+
+    for number in range(6):
+        shutil.copy(folder / "a.h5ad", folder / f"a{number}.h5ad")
+    out = tmp_path / "out"
+    killed = []
+
+    def kill(pids):
+        deadline = time.time() + 100
+        while time.time() < deadline and not any(out.glob(".*.part/obs")):
+            time.sleep(0.005)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+        with Client(cluster) as client:
+            thread = threading.Thread(target=kill, args=(list(client.run(os.getpid).values()),))
+            thread.start()
+            table = sg.tl.embed_sections(folder, out, "sagefm-mini", client=client)
+            thread.join()
+    assert len(killed) == 2
+    assert table["status"].drop("c").eq("embedded").all()
+    assert table.loc["c", "status"] == "failed"
+    assert len(table) == 10
+    one = ad.read_zarr(out / "a.zarr").obsm["X_sage"]
+    for number in range(6):
+        assert_close(ad.read_zarr(out / f"a{number}.zarr").obsm["X_sage"], one)
+
+
+def test_command_line_embeds_a_folder(folder, tmp_path, capsys, log):
+    from sagefm.cli import main
+
+    out = tmp_path / "out"
+    code = main(["embed", str(folder), "-o", str(out), "--model", "sagefm-mini", "--jobs", "2", "--device", "cpu"])
+    assert code == 1  # one is bad
+    assert "     3  embedded" in capsys.readouterr().out
+    assert "1 of 4 slides failed" in log.text
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a.zarr",
+        "b.zarr",
+        "d.zarr",
+        "sections.csv",
+        "sections.json",
+    ]
+    (folder / "c.h5ad").unlink()
+    assert main(["embed", str(folder), "-o", str(out), "--model", "sagefm-mini"]) == 0
+    assert "     3  kept" in capsys.readouterr().out
+    assert main(["embed", str(folder / "a.h5ad"), "-o", str(tmp_path / "a.h5ad"), "--jobs", "2"]) == 1
+    assert "--jobs and --scheduler go with a folder" in log.text
