@@ -1,24 +1,24 @@
 """Speed of a whole database of ligand-receptor pairs at published size.
 
-    python benchmarks/perturbation.py PAIRS.csv [--section FILE.h5ad] [--runs 3] [--n-controls 20]
+    python benchmarks/perturbation.py [PAIRS.csv] [--section FILE.h5ad] [--runs 3] [--n-controls 20]
 
-PAIRS.csv has columns ligand and receptor. Each run times three things in turn on the same slide and weights (random, of
-published size): ours, all pairs with their controls, from counts in memory; the bare float32 products of the
-trunk, two levels of every ligand that the vocabulary has at every spot; and the literal protocol, which edits the
-15 x genes matrix of a spot and runs the network on a complete graph, for one pair at some spots. Medians are printed,
-and the peak of the process's memory after ours.
+PAIRS.csv has columns ligand and receptor; without it as many random pairs of genes as --n-pairs says. Each run times
+three things in turn on the same slide and weights (random, of published size): ours, all pairs with their controls,
+from counts in memory; the bare float32 products of the trunk, two levels of every ligand that the vocabulary has at
+every spot; and the literal protocol, which edits the 15 x genes matrix of a spot and runs the network on a complete
+graph, for one pair at some spots. Medians are in the line that is printed, and the process's peak memory after ours.
 """
 
 import argparse
 import resource
 import sys
-import time
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from timing import in_turn, ratio, report
 
 import sagefm as sg
 from sagefm.models._vocabulary import hest1k
@@ -29,7 +29,8 @@ import literal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pairs", type=Path)
+    parser.add_argument("pairs", type=Path, nargs="?")
+    parser.add_argument("--n-pairs", type=int, default=1000, help="where there is no file")
     parser.add_argument("--section", type=Path, help="section to use; by default a simulated slide of 2,000 spots")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--n-controls", type=int, default=20)
@@ -41,7 +42,12 @@ def main() -> None:
     adata = ad.read_h5ad(args.section) if args.section else sg.datasets.simulated_visium(40, 50, n_genes=14_558)
     sg.pp.neighborhood_graph(adata)
     sg.pp.align_genes(adata)
-    pairs = pd.read_csv(args.pairs)
+    if args.pairs is None:
+        known = adata.var_names[adata.var["sage_gene"] >= 0]
+        drawn = np.random.default_rng(0).choice(known, (args.n_pairs, 2))
+        pairs = pd.DataFrame(drawn, columns=["ligand", "receptor"]).drop_duplicates()
+    else:
+        pairs = pd.read_csv(args.pairs)
     torch.manual_seed(0)
     network = sg.models.GCN(14558).requires_grad_(False).eval()
     model = sg.models.Model("random, published size", network, hest1k())
@@ -55,9 +61,6 @@ def main() -> None:
     results = adata.uns["perturb_lr"]["results"]
     ok = results[results["status"] == "ok"]
     known = results[results["status"] != "not_in_model"]
-    print(f"{n} spots, {len(pairs)} pairs, {len(ok)} run, {ok['ligand'].nunique()} ligands in them; ", end="")
-    print(f"{known['ligand'].nunique()} ligands in the vocabulary; {torch.get_num_threads()} threads")
-
     trunk = [layer.lin.weight.T.contiguous() for layer in (network.conv2, network.conv3, network.conv4, network.conv5)]
     hidden = torch.randn(n, trunk[0].shape[0])
 
@@ -75,21 +78,24 @@ def main() -> None:
         for pick in (np.min, np.max):
             literal.perturbed(network, dense, neighborhoods, {ligand: pick(dense[:, ligand])}, np.array([receptor]))
 
-    times: dict[str, list[float]] = {"ours": [], "bare trunk products": [], "literal, one pair": []}
-    for _ in range(args.runs):
-        for (name, values), job in zip(times.items(), (ours, bare, published), strict=True):
-            start = time.perf_counter()
-            job()
-            spent = time.perf_counter() - start
-            values.append(spent * (n / len(neighborhoods) if name.startswith("literal") else 1))
-    for name, values in times.items():
-        print(f"{name:22s} {np.median(values):8.2f} s  (min {min(values):.2f}, max {max(values):.2f})")
-    per_run = {name: np.array(values) for name, values in times.items()}
-    ratio = np.median(per_run["ours"] / per_run["bare trunk products"])
-    faster = np.median(per_run["literal, one pair"] / (per_run["ours"] / len(ok)))
-    print(f"ours, of the bare products' time: {ratio:.2f}")
-    print(f"faster a pair than the literal run of one, controls included: {faster:.0f} x")
-    print(f"peak memory after ours: {peak:.2f} GB")
+    share = len(neighborhoods) / n  # every spot costs the same
+    jobs = {"perturb": (ours, 1), "bare trunk products": (bare, 1), "literal, one pair": (published, share)}
+    times = in_turn(jobs, args.runs)
+    per_pair = {"perturb": [value / len(ok) for value in times["perturb"]], "literal": times["literal, one pair"]}
+    report(
+        "perturbation",
+        section=args.section.stem if args.section else "simulated",
+        spots=n,
+        pairs=len(pairs),
+        pairs_run=len(ok),
+        ligands_run=int(ok["ligand"].nunique()),
+        ligands_in_vocabulary=int(known["ligand"].nunique()),
+        n_controls=args.n_controls,
+        seconds={name: float(np.median(values)) for name, values in times.items()},
+        of_bare_trunk_time=ratio(times, "perturb", "bare trunk products"),
+        faster_than_literal_a_pair=ratio(per_pair, "literal", "perturb"),
+        peak_of_ours_gb=peak,
+    )
 
 
 if __name__ == "__main__":

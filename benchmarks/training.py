@@ -4,7 +4,8 @@
 
 Each run times the two in turn on the same spots, from counts to updated weights, both with the same fused Adam:
 the literal step makes a complete graph of 15 nodes a spot, masks the centre, runs the network on all nodes and
-steps; ours runs the library's stream, objective and optimizer. Medians of the times and of the ratios are printed.
+steps; ours runs the library's stream, objective and optimizer. Medians of the times and of the ratios are in the line
+that is printed.
 With ``--device cuda`` ours is also timed on the GPU, alone, for a while: spots a second and memory.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import torch
+from timing import in_turn, ratio, report
 from torch_geometric.loader import DataLoader
 
 import sagefm as sg
@@ -85,22 +87,26 @@ def main() -> None:
             loss.backward()
             optimizer.step()
 
-        print(f"{adata.n_obs} spots, batches of {args.batch_size}, {torch.get_num_threads()} threads")
         batches = chain.from_iterable(repeat(stream))
         ours(batches), published(0)  # memory is touched, the window is read
-        times: dict[str, list[float]] = {"ours": [], "literal PyG": []}
-        for run in range(args.runs):
-            start = time.perf_counter()
+        chunks = iter(range(args.batch_size, (args.runs + 1) * args.batch_size, args.batch_size))
+
+        def four() -> None:
             for _ in range(4):
                 ours(batches)
-            middle = time.perf_counter()
-            published((run + 1) * args.batch_size)
-            times["ours"].append((middle - start) / 4 / args.batch_size * 1e3)
-            times["literal PyG"].append((time.perf_counter() - middle) / args.batch_size * 1e3)
-    for name, values in times.items():
-        print(f"{name:12s} {np.median(values):8.3f} ms a spot  (min {min(values):.3f}, max {max(values):.3f})")
-    ratio = np.array(times["literal PyG"]) / np.array(times["ours"])
-    print(f"faster than the literal step, median of {args.runs}: {np.median(ratio):.1f} x")
+
+        jobs = {
+            "ours": (four, 4 * args.batch_size),
+            "literal PyG": (lambda: published(next(chunks)), args.batch_size),
+        }
+        times = in_turn(jobs, args.runs)
+    report(
+        "training step",
+        section=args.section.stem if args.section else "simulated",
+        batch_size=args.batch_size,
+        milliseconds_a_spot={name: float(np.median(values)) * 1e3 for name, values in times.items()},
+        faster_than_literal=ratio(times, "literal PyG", "ours"),
+    )
 
 
 def gpu(network: torch.nn.Module, corpus: sg.train.Corpus, recipe: sg.train.Recipe, args: argparse.Namespace) -> None:

@@ -65,15 +65,16 @@ class Store:
 
     def begin(self, adata: AnnData, connectivity_key: str) -> None:
         """Write what says which spots and genes these are."""
+        import anndata
         import zarr
-        from anndata import AnnData
 
         for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):  # by runs that were killed
             shutil.rmtree(left, ignore_errors=True)
-        slide = AnnData(obs=adata.obs.copy(), var=adata.var.copy())
+        slide = anndata.AnnData(obs=adata.obs.copy(), var=adata.var.copy())
         if _keys.SPATIAL in adata.obsm:
             slide.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL])
-        slide.write_zarr(self._partial)
+        with anndata.settings.override(zarr_write_format=3):
+            slide.write_zarr(self._partial)
         self._root: zarr.Group = zarr.open_group(self._partial, mode="r+", use_consolidated=False)
         name = _keys.connectivities(connectivity_key).removesuffix("_connectivities")
         for slot, template in (("obsp", _keys.CONNECTIVITIES), ("obsp", _keys.DISTANCES), ("uns", _keys.NEIGHBORS)):
