@@ -4,8 +4,8 @@
 
 Each run times everything in turn on the same slide and weights (random, of published size); medians of the times and
 of the ratios are in the line that is printed. All pipelines start from counts in memory; the literal ones and ours
-build their graph. The bare product is n x 14,558 x 1,024 in float32 on a dense matrix that lies ready. Imputation is of all
-measured genes, each in one of four folds; the literal one runs the network once a fold.
+build their graph. The bare product is n x 14,558 x 1,024 in float32 on a dense matrix that lies ready. Imputation is
+of all measured genes, each in one of four folds; the literal one runs the network once a fold.
 """
 
 import argparse

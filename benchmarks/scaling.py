@@ -98,6 +98,7 @@ def child(args: argparse.Namespace) -> None:
     if args.model == "published":
         torch.manual_seed(0)
         model = sg.models.Model("random, published size", sg.models.GCN(14558), hest1k())
+    pairs = None
     small = sg.datasets.simulated_visium(8, 8, n_genes=8000)
     sg.pp.neighborhood_graph(small)
     sg.tl.sage_embed(small, model, device=args.device)  # nor is what happens once
@@ -107,7 +108,6 @@ def child(args: argparse.Namespace) -> None:
         sg.pp.align_genes(adata, model, min_coverage=0)
     folder = tempfile.TemporaryDirectory(dir=args.folder)
     store = {"store": Path(folder.name) / "out.zarr"} if args.store else {}
-    pairs = None
     if args.job == "perturb":
         names = list(adata.var_names)  # any genes: what a pair costs doesn't depend on them
         pairs = list(zip(names[::11], names[5::11], strict=False))[: args.pairs]
@@ -125,6 +125,8 @@ def child(args: argparse.Namespace) -> None:
     result = {"job": args.job, "model": args.model, "spots": adata.n_obs, "genes": adata.n_vars}
     if pairs is not None:
         result |= {"pairs": len(pairs), "n_controls": args.n_controls}
+    if args.job == "graph":
+        result["method"] = adata.uns["sage_neighbors"]["params"]["method"]
     result |= {"store": args.store, "seconds": seconds, "before_gb": watch.before, "peak_gb": watch.peak}
     result |= {"anonymous_gb": watch.anonymous, "output_gb": 0.0 if output is None else output.nbytes / 1e9}
     print(json.dumps({key: round(v, 3) if isinstance(v, float) else v for key, v in result.items()}))
