@@ -1,9 +1,9 @@
-"""Time and memory of other embeddings of one slide: novae, NichePCA, MOFA, scVI; prints one line of JSON.
+"""Time and memory of embeddings of one slide: ours, novae, NichePCA, MOFA, scVI; prints one line of JSON.
 
-    python benchmarks/rivals.py {novae,nichepca,mofa,scvi} SLIDE.h5ad [--runs 3]
+    python benchmarks/rivals.py {mini,published,novae,nichepca,mofa,scvi} SLIDE.h5ad [--runs 3]
 
-One job a process, on the CPU, from raw counts in memory; libraries talk on stderr. nichepca and mofa run with the
-environment of sagefm, novae and scvi with one of their own (torch first, or pip brings CUDA):
+One job a process, on the CPU, from raw counts in memory; libraries talk on stderr. All but novae and scvi
+run with the environment of sagefm, these with one of their own (torch first, or pip brings CUDA):
 
     pip install torch==2.13.0 && echo torch==2.13.0 > constraints.txt
     pip install novae==1.1.2 scvi-tools==1.4.2 -c constraints.txt
@@ -20,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -93,6 +94,30 @@ def prepare_novae(adata: ad.AnnData, notes: dict[str, Any]) -> Run:
     return run
 
 
+def prepare_sagefm(adata: ad.AnnData, notes: dict[str, Any], size: str) -> Run:
+    import torch
+
+    import sagefm as sg
+
+    sg.settings.verbosity, sg.settings.progress_bars = "error", False
+    if size == "mini":
+        model = sg.models.load("sagefm-mini")
+    else:
+        torch.manual_seed(0)
+        network = sg.models.GCN(14558)
+        model = sg.models.Model("random, published size", network, sg.models.load("sagefm-mini").vocabulary)
+    notes["parameters"], notes["neighbors"] = model.n_parameters, 14
+
+    def run(slide: ad.AnnData) -> dict[str, float]:
+        graph = timed(sg.pp.neighborhood_graph, slide)
+        embed = timed(sg.tl.sage_embed, slide, model, device="cpu")
+        notes["genes_used"] = int((slide.var["sage_gene"] >= 0).sum())
+        check(slide.obsm["X_sage"], notes)
+        return {"graph": graph, "embedding": embed}
+
+    return run
+
+
 def prepare_nichepca(adata: ad.AnnData, notes: dict[str, Any]) -> Run:
     import sagefm as sg
 
@@ -162,6 +187,8 @@ def check(embedding: np.ndarray, notes: dict[str, Any]) -> None:
 
 
 JOBS = {
+    "published": (partial(prepare_sagefm, size="published"), "sagefm"),
+    "mini": (partial(prepare_sagefm, size="mini"), "sagefm"),
     "novae": (prepare_novae, "novae"),
     "nichepca": (prepare_nichepca, "sagefm"),
     "mofa": (prepare_mofa, "sagefm"),

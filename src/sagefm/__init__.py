@@ -8,17 +8,23 @@ models, :mod:`sagefm.train` makes them.
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sagefm import datasets, models, pl, pp, tl
 from sagefm._settings import settings
+
+if TYPE_CHECKING:
+    from sagefm import benchmark, datasets, models, pl, pp, tl, train
 
 __version__ = version("sagefm")
 __all__ = ["benchmark", "datasets", "models", "pl", "pp", "settings", "tl", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # These import torch, so they come when asked for.
-    if name in ("benchmark", "train"):
+    # Namespaces come when they are asked for, so that the import costs nothing.
+    if name in __all__:
         return import_module(f"sagefm.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

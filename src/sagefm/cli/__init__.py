@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm import __version__, _keys, models, pl, pp, tl
+import sagefm as sg
+from sagefm import _keys
 from sagefm._settings import logger, settings
 from sagefm.cli._files import headless, write_slide
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sagefm", description="SAGE-FM on spatial transcriptomics slides.")
-    parser.add_argument("--version", action="version", version=f"sagefm {__version__}")
+    parser.add_argument("--version", action="version", version=f"sagefm {sg.__version__}")
     parser.set_defaults(interrupted="nothing was written to the output.")
     parser.add_argument("--quiet", action="store_true", help="errors only, no progress bars")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -168,7 +169,7 @@ def _assess(arguments: argparse.Namespace) -> None:
     adata = _read(arguments, writes=[".html", ".txt"])
     verbosity, settings.verbosity = settings.verbosity, "WARNING"  # the card is printed, not logged
     try:
-        pp.assess(adata, arguments.model, layer=arguments.layer, save=arguments.out)
+        sg.pp.assess(adata, arguments.model, layer=arguments.layer, save=arguments.out)
     finally:
         settings.verbosity = verbosity
     print(adata.uns[_keys.ASSESSMENT]["text"])
@@ -183,7 +184,7 @@ def _embed(arguments: argparse.Namespace) -> None:
     if arguments.jobs != 1 or arguments.scheduler is not None:
         raise ValueError("--jobs and --scheduler go with a folder of slides.")
     adata = _read(arguments)
-    tl.sage_embed(
+    sg.tl.sage_embed(
         adata,
         arguments.model,
         layer=arguments.layer,
@@ -201,7 +202,7 @@ def _embed_folder(arguments: argparse.Namespace) -> None:
 
         client = Client(arguments.scheduler)
     try:
-        table = tl.embed_sections(
+        table = sg.tl.embed_sections(
             arguments.input,
             arguments.out,
             arguments.model,
@@ -226,7 +227,7 @@ def _embed_folder(arguments: argparse.Namespace) -> None:
 
 def _impute(arguments: argparse.Namespace) -> None:
     adata = _read(arguments)
-    tl.impute(
+    sg.tl.impute(
         adata,
         arguments.genes,
         arguments.model,
@@ -248,7 +249,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None and not arguments.plot.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {arguments.plot.absolute().parent} to write into.")
     adata = _read(arguments, writes=[".csv"])
-    tl.perturb_lr(
+    sg.tl.perturb_lr(
         adata,
         interactions,
         arguments.model,
@@ -269,34 +270,30 @@ def _perturb(arguments: argparse.Namespace) -> None:
     logger.info("Wrote %s.", arguments.out)
     if arguments.plot is not None:
         with headless():
-            pl.perturbation_lollipop(adata, save=arguments.plot)
+            sg.pl.perturbation_lollipop(adata, save=arguments.plot)
         logger.info("Wrote %s.", arguments.plot)
     counts = results["verdict"].value_counts()
     print("\n".join(f"{number:6d}  {verdict}" for verdict, number in counts.items()))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from sagefm import benchmark
-
     config: Path | dict[str, str] = arguments.config
     if arguments.model is not None:
         if not arguments.config.is_dir():
             raise ValueError("--model goes with a folder of sections; a configuration names its models itself.")
         config = {"sections": str(arguments.config), "model": arguments.model}
     with headless():
-        benchmark.run_protocol(config, arguments.out, overwrite=arguments.overwrite)
+        sg.benchmark.run_protocol(config, arguments.out, overwrite=arguments.overwrite)
     print(f"report: {arguments.out / 'report.html'}")
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    for name, entry in models.available().iterrows():
+    for name, entry in sg.models.available().iterrows():
         where = "ready" if entry["local"] else f"downloaded on first use, {entry['size_mb']} MB"
         print(f"{name:16s} {entry['description']}\n{'':16s} licence: {entry['licence']}; {where}")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from sagefm import train
-
     files = [file for file in sorted(arguments.sections.glob("*")) if file.suffix in SLIDES]
     if not files:
         raise FileNotFoundError(f"no .h5ad or .zarr in {arguments.sections}.")
@@ -308,7 +305,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         if arguments.split is not None or len(set(named)) < len(named):
             raise ValueError("--validate and --test name each group once, and go without --split.")
         split = dict.fromkeys(arguments.validate, "validate") | dict.fromkeys(arguments.test, "test")
-    corpus = train.prepare_corpus(
+    corpus = sg.train.prepare_corpus(
         {name: file for name, file in sections.items() if name not in arguments.exclude},
         arguments.out,
         split=split,
@@ -327,16 +324,14 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _pretrain(arguments: argparse.Namespace) -> None:
     from dataclasses import fields, replace
 
-    from sagefm import train
-
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    changes = {field.name: given[field.name] for field in fields(train.Recipe) if field.name in given}
+    changes = {field.name: given[field.name] for field in fields(sg.train.Recipe) if field.name in given}
     if "hidden" in changes:
         changes["hidden"] = tuple(changes["hidden"])
     optional = {name: given[name] for name in ("shuffle_spots", "checkpoint_steps") if name in given}
-    train.pretrain(
+    sg.train.pretrain(
         arguments.corpus,
-        replace(train.PRESETS[arguments.preset], **changes),
+        replace(sg.train.PRESETS[arguments.preset], **changes),
         out=arguments.out,
         init=arguments.init,
         resume=arguments.resume,
@@ -376,9 +371,9 @@ def _read(arguments: argparse.Namespace, writes: Sequence[str] = SLIDES) -> AnnD
         raise KeyError(f"layer {arguments.layer!r} not in the slide; it has {sorted(adata.layers)}.")
     if arguments.min_coverage is not None or arguments.gene_symbols is not None:
         coverage = {} if arguments.min_coverage is None else {"min_coverage": arguments.min_coverage}
-        pp.align_genes(adata, arguments.model, gene_symbols=arguments.gene_symbols, **coverage)
+        sg.pp.align_genes(adata, arguments.model, gene_symbols=arguments.gene_symbols, **coverage)
     if arguments.library_key is not None or _keys.connectivities(_keys.GRAPH) not in adata.obsp:
-        pp.neighborhood_graph(adata, library_key=arguments.library_key)
+        sg.pp.neighborhood_graph(adata, library_key=arguments.library_key)
     else:
         logger.info("The slide has its graph, obsp['%s'], which is used.", _keys.connectivities(_keys.GRAPH))
     return adata

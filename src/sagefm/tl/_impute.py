@@ -198,6 +198,8 @@ def impute(
         dtype=dtype,
     )
     measured, absent = _requested(adata, genes, alignment, loaded.vocabulary)
+    if disk is None and len(measured):
+        _check_memory(adata)
     tiles = spatial_blocks(adata, engine.graph) if len(measured) and (reliability or intervals is not None) else None
     _intervals.check(intervals, genes, len(absent), adata, tiles, loaded)
 
@@ -209,8 +211,6 @@ def impute(
     prepared = [engine.target(target, read=scored) for target in targets]
     prepared_absent = engine.target(absent)
 
-    if disk is None and len(measured):
-        _check_memory(adata)
     predicted_absent = np.empty((adata.n_obs, len(absent)), dtype=np.float32)
     kept = [np.empty((adata.n_obs, len(target) if intervals else 0), dtype=np.float32) for target in targets]
     held_out = None

@@ -104,6 +104,8 @@ def embed_sections(
     """
     from sagefm import models
 
+    if not isinstance(model, str | Path):
+        raise TypeError(f"model has to be a name or a path, for other processes to load, got {type(model).__name__}.")
     files = find_sections(sections)
     n_jobs = check_whole("n_jobs", n_jobs, 1)
     if client is not None and n_jobs > 1:
