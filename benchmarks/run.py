@@ -68,9 +68,10 @@ def jobs(args: argparse.Namespace, folder: Path) -> dict[str, list[list[str]]]:
         slide = str(folder / "rivals.h5ad")
         if args.sections:
             slide = str(args.sections / "CRC_16.h5ad")
-        ours = [[python, "rivals.py", job, slide] for job in ("published", "mini", "nichepca", "mofa")]
-        theirs = [[str(args.rivals), "rivals.py", job, slide] for job in ("novae", "scvi")]
-        found["rivals"] = [*ours, *theirs] * (1 if args.quick else 3)
+        jobs = {"published": python, "mini": python, "novae": str(args.rivals), "nichepca": python, "mofa": python}
+        jobs["scvi"] = str(args.rivals)
+        each = [[interpreter, "rivals.py", job, slide, "--runs", "1"] for job, interpreter in jobs.items()]
+        found["rivals"] = each * (1 if args.quick else 3)  # in turn
     return found
 
 

@@ -19,7 +19,7 @@ html_theme = "sphinx_book_theme"
 html_title = "sagefm"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "benchmarks/*.md"]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
