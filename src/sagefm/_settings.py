@@ -33,8 +33,7 @@ class Settings:
         self._cache_dir: Path | None = None
         self.progress_bars: bool = True
         """Show a progress bar on anything that takes over a second."""
-        self.memory_limit: float = 1.0
-        """GB that the intermediate arrays of one call may take; beyond it they go to a temporary file (``TMPDIR``)."""
+        self._memory_limit = 1.0
 
     @property
     def cache_dir(self) -> Path:
@@ -50,6 +49,19 @@ class Settings:
     @cache_dir.setter
     def cache_dir(self, path: str | Path | None) -> None:
         self._cache_dir = None if path is None else Path(path).expanduser()
+
+    @property
+    def memory_limit(self) -> float:
+        """GB that the intermediate arrays of one call may take; beyond it they go to a temporary file (``TMPDIR``)."""
+        return self._memory_limit
+
+    @memory_limit.setter
+    def memory_limit(self, gigabytes: float) -> None:
+        if isinstance(gigabytes, bool) or not isinstance(gigabytes, int | float):
+            raise TypeError(f"memory_limit={gigabytes!r} has to be a number of GB.")
+        if not gigabytes >= 0:
+            raise ValueError(f"memory_limit={gigabytes!r} has to be at least 0.")
+        self._memory_limit = float(gigabytes)
 
     @property
     def verbosity(self) -> str:

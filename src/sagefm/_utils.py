@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from operator import index
-from typing import TYPE_CHECKING, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from sagefm._settings import settings
 
@@ -29,13 +29,32 @@ def get_table(data: AnnData | SpatialData, table_key: str, *, copy: bool = False
         if table_key not in tables:
             raise KeyError(f"table {table_key!r} not in the SpatialData; it has {sorted(tables)}. Set table_key.")
         data = tables[table_key]
-    for slot in ("obs", "var"):  # of an object that anndata.experimental.read_lazy reads, tables for everyone
-        annotation = getattr(data, slot)
-        if hasattr(annotation, "to_memory"):
-            setattr(data, slot, annotation.to_memory())
+    _load_annotation(data)
     if copy and data.isbacked:
         raise ValueError("copy=True needs the data in memory: call adata = adata.to_memory() first.")
     return data.copy() if copy else data
+
+
+def _load_annotation(adata: AnnData) -> None:
+    """Read what anndata.experimental.read_lazy left on disk, but for matrices: tables, and all of ``uns``."""
+    if not hasattr(adata.obs, "to_memory"):
+        return
+    for slot in ("obs", "var"):
+        setattr(adata, slot, getattr(adata, slot).to_memory())
+    for key, value in adata.obsm.items():
+        if hasattr(value, "to_memory"):
+            adata.obsm[key] = value.to_memory()
+    for key, value in adata.uns.items():
+        adata.uns[key] = _loaded(value)
+
+
+def _loaded(value: Any) -> Any:
+    if isinstance(value, Mapping) and not hasattr(value, "to_memory"):
+        return {key: _loaded(part) for key, part in value.items()}
+    for method in ("to_memory", "compute"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return value
 
 
 def get_device(device: str) -> torch.device:

@@ -98,6 +98,8 @@ def _distances(
     stored = adata.obsp.get(_keys.DISTANCES.format(connectivity_key.removesuffix("_connectivities")))
     if stored is None:
         return None
+    if hasattr(stored, "compute"):  # as read_lazy reads it
+        stored = stored.compute()
     rows = sparse.coo_matrix(sparse.csr_matrix(stored)[spots])
     other = rows.col != spots[rows.row]  # a spot is no neighbour of its own
     row, values = rows.row[other], rows.data[other].astype(float)

@@ -81,7 +81,7 @@ def from_pseudospots(
     """
     import pandas as pd
 
-    bins = get_table(adata, table_key, copy=copy)
+    bins, spots = get_table(adata, table_key, copy=copy), get_table(spots, table_key)
     check_key("key", key)
     if key not in bins.obs:
         raise KeyError(f"{key!r} not in adata.obs. Run sg.pp.pseudospots(adata) first, or set key.")
@@ -163,6 +163,8 @@ def _take_rows(found: Any, index: NDArray[np.intp], names: pd.Index, name: str) 
     if isinstance(found, pd.DataFrame):
         columns = {column: _take(found[column], index) for column in found}
         return pd.DataFrame(columns, columns=found.columns).set_axis(names)
+    if hasattr(found, "compute"):  # on disk
+        found = found.compute()
     if not isinstance(found, np.ndarray):
         raise TypeError(f"spots.obsm[{name!r}] is a {type(found).__name__}, neither array nor data frame.")
     taken = np.asarray(found)[index].astype(np.result_type(found.dtype, np.float32), copy=False)

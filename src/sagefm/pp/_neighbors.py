@@ -122,24 +122,29 @@ def _rank(tree: KDTree, coordinates: Floats, todo: Ints, k: int, grid: float) ->
     """Nearest k of some points, and their distances."""
     n = len(coordinates)
     neighbors, distances = np.empty((len(todo), k), dtype=np.int64), np.empty((len(todo), k))
+    # More than k are fetched, until those tied with the k-th are all among them.
     left, n_queried = np.arange(len(todo)), min(n, 2 * k + 4)
     while len(left):
-        # More than k are fetched, until those tied with the k-th are all among them.
-        points = todo[left]
-        distance, found = tree.query(coordinates[points], k=n_queried, workers=-1)
-        rounded = np.rint(distance / grid)
-        offset = np.rint((coordinates[found] - coordinates[points][:, None]) / grid)
-        rounded[found == points[:, None]] = -1  # the spot itself goes first, then out
-        keys = (found, *(offset[..., axis] for axis in (2, 0, 1) if axis < offset.shape[2]), rounded)
-        order = np.lexsort(keys, axis=1)
-        ranked = np.take_along_axis(rounded, order, axis=1)
-        complete = (ranked[:, 0] == -1) & (ranked[:, k] < ranked[:, -1])
-        if n_queried == n:
-            complete[:] = True
-        done, chosen = left[complete], order[complete, 1 : k + 1]
-        neighbors[done] = np.take_along_axis(found[complete], chosen, axis=1)
-        distances[done] = np.take_along_axis(distance[complete], chosen, axis=1)
-        left, n_queried = left[~complete], min(n, 2 * n_queried)
+        incomplete = []
+        size = max(1, POINTS_AT_A_TIME * (2 * k + 4) // n_queried)
+        for start in range(0, len(left), size):
+            part = left[start : start + size]
+            points = todo[part]
+            distance, found = tree.query(coordinates[points], k=n_queried, workers=-1)
+            rounded = np.rint(distance / grid)
+            offset = np.rint((coordinates[found] - coordinates[points][:, None]) / grid)
+            rounded[found == points[:, None]] = -1  # the spot itself goes first, then out
+            keys = (found, *(offset[..., axis] for axis in (2, 0, 1) if axis < offset.shape[2]), rounded)
+            order = np.lexsort(keys, axis=1)
+            ranked = np.take_along_axis(rounded, order, axis=1)
+            complete = (ranked[:, 0] == -1) & (ranked[:, k] < ranked[:, -1])
+            if n_queried == n:
+                complete[:] = True
+            done, chosen = part[complete], order[complete, 1 : k + 1]
+            neighbors[done] = np.take_along_axis(found[complete], chosen, axis=1)
+            distances[done] = np.take_along_axis(distance[complete], chosen, axis=1)
+            incomplete.append(part[~complete])
+        left, n_queried = np.concatenate(incomplete), min(n, 2 * n_queried)
     return neighbors, distances
 
 

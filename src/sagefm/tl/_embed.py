@@ -131,6 +131,7 @@ def sage_embed(
                     embedding[rows] = engine.embed(state)
         if disk is not None:
             disk.write("uns", key_added, {"params": params})
+            disk.write_genes(adata.var.assign(**{_keys.GENE_INDEX: alignment.index}), alignment.report)
             disk.close()
             embedding = disk.read("obsm", key_added)
 

@@ -151,11 +151,11 @@ class Engine:
             while self._todo:
                 yield self._todo.pop()
 
-    def slices(self) -> Iterator[slice]:
-        """Row blocks as they come, smaller from where the device ran out of memory."""
+    def slices(self, scale: float = 1) -> Iterator[slice]:
+        """Row blocks of ``scale`` times the size, smaller from where the device ran out of memory."""
         start, n = 0, self.counts.n_obs
         while start < n:
-            yield slice(start, start := min(start + self.batch_size, n))
+            yield slice(start, start := min(start + max(1, int(self.batch_size * scale)), n))
 
     @contextmanager
     def computing(self, rows: slice) -> Iterator[None]:
@@ -176,16 +176,17 @@ class Engine:
         if failure is not None:
             self._todo += self.halve(rows, failure)
 
-    def halve(self, rows: slice, error: torch.OutOfMemoryError) -> list[slice]:
-        """Two halves of a block that the device had no memory for, the first one last."""
+    def halve(self, rows: slice, error: torch.OutOfMemoryError, scale: float = 1) -> list[slice]:
+        """Two halves of a block of :meth:`slices` that the device had no memory for, the first one last."""
         n = rows.stop - rows.start
         if n < 2:
             raise error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.batch_size = -(-n // 2)
-        logger.warning("%s: out of memory with %d spots at a time; going on with %d.", self.device, n, self.batch_size)
-        middle = rows.start + self.batch_size
+        half = -(-n // 2)
+        self.batch_size = min(self.batch_size, max(1, int(half / scale)))
+        logger.warning("%s: out of memory with %d spots at a time; going on with %d.", self.device, n, half)
+        middle = rows.start + half
         return [slice(middle, rows.stop), slice(rows.start, middle)]
 
     @torch.inference_mode()

@@ -271,6 +271,8 @@ def impute(
             for (slot, key), value in results.items():
                 if slot != "layers":
                     disk.write(slot, key, value)
+            var = adata.var.assign(**{_keys.GENE_INDEX: alignment.index})
+            disk.write_genes(_with_reliability(var, tables, alignment, measured), alignment.report)
             disk.close()
             if len(measured):
                 results["layers", key_added] = disk.read("layers", key_added)
@@ -285,12 +287,12 @@ def impute(
     n_genes = {"layers": f" ({len(measured)} measured genes)", "obsm": f" ({len(absent)} absent genes)"}
     written = [f"{slot}['{key}']{n_genes[slot] if key == key_added else ''}" for slot, key in results if slot != "uns"]
     written += [f"uns['{key_added}']['{name}']" for name in tables]
-    adata.var.drop(columns=_keys.RELIABILITY, errors="ignore", inplace=True)
-    if (scores := tables.get("reliability")) is not None:
-        columns_of_gene, gene = _columns_of(alignment.index, measured)
-        adata.var[_keys.RELIABILITY] = np.nan
-        adata.var.iloc[columns_of_gene, adata.var.columns.get_loc(_keys.RELIABILITY)] = scores["r"].to_numpy()[gene]
+    adata.var = _with_reliability(adata.var, tables, alignment, measured)
+    scores = tables.get("reliability")
+    if scores is not None:
         written.append(f"var['{_keys.RELIABILITY}']")
+    if disk is not None:
+        written.append(str(disk.path))
     logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, ", ".join(written))
     if scores is not None:
         logger.info(
@@ -340,6 +342,19 @@ def _columns_of(index: NDArray[np.int64], target: NDArray[np.int64]) -> tuple[ND
     """Columns of the slide that are genes of ``target``, and the position there of each."""
     columns = np.flatnonzero(np.isin(index, target))
     return columns, np.searchsorted(target, index[columns])
+
+
+def _with_reliability(
+    var: pd.DataFrame, tables: dict[str, pd.DataFrame], alignment: Alignment, measured: NDArray[np.int64]
+) -> pd.DataFrame:
+    """``var`` with the scores of each column's gene, or without those of an earlier call."""
+    var = var.drop(columns=_keys.RELIABILITY, errors="ignore")
+    if "reliability" in tables:
+        columns, gene = _columns_of(alignment.index, measured)
+        r = np.full(len(var), np.nan)
+        r[columns] = tables["reliability"]["r"].to_numpy()[gene]
+        var = var.assign(**{_keys.RELIABILITY: r})
+    return var
 
 
 def _check_memory(adata: AnnData) -> None:

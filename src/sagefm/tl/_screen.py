@@ -337,17 +337,17 @@ class Screen:
         clamping = Clamping(engine, self._expression, jobs, masks, observed=self._observed)
         n = engine.counts.n_obs
         # Blocks of about as many spots, however few of them are picked.
-        size = engine.batch_size if picked is None else max(1, engine.batch_size * n // max(1, int(picked.sum())))
-        blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        scale = 1.0 if picked is None else n / max(1, int(picked.sum()))
 
         def answers() -> Iterator[Answer]:
-            for rows in blocks:
-                yield from self._run(clamping, rows, picked)
+            for rows in engine.slices(scale):
+                yield from self._run(clamping, rows, picked, scale)
 
-        yield from progress(answers(), desc, total=len(blocks) * len(jobs), unit="run")
+        n_blocks = -(-n // max(1, int(engine.batch_size * scale)))
+        yield from progress(answers(), desc, total=n_blocks * len(jobs), unit="run")
 
     @staticmethod
-    def _run(clamping: Clamping, rows: slice, picked: NDArray[np.bool_] | None) -> Iterator[Answer]:
+    def _run(clamping: Clamping, rows: slice, picked: NDArray[np.bool_] | None, scale: float) -> Iterator[Answer]:
         """All jobs on a block, the rest of them in halves where the device runs out of memory."""
         todo = [(rows, 0)]
         while todo:
@@ -363,7 +363,7 @@ class Screen:
             except torch.OutOfMemoryError as error:
                 failure = error.with_traceback(None)
             if failure is not None:
-                todo += [(half, first) for half in clamping.engine.halve(rows, failure)]
+                todo += [(half, first) for half in clamping.engine.halve(rows, failure, scale)]
 
     def _difference(self, answer: Answer) -> Tensor:
         """Highest level against what it is compared with, shape (spots, targets)."""

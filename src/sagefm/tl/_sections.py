@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from sagefm import _keys
 from sagefm._settings import logger, settings
-from sagefm._utils import check_whole, progress, shorten
+from sagefm._utils import check_whole, get_table, progress, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from distributed import Client
+    from spatialdata import SpatialData
 
     from sagefm.models import Model
 
 SUFFIXES = (".h5ad", ".zarr")
-RECORD, TABLE = "sections.json", "sections.csv"
+RECORD, TABLE, LOCK = "sections.json", "sections.csv", ".lock"
 EMBEDDED, KEPT, FAILED = "embedded", "kept", "failed"
 
 
@@ -74,22 +79,22 @@ def embed_sections(
     table_key
         Table of sections that are ``SpatialData`` objects.
     overwrite
-        Start again over a run with other settings.
+        Start again over a run with other settings, whose results are deleted.
 
     Returns
     -------
     One row a section, by name: ``status`` (``"embedded"``, ``"kept"`` from an earlier call, ``"failed"``),
     ``n_spots``, ``seconds``, ``error`` (empty where there is none) and ``path`` of the result. Also written to
-    ``out/sections.csv``.
+    ``out/sections.csv``, with sections of earlier calls.
 
     Raises
     ------
     FileNotFoundError
         If a section or the folder isn't there.
     FileExistsError
-        If ``out`` holds something else, or results with other settings.
+        If ``out`` holds something else, results with other settings, or a run that is going on.
     ValueError
-        If two sections have one name, or an argument is wrong.
+        If two sections have one name, one lies in ``out``, or an argument is wrong.
 
     Examples
     --------
@@ -110,22 +115,33 @@ def embed_sections(
     n_jobs = check_whole("n_jobs", n_jobs, 1)
     if client is not None and n_jobs > 1:
         raise ValueError("n_jobs starts a cluster of its own; leave it out where there is a client.")
-    loaded = models.load(model)
-    path = model if isinstance(model, str) and not Path(model).exists() else str(Path(model).absolute())
-    options = Options(
-        *(path, layer, library_key, gene_symbols, min_coverage, device, batch_size, dtype, table_key),
-        n_threads=None if client is not None or n_jobs == 1 else n_jobs,
-        memory_limit=settings.memory_limit,
-    )
-    folder = _Folder(Path(out).expanduser().absolute(), options, _digest(loaded), overwrite)
-    todo = [name for name, file in files.items() if not folder.has(name, file)]
-    if len(files) > len(todo):
-        logger.info("%d of %d sections are done and kept.", len(files) - len(todo), len(files))
-    with _executor(client, n_jobs if len(todo) > 1 else 1) as submit:
-        jobs = submit(_embed_section, [(files[name], folder.path / f"{name}.zarr", options) for name in todo])
-        for number, result in progress(jobs, "Sections", total=len(todo), unit="section"):
-            folder.add(todo[number], files[todo[number]], result)
-    table = folder.table(list(files), todo)
+    named = str(model) in models.available().index
+    path = str(model) if named else str(Path(model).expanduser().absolute())
+    loaded = models.load(path)
+    made_with: dict[str, Any] = {
+        "weights": _digest(loaded),
+        "layer": layer,
+        "library_key": library_key,
+        "gene_symbols": gene_symbols,
+    }
+    made_with |= {"min_coverage": min_coverage, "dtype": dtype, "table_key": table_key}
+    stamps = {name: _stamp(file) for name, file in files.items()}  # before anything is read
+    with _Folder(Path(out).expanduser().absolute(), files, made_with, overwrite) as folder:
+        todo = [name for name in files if not folder.has(name, stamps[name])]
+        if len(files) > len(todo):
+            logger.info("%d of %d sections are done and kept.", len(files) - len(todo), len(files))
+        n_jobs = min(n_jobs, max(1, len(todo)))
+        n_threads = max(1, (os.cpu_count() or 1) // n_jobs) if n_jobs > 1 else None
+        options = Options(
+            *(path, layer, library_key, gene_symbols, min_coverage, device, batch_size, dtype, table_key),
+            n_threads=n_threads,
+            memory_limit=settings.memory_limit,
+        )
+        with _executor(client, n_jobs) as submit:
+            jobs = submit(_embed_section, [(files[name], folder.path / f"{name}.zarr", options) for name in todo])
+            for number, result in progress(jobs, "Sections", total=len(todo), unit="section"):
+                folder.add(todo[number], stamps[todo[number]], result)
+        table = folder.table(list(files), todo)
     failed = table.index[table["status"] == FAILED]
     if len(failed):
         logger.warning("%d of %d sections failed: %s. See %s.", len(failed), len(files), shorten(failed), TABLE)
@@ -143,16 +159,18 @@ def find_sections(sections: str | Path | Sequence[str | Path] | Mapping[str, str
     ValueError
         If two have one name, or a name can't be a file's.
     """
-    if isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES:
-        found: Iterable[Path] = sorted(file for file in Path(sections).glob("*") if file.suffix in SUFFIXES)
-        named = [(file.stem, file) for file in found if not file.name.startswith(".")]
-        if not named:
+    listed = isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES
+    if isinstance(sections, str | Path) and listed:
+        found = sorted(Path(sections).expanduser().glob("*"))
+        files = [file for file in found if file.suffix in SUFFIXES and not file.name.startswith(".")]
+        if not files:
             raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {sections}.")
+        named = [(file.stem, file) for file in files]
     elif isinstance(sections, Mapping):
-        named = [(str(name), Path(file)) for name, file in sections.items()]
+        named = [(str(name), Path(file).expanduser()) for name, file in sections.items()]
     else:
-        files = [sections] if isinstance(sections, str | Path) else sections
-        named = [(Path(file).stem, Path(file)) for file in files]
+        paths = [sections] if isinstance(sections, str | Path) else sections
+        named = [(Path(file).stem, Path(file).expanduser()) for file in paths]
     if not named:
         raise ValueError("sections is empty.")
     if bad := [name for name, _ in named if not name or "/" in name or name.startswith(".")]:
@@ -160,9 +178,10 @@ def find_sections(sections: str | Path | Sequence[str | Path] | Mapping[str, str
     if len({name for name, _ in named}) < len(named):
         doubled = {name for name, _ in named if [other for other, _ in named].count(name) > 1}
         raise ValueError(f"several sections are named {shorten(sorted(doubled))}. Pass them as a mapping by name.")
-    if absent := [file for _, file in named if not file.exists()]:
+    # Of a folder that was listed, one that can't be read fails by itself.
+    if absent := [file for _, file in named if not listed and not file.exists()]:
         raise FileNotFoundError(f"no section at {shorten(absent)}.")
-    return {name: file.expanduser().absolute() for name, file in named}
+    return {name: file.absolute() for name, file in named}
 
 
 @dataclass(frozen=True)
@@ -180,11 +199,6 @@ class Options:
     table_key: str
     n_threads: int | None
     memory_limit: float
-
-    def settings(self) -> dict[str, Any]:
-        """Those that the result depends on."""
-        names = ("layer", "library_key", "gene_symbols", "min_coverage", "dtype", "table_key")
-        return {name: value for name, value in asdict(self).items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -205,13 +219,13 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
 
     start = time.perf_counter()
     if options.n_threads is not None:  # a process of our own cluster
-        torch.set_num_threads(max(1, torch.get_num_threads() // options.n_threads))
+        torch.set_num_threads(options.n_threads)
         settings.verbosity, settings.progress_bars = "WARNING", False
         settings.memory_limit = options.memory_limit
-    shutil.rmtree(target, ignore_errors=True)  # by an earlier run, from a file that has changed
     try:
         # Within a task of a cluster, blocks that are read are no tasks of it.
-        with dask.config.set(scheduler="threads"), _open(source, options.table_key) as adata:
+        with dask.config.set(scheduler="threads"), _open(source, options) as data:
+            adata = get_table(data, options.table_key)
             if options.min_coverage is not None:
                 pp.align_genes(
                     adata, options.model, gene_symbols=options.gene_symbols, min_coverage=options.min_coverage
@@ -219,7 +233,8 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
             elif options.gene_symbols is not None:
                 pp.align_genes(adata, options.model, gene_symbols=options.gene_symbols)
             if options.library_key is not None or _keys.connectivities(_keys.GRAPH) not in adata.obsp:
-                pp.neighborhood_graph(adata, library_key=options.library_key)
+                pp.neighborhood_graph(data, library_key=options.library_key, table_key=options.table_key)
+            shutil.rmtree(target, ignore_errors=True)  # ours, of a file that has changed
             tl.sage_embed(
                 adata,
                 options.model,
@@ -237,26 +252,21 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
 
 
 @contextmanager
-def _open(source: Path, table_key: str) -> Iterator[AnnData]:
+def _open(source: Path, options: Options) -> Iterator[AnnData | SpatialData]:
     """Open a section with its counts left on disk."""
     import anndata
     from anndata.experimental import read_lazy
 
-    if source.suffix == ".h5ad":
-        adata = anndata.read_h5ad(source, backed="r")
+    if (source / "tables").is_dir():
+        import spatialdata
+
+        yield spatialdata.read_zarr(source)
+    elif source.suffix == ".h5ad" and options.layer is None:
+        adata = anndata.read_h5ad(source, backed="r")  # which leaves X on disk, and no layers
         try:
             yield adata
         finally:
             adata.file.close()
-    elif (source / "tables").is_dir():
-        import spatialdata
-
-        from sagefm.pp import neighborhood_graph
-
-        data = spatialdata.read_zarr(source)
-        if _keys.SPATIAL not in data.tables[table_key].obsm:
-            neighborhood_graph(data, table_key=table_key)
-        yield data.tables[table_key]
     else:
         yield read_lazy(source)
 
@@ -296,17 +306,31 @@ def _executor(client: Client | None, n_jobs: int) -> Iterator[Any]:
 
 
 class _Folder:
-    """Results, and a record of what they were made from and with."""
+    """Results, a record of what they were made from and with, and a lock while they are made.
 
-    def __init__(self, path: Path, options: Options, weights: str, overwrite: bool) -> None:
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else, results with other settings, or a run that is going on.
+    ValueError
+        If a section lies in it, or its name is a section's.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, Path], made_with: dict[str, Any], overwrite: bool) -> None:
         self.path = path
-        made_with = {"weights": weights, **options.settings()}
+        if path.suffix in SUFFIXES:
+            raise ValueError(
+                f"out={str(path)!r} is to be a folder of results; {path.suffix} is what a section ends in."
+            )
+        if inside := [str(file) for file in files.values() if file.resolve().is_relative_to(path.resolve())]:
+            raise ValueError(f"{shorten(inside)} lies in {path}, where results go. Choose another folder.")
         record = path / RECORD
         self._record: dict[str, Any] = {"settings": made_with, "sections": {}}
+        self._replaced: list[str] = []
         if record.exists():
             try:
                 found = json.loads(record.read_text(encoding="utf-8"))
-                changed = found["settings"] != made_with
+                changed, known = found["settings"] != made_with, list(found["sections"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{record} is damaged ({error}). Choose another folder, or delete {path}.") from error
             if changed and not overwrite:
@@ -314,52 +338,104 @@ class _Folder:
                     f"{path} holds embeddings by another model or with other settings. Choose another folder, or pass "
                     "overwrite=True (--overwrite) to start again."
                 )
-            if not changed:
+            if changed:
+                self._replaced = known
+            else:
                 self._record = found
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path} exists and holds no embedded sections. Choose another folder.")
-        path.mkdir(parents=True, exist_ok=True)
-        self._save()
+        known_here = {*self._replaced, *self._record["sections"]}
+        for name in files:
+            target = path / f"{name}.zarr"
+            if name not in known_here and target.exists() and not _is_ours(target):
+                raise FileExistsError(f"{target} exists and holds no embedding. Choose another folder, or move it.")
 
-    def has(self, name: str, source: Path) -> bool:
+    def __enter__(self) -> _Folder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / LOCK
+        try:
+            with lock.open("x", encoding="utf-8") as file:
+                file.write(json.dumps([platform.node(), os.getpid()]))
+        except FileExistsError:
+            if _is_held(lock):
+                raise FileExistsError(
+                    f"a run is going on in {self.path}. Wait for it; if there is none, delete {lock}."
+                ) from None
+            lock.write_text(json.dumps([platform.node(), os.getpid()]), encoding="utf-8")
+        self._clean()
+        for name in self._replaced:
+            shutil.rmtree(self.path / f"{name}.zarr", ignore_errors=True)
+        self._save()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clean()
+        (self.path / LOCK).unlink(missing_ok=True)
+
+    def _clean(self) -> None:
+        """Remove what runs and workers that were killed had begun."""
+        for left in self.path.glob(".*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def has(self, name: str, stamp: list[int]) -> bool:
         """Whether a section is done, from the file as it is now."""
         known = self._record["sections"].get(name, {})
-        done = not known.get("error", True) and (self.path / f"{name}.zarr").is_dir()
-        return done and known["source"] == _stamp(source)
+        return not known.get("error", True) and (self.path / f"{name}.zarr").is_dir() and known["source"] == stamp
 
-    def add(self, name: str, source: Path, result: Result) -> None:
+    def add(self, name: str, stamp: list[int], result: Result) -> None:
         """Record a section."""
-        self._record["sections"][name] = {**asdict(result), "source": _stamp(source)}
+        self._record["sections"][name] = {**asdict(result), "source": stamp}
         self._save()
         if result.error:
             logger.error("%s: %s", name, result.error)
 
     def table(self, names: Sequence[str], done: Sequence[str]) -> pd.DataFrame:
-        """One row a section, also written beside the results."""
+        """One row a section; of all sections that the folder has, also written there."""
         import pandas as pd
 
         rows = []
-        for name in names:
-            known = self._record["sections"][name]
+        for name, known in sorted(self._record["sections"].items()):
             status = FAILED if known["error"] else EMBEDDED if name in done else KEPT
             path = "" if known["error"] else str(self.path / f"{name}.zarr")
             row = {"section": name, "status": status, "n_spots": known["n_spots"], "seconds": known["seconds"]}
             rows.append(row | {"error": known["error"], "path": path})
         table = pd.DataFrame(rows).set_index("section")
-        partial = self.path / f".{TABLE}.part"
+        partial = self.path / f"{TABLE}.new"
         table.drop(columns="path").to_csv(partial)
         partial.replace(self.path / TABLE)
-        return table
+        return table.loc[list(names)]
 
     def _save(self) -> None:
-        partial = self.path / f".{RECORD}.part"
+        partial = self.path / f"{RECORD}.new"
         partial.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
         partial.replace(self.path / RECORD)
 
 
+def _is_ours(target: Path) -> bool:
+    """Whether a folder is a result, perhaps of a run that was killed before it was recorded."""
+    import zarr
+
+    try:
+        function = zarr.open_group(target, mode="r")[f"uns/{_keys.EMBEDDING}/params/function"]
+    except (KeyError, OSError, ValueError):
+        return False
+    return str(np.asarray(function)) == "tl.sage_embed"
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether the run that made a lock may still be going on."""
+    import psutil
+
+    try:
+        node, pid = json.loads(lock.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return True
+    return node != platform.node() or psutil.pid_exists(pid)
+
+
 def _stamp(source: Path) -> list[int]:
     """Size and time of a file, or of all files of a zarr."""
-    files = [source] if source.is_file() else [file for file in source.rglob("*") if file.is_file()]
+    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.is_file())
     stats = [file.stat() for file in files]
     return [sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import glob
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sagefm import _keys
 
 if TYPE_CHECKING:
     import dask.array
+    import pandas as pd
     import zarr
     from anndata import AnnData
 
-# Of a chunk on disk; its rows are a power of two, so that whole chunks fill a block of rows.
-CHUNK_BYTES = 2**24
+# Of a chunk on disk; its rows are a power of two and no more than a block's, so that whole chunks fill a block.
+CHUNK_BYTES, CHUNK_ROWS = 2**24, 2048
+IDENTITY = "sagefm-store"
+DAY = 86_400
 
 
 class Store:
@@ -42,18 +48,23 @@ class Store:
         If the folder to make it in isn't there.
     FileExistsError
         If there is something already.
+    TypeError
+        If it is no name.
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, str | Path):
+            raise TypeError(f"store={path!r} has to be the name of a folder.")
         self.path = Path(path).expanduser().absolute()
         if self.path.suffix != ".zarr":
             raise ValueError(f"store={str(path)!r} has to be the name of a folder that ends in .zarr.")
-        if self.path.exists():
+        if self.path.exists() or self.path.is_symlink():
             raise FileExistsError(f"{self.path} exists already; delete it or choose another store.")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.path.parent} to write into.")
         # A name of its own: a worker thought dead may still be writing its copy.
-        self._partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
+        self._identity = uuid.uuid4().hex
+        self._partial = self.path.with_name(f".{self.path.name}.{self._identity[:8]}.part")
 
     def __enter__(self) -> Store:
         return self
@@ -69,7 +80,8 @@ class Store:
         import zarr
 
         for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):  # by runs that were killed
-            shutil.rmtree(left, ignore_errors=True)
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
         slide = anndata.AnnData(obs=adata.obs.copy(), var=adata.var.copy())
         if _keys.SPATIAL in adata.obsm:
             slide.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL])
@@ -83,11 +95,11 @@ class Store:
 
     def empty(self, slot: str, key: str, shape: tuple[int, int]) -> zarr.Array[Any]:
         """Array of float32 to be filled by rows."""
-        rows = 2 ** max(0, int(np.log2(CHUNK_BYTES / (4 * shape[1]))))
+        rows = min(CHUNK_ROWS, 2 ** max(0, int(np.log2(CHUNK_BYTES / (4 * shape[1])))))
         array = self._root[slot].create_array(  # type: ignore[union-attr]
             key, shape=shape, chunks=(min(rows, shape[0]), shape[1]), dtype="float32", fill_value=np.nan
         )
-        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0", IDENTITY: self._identity})
         return array
 
     def write(self, slot: str, key: str, value: object) -> None:
@@ -95,6 +107,13 @@ class Store:
         from anndata.io import write_elem
 
         write_elem(self._root[slot], key, dict(value) if isinstance(value, Mapping) else value)
+
+    def write_genes(self, var: pd.DataFrame, report: Mapping[str, Any]) -> None:
+        """Write which genes the columns are, as an alignment does, and what else is known of them."""
+        from anndata.io import write_elem
+
+        write_elem(self._root, "var", var)
+        self.write("uns", _keys.GENES, report)
 
     def close(self) -> None:
         """Give it its name."""
@@ -106,5 +125,38 @@ class Store:
     def read(self, slot: str, key: str) -> dask.array.Array:
         """Array that was filled, to be read from disk when it is needed."""
         import dask.array
+        import zarr
 
-        return dask.array.from_zarr(str(self.path), component=f"{slot}/{key}")
+        component = f"{slot}/{key}"
+        found = zarr.open_array(self.path, path=component, mode="r")
+        reader = _Reader(self.path, component, self._identity, found.shape, found.dtype)
+        return dask.array.from_array(reader, chunks=found.chunks, lock=False)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """An array on disk that is still the one it was: zarr reads chunks of a folder that is gone as missing values."""
+
+    path: Path
+    component: str
+    identity: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, item: Any) -> NDArray[np.float32]:
+        import zarr
+
+        try:
+            array = zarr.open_array(self.path, path=self.component, mode="r")
+        except FileNotFoundError:
+            array = None
+        if array is None or array.attrs.get(IDENTITY) != self.identity:
+            raise FileNotFoundError(
+                f"{self.path} no longer holds the {self.component} that was written there: it was moved, deleted or "
+                "written over. Put it back, or compute it again."
+            )
+        return np.asarray(array[item])
