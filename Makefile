@@ -8,8 +8,9 @@ INPUTS = pyproject.toml constraints.txt
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
 
+# A file's tests share slides and models, so they stay in one process, of as many as there are cores.
 test: .venv/.test
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.test
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -228,10 +228,12 @@ def impute(
     with nullcontext() if disk is None else disk:
         if disk is not None:
             disk.begin(adata, connectivity_key)
+        layer_rows = np.empty((0, adata.n_vars), dtype=np.float32)
         if len(measured) and disk is not None:
             results["layers", key_added] = disk.empty("layers", key_added, adata.shape)
+            layer_rows = np.full((min(engine.batch_size, adata.n_obs), adata.n_vars), np.nan, dtype=np.float32)
         elif len(measured):
-            results["layers", key_added] = np.empty(adata.shape, dtype=np.float32)
+            results["layers", key_added] = np.full(adata.shape, np.nan, dtype=np.float32)
         engine.project(folds)
         for rows in engine.blocks("Imputing"):
             with engine.computing(rows):
@@ -241,11 +243,14 @@ def impute(
                     predicted_absent[rows] = engine.predict(state, prepared_absent)
                 if held_out is not None:
                     held_out.add(rows, found)
-                block = np.full((rows.stop - rows.start, adata.n_vars), np.nan, dtype=np.float32)
+                if disk is None and len(measured):
+                    block = results["layers", key_added][rows]
+                else:
+                    block = layer_rows[: rows.stop - rows.start]
                 for (into, source), prediction, held in zip(columns, found, kept, strict=True):
                     block[:, into] = prediction[:, source]
                     held[rows] = prediction[:, : held.shape[1]]
-                if len(measured):
+                if disk is not None and len(measured):
                     results["layers", key_added][rows] = block
 
         if held_out is not None:
