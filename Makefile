@@ -8,9 +8,9 @@ INPUTS = pyproject.toml constraints.txt
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
 
-# A file's tests share slides and models, so they stay in one process, of as many as there are cores.
+# Each process begins with files of its own, whose tests share slides and models, and takes over from others when done.
 test: .venv/.test
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.test
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -16,8 +16,9 @@ SECTIONS = Path(os.environ.get("SAGEFM_TEST_SECTIONS", Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
-    """No progress bars, and a cache of the test's own."""
+    """No progress bars, a cache of the test's own, and the level of the log as it was."""
     monkeypatch.setattr(sg.settings, "progress_bars", False)
+    monkeypatch.setattr(sg.settings, "verbosity", "INFO")
     monkeypatch.setenv("SAGEFM_CACHE", str(tmp_path / "cache"))
 
 
