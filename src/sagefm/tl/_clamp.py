@@ -192,9 +192,7 @@ class Clamping:
     def run(self, rows: slice, picked: NDArray[np.int64] | None = None, first: int = 0) -> Iterator[Answer]:
         """All jobs from the first on, on a block of spots or on those of it that are picked (counted within it)."""
         model = self.engine.canonical
-        block = self._read_block(rows)
-        if picked is not None:
-            block = block.pick(self._tensor(picked))
+        block = self._read_block(rows, picked)
         spots = np.arange(rows.start, rows.stop)[slice(None) if picked is None else picked]
         share = model.neighbors_share(block.state.degree)
         unmasked: Tensor | None = None
@@ -252,16 +250,23 @@ class Clamping:
                 scaled[:n_shifted, target] = has_neighbors * depth[:n_shifted, 0] * place.levels[level, gene]
         return self._read_out.predict(hidden, place.targets, scaled)
 
-    def _read_block(self, rows: slice) -> _Block:
+    def _read_block(self, rows: slice, picked: NDArray[np.int64] | None) -> _Block:
         engine = self.engine
         where: Where | None = "center" if len(self.masks) else None
         clamped, targets, masked = self._columns
-        means = engine.neighbor_mean(rows, self._expression.log_counts)
+        state = next(engine.states(rows, where, [self.masks]))
+        spots: slice | NDArray[np.int64] = rows
+        if picked is not None:
+            # Few spots of many rows: only theirs are made dense.
+            spots, here = rows.start + picked, self._tensor(picked)
+            totals = None if state.totals is None else (state.totals[0][here], state.totals[1][here])
+            state = replace(state, hidden=state.hidden[here], totals=totals, degree=state.degree[here])
+        means = engine.neighbor_mean(spots, self._expression.log_counts)
         return _Block(
-            state=next(engine.states(rows, where, [self.masks])),
+            state=state,
             clamped=means[:, clamped],
             targets=means[:, targets] if engine.canonical.gain is not None else None,
-            masked=self._tensor(self._expression.log_counts[rows].toarray())[:, masked],
+            masked=self._tensor(self._expression.log_counts[spots].toarray())[:, masked],
             masked_means=means[:, masked],
         )
 
@@ -286,18 +291,6 @@ class _Block:
     targets: Tensor | None
     masked: Tensor
     masked_means: Tensor
-
-    def pick(self, spots: Tensor) -> _Block:
-        """Only some of the spots; the rows of the state stay those of the block."""
-        state = self.state
-        totals = None if state.totals is None else (state.totals[0][spots], state.totals[1][spots])
-        return _Block(
-            replace(state, hidden=state.hidden[spots], totals=totals, degree=state.degree[spots]),
-            self.clamped[spots],
-            None if self.targets is None else self.targets[spots],
-            self.masked[spots],
-            self.masked_means[spots],
-        )
 
 
 def combine_subunits(change: Tensor) -> Tensor:

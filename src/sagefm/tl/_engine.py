@@ -318,7 +318,7 @@ class Engine:
             scaled_mean = (state.depth * self.neighbor_mean(state.rows, target.log_counts)).to(self.dtype)
         return _to_numpy(self.canonical.decode(self.canonical.embed(state.hidden), target.genes, scaled_mean))
 
-    def neighbor_mean(self, rows: slice, values: sparse.csr_matrix) -> Tensor:
+    def neighbor_mean(self, rows: slice | NDArray[np.int64], values: sparse.csr_matrix) -> Tensor:
         """Mean over the neighbours of values of every spot, shape (rows, columns of the values)."""
         neighbors = self._graph[rows]
         mean = (neighbors @ values).toarray() / np.maximum(np.diff(neighbors.indptr), 1)[:, None]
