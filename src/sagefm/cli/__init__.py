@@ -294,10 +294,9 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    files = [file for file in sorted(arguments.sections.glob("*")) if file.suffix in SLIDES]
-    if not files:
-        raise FileNotFoundError(f"no .h5ad or .zarr in {arguments.sections}.")
-    sections = {file.stem: file for file in files}
+    from sagefm.tl._sections import find_sections
+
+    sections = find_sections(arguments.sections)
     if unknown := sorted(set(arguments.exclude) - set(sections)):
         raise ValueError(f"--exclude names {unknown}, which are not in {arguments.sections}.")
     split = arguments.split or "random"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from sagefm import _keys
 from sagefm._settings import logger, settings
@@ -222,6 +222,7 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
         torch.set_num_threads(options.n_threads)
         settings.verbosity, settings.progress_bars = "WARNING", False
         settings.memory_limit = options.memory_limit
+    shutil.rmtree(target, ignore_errors=True)  # ours, of a file that has changed: no result of a section that fails
     try:
         # Within a task of a cluster, blocks that are read are no tasks of it.
         with dask.config.set(scheduler="threads"), _open(source, options) as data:
@@ -234,7 +235,6 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
                 pp.align_genes(adata, options.model, gene_symbols=options.gene_symbols)
             if options.library_key is not None or _keys.connectivities(_keys.GRAPH) not in adata.obsp:
                 pp.neighborhood_graph(data, library_key=options.library_key, table_key=options.table_key)
-            shutil.rmtree(target, ignore_errors=True)  # ours, of a file that has changed
             tl.sage_embed(
                 adata,
                 options.model,
@@ -324,7 +324,7 @@ class _Folder:
             )
         if inside := [str(file) for file in files.values() if file.resolve().is_relative_to(path.resolve())]:
             raise ValueError(f"{shorten(inside)} lies in {path}, where results go. Choose another folder.")
-        record = path / RECORD
+        record, self._lock = path / RECORD, FileLock(path / LOCK)
         self._record: dict[str, Any] = {"settings": made_with, "sections": {}}
         self._replaced: list[str] = []
         if record.exists():
@@ -352,16 +352,10 @@ class _Folder:
 
     def __enter__(self) -> _Folder:
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self.path / LOCK
         try:
-            with lock.open("x", encoding="utf-8") as file:
-                file.write(json.dumps([platform.node(), os.getpid()]))
-        except FileExistsError:
-            if _is_held(lock):
-                raise FileExistsError(
-                    f"a run is going on in {self.path}. Wait for it; if there is none, delete {lock}."
-                ) from None
-            lock.write_text(json.dumps([platform.node(), os.getpid()]), encoding="utf-8")
+            self._lock.acquire(timeout=0)  # let go of by the system, should this process be killed
+        except Timeout:
+            raise FileExistsError(f"a run is going on in {self.path}. Wait for it.") from None
         self._clean()
         for name in self._replaced:
             shutil.rmtree(self.path / f"{name}.zarr", ignore_errors=True)
@@ -370,7 +364,7 @@ class _Folder:
 
     def __exit__(self, *_: object) -> None:
         self._clean()
-        (self.path / LOCK).unlink(missing_ok=True)
+        self._lock.release()
 
     def _clean(self) -> None:
         """Remove what runs and workers that were killed had begun."""
@@ -420,17 +414,6 @@ def _is_ours(target: Path) -> bool:
     except (KeyError, OSError, ValueError):
         return False
     return str(np.asarray(function)) == "tl.sage_embed"
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether the run that made a lock may still be going on."""
-    import psutil
-
-    try:
-        node, pid = json.loads(lock.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return True
-    return node != platform.node() or psutil.pid_exists(pid)
 
 
 def _stamp(source: Path) -> list[int]:
