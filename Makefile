@@ -51,4 +51,4 @@ mini: .venv/.doc
 	touch $@
 
 clean:
-	rm -rf .venv docs/_build docs/api/generated sagefm-demo
+	rm -rf .venv dist docs/_build docs/api/generated docs/generated docs/tutorials sagefm-demo

@@ -1,6 +1,13 @@
 """Sphinx configuration."""
 
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generated
+
+generated.write()
 
 project = "sagefm"
 author = "the sagefm developers"
@@ -14,12 +21,16 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
 ]
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
 html_theme = "sphinx_book_theme"
 html_title = "sagefm"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"show_toc_level": 2}
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "benchmarks/*.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "benchmarks/*.md", "generated/*.md"]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 
 import sagefm as sg
 from sagefm.models._vocabulary import hest1k
@@ -342,6 +343,13 @@ def test_logged_metrics_are_those_of_the_evaluation(corpus, tmp_path):
     assert found == pytest.approx(model.card["validation"]["metrics"]["model"]["rmse"], rel=0.02)
 
 
+def test_logged_metrics_follow_the_training(corpus, tmp_path):
+    """Not those of the average before anything is in it, which are the first weights'."""
+    run(corpus, tmp_path, replace(RECIPE, max_epochs=4, average_from=0.5), half=False)
+    logs = pd.read_csv(next((tmp_path / "model" / "logs").rglob("metrics.csv")))
+    assert logs["val_loss"].dropna().iloc[:3].is_unique  # the fourth sees the average of the third alone
+
+
 @pytest.mark.parametrize("n_steps", [5, 11], ids=["mid-epoch", "next epoch"])
 def test_resumed_run_is_the_same_bit_for_bit(corpus, tmp_path, monkeypatch, n_steps):
     expected = run(corpus, tmp_path / "whole", half=False)
@@ -425,6 +433,23 @@ def test_fine_tuning_starts_from_the_model(corpus, trained, tmp_path):
     torch.testing.assert_close(weights(tuned), weights(model), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="widths"):
         run(corpus, tmp_path, replace(recipe, hidden=(12, 9)), init=model)
+
+
+def test_fine_tuning_keeps_the_distances_of_the_embedding(corpus, trained, slide, tmp_path):
+    """A map that begins at random would turn the embedding at random."""
+    model, _ = trained
+    tuned = run(corpus, tmp_path, replace(RECIPE, learning_rate=1e-7, max_epochs=1), init=model, half=False)
+    slide = slide.copy()
+    sg.tl.sage_embed(slide, model)
+    before = pdist(slide.obsm["X_sage"])
+    sg.tl.sage_embed(slide, tuned)
+    assert np.corrcoef(before, pdist(slide.obsm["X_sage"]))[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize("n_epochs", [1, 9])
+def test_few_steps_train(corpus, tmp_path, n_epochs):
+    """The rise of the learning rate is shorter than a step; with nine it is exactly one."""
+    run(corpus, tmp_path, replace(RECIPE, batch_size=1000, max_epochs=n_epochs, niche_weight=0.0))
 
 
 def test_paper_preset_stops_early_and_takes_the_best_epoch(corpus, tmp_path):

@@ -1,52 +1,170 @@
-"""The names of every slot that sagefm reads or writes in an ``AnnData``, spelled here alone."""
+"""The names of every slot that sagefm reads or writes in an ``AnnData``, spelled here alone.
 
-# Graph: obsp[f"{GRAPH}_connectivities"], obsp[f"{GRAPH}_distances"], uns[f"{GRAPH}_neighbors"], the
-# suffixes being squidpy's.
+The text below a name says what the slot holds, one ``slot : meaning`` a line; docs/keys.md is made of it. ``{}`` stands
+for what ``key_added`` says, by default the nearest name above that has no ``{}``.
+"""
+
 GRAPH = "sage"
+"""The graph's name in squidpy's manner (``key_added``, ``connectivity_key``); the slots below have its suffixes."""
+
 CONNECTIVITIES = "{}_connectivities"
+"""
+obsp : neighbours of each spot (CSR, ones, directed, without the spot itself); squidpy reads it too
+"""
 DISTANCES = "{}_distances"
+"""
+obsp : their distances, in the unit of ``uns["sage_neighbors"]["params"]["distance_unit"]``
+"""
 NEIGHBORS = "{}_neighbors"
+"""
+uns : keys and ``params`` of the graph, as squidpy writes them
+"""
 FAR_NEIGHBORS = "{}_far_neighbors"
+"""
+obs : whether a spot has a neighbour more than five spacings away, or none
+"""
 
 SPATIAL = "spatial"
+"""
+obsm : coordinates of the spots; read, and written by ``datasets`` and ``pp.pseudospots``
+uns : images and scale factors of Space Ranger, read for pixel sizes and spot sizes
+"""
 ARRAY_ROW = "array_row"
+"""
+obs : row of the spot on Visium's array; read, and written by ``datasets`` and ``pp.pseudospots``
+"""
 ARRAY_COL = "array_col"
+"""
+obs : column of the spot on Visium's array; every other one is free in a row
+"""
 
-# Pseudo-spots.
-PSEUDOSPOT = "pseudospot"  # obs, uns
-IN_PSEUDOSPOT = "in_{}"  # obs
-N_BINS = "n_bins"  # obs
-PSEUDOSPOT_TABLE = "{}s"  # tables of a SpatialData
-PSEUDOSPOT_CIRCLES = "{}s_circles"  # shapes of a SpatialData
-PSEUDOSPOT_REGION, PSEUDOSPOT_ID = "{}_region", "{}_id"  # obs of that table
+PSEUDOSPOT = "pseudospot"
+"""
+obs : of bins, the pseudo-spot whose hexagon a bin lies in
+uns : ``params`` of ``pp.pseudospots``, in the bins and in the pseudo-spots
+"""
+IN_PSEUDOSPOT = "in_{}"
+"""
+obs : of bins, whether a bin was counted
+"""
+PSEUDOSPOT_TABLE = "{}s"
+"""
+tables : of a SpatialData, the pseudo-spots
+"""
+PSEUDOSPOT_CIRCLES = "{}s_circles"
+"""
+shapes : of a SpatialData, their circles
+"""
+PSEUDOSPOT_REGION = "{}_region"
+"""
+obs : of that table, the shapes that it annotates
+"""
+PSEUDOSPOT_ID = "{}_id"
+"""
+obs : of that table, the circle of each pseudo-spot
+"""
+N_BINS = "n_bins"
+"""
+obs : of pseudo-spots, how many bins were added up
+"""
 
 # What scanpy and squidpy keep of Space Ranger's output: uns["spatial"][library]["scalefactors"].
 SCALEFACTORS = "scalefactors"
 MICRONS_PER_PIXEL = "microns_per_pixel"
 SPOT_DIAMETER = "spot_diameter_fullres"
 
-# Genes.
-GENE_INDEX = "sage_gene"  # var
-GENES = "sage_genes"  # uns
-ORTHOLOG = "sage_ortholog"  # var
-ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")  # var, first one present is read
+GENE_INDEX = "sage_gene"
+"""
+var : index of the gene in the model's vocabulary, -1 where it isn't in there
+"""
+GENES = "sage_genes"
+"""
+uns : ``coverage``, ``n_matched``, ``missing`` genes, and the vocabulary's name and hash; matched anew when these change
+"""
+ORTHOLOG = "sage_ortholog"
+"""
+var : human symbol of a gene of another species, where ``pp.align_genes`` was given a table
+"""
+ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")
+"""
+var : Ensembl ids; the first of these columns that is there is read, for genes whose symbols aren't known
+"""
 
-# Results.
 ASSESSMENT = "sage_assessment"
+"""
+uns : the trust card: ``verdict``, ``text``, ``checks``, ``expected_r``, ``markers_unknown``, ``markers_missing``
+"""
 EMBEDDING = "X_sage"
+"""
+obsm : the model's embedding, float32 (spots, dimensions); a dask array with ``store=``
+uns : ``params``
+"""
 MOFA = "X_mofa"
+"""
+obsm : factors of MOFA, a baseline
+uns : ``params``, ``weights`` of the genes in each factor
+"""
 NICHEPCA = "X_nichepca"
+"""
+obsm : PCA of the neighbourhood's mean, a baseline
+uns : ``params``, ``variance_ratio``
+"""
 IMPUTED = "sage_imputed"
-LOWER, UPPER = "{}_lower", "{}_upper"  # obsm, of an imputed key
-RELIABILITY = "sage_reliability"  # var
+"""
+layers : predicted ``log1p`` counts of measured genes, each made with the gene hidden at the spot; NaN if not asked for
+obsm : predicted ``log1p`` counts of genes that the slide lacks, a data frame (spots, genes)
+uns : ``params``; ``reliability`` of each measured gene, ``prior`` of each absent one, ``intervals`` and their coverage
+"""
+LOWER = "{}_lower"
+"""
+obsm : lower ends of the prediction intervals, ``log1p`` of whole counts, a data frame (spots, genes)
+"""
+UPPER = "{}_upper"
+"""
+obsm : upper ends
+"""
+RELIABILITY = "sage_reliability"
+"""
+var : Pearson r of measured and predicted values of the gene; NaN where not asked for
+"""
 CLUSTER = "sage_cluster"
+"""
+obs : cluster of each spot, categorical
+uns : ``params``, and ``scores`` (silhouette and others) of each number of clusters that was tried
+"""
 CLUSTER_MARKERS = "sage_cluster_markers"
+"""
+uns : ``params``; ``results``, a row for each cluster and gene
+"""
 CLUSTER_COMPOSITION = "sage_cluster_composition"
+"""
+uns : ``params``; ``results``, a row for each cluster and group
+"""
 ANNOTATION = "sage_annotation"
+"""
+obs : predicted label, categorical, ``"unsure"`` where no class is probable enough
+obsm : probability of each class, a data frame
+uns : ``params``; ``tried``, the settings and their scores; ``scores`` on donors that were held out
+"""
 COMPOSITION = "sage_composition"
+"""
+obsm : predicted likelihood of each class, a data frame
+uns : ``params``; ``scores`` on donors that were held out
+"""
 PERTURB_LR = "perturb_lr"
+"""
+uns : ``params``; ``results``, a row for each ligand and receptor
+obsm : with ``store_spots=True``, the change of each receptor at each spot, columns ``LIGAND|RECEPTOR``
+"""
 PERTURB_TARGETS = "perturb_targets"
+"""
+uns : ``params``; ``results``, a row for each gene and target; ``controls`` and ``tests`` against random genes
+"""
 SENSITIVITY = "gene_sensitivity"
+"""
+uns : ``params``; ``results``, the mean slope of each target (columns) by each gene in the neighbours (rows)
+obsm : with ``store_spots=True``, the slope at each spot, columns ``GENE|TARGET``
+"""
 
 
 def connectivities(key: str) -> str:

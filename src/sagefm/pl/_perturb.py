@@ -415,7 +415,10 @@ def perturbation_spatial(
         drawn.uns["spatial"] = adata.uns["spatial"]
     else:
         kwargs.setdefault("shape", None)
-    if "library_key" in kwargs:
+    if "library_key" not in kwargs:
+        if kwargs.get("shape", "") is None:
+            kwargs.setdefault("library_id", "")  # squidpy's own value where there is none; it would warn
+    else:
         libraries = list(dict.fromkeys(adata.obs[kwargs["library_key"]]))
         named = kwargs.get("library_id")
         if len(libraries) > 1 and (named is None or (not isinstance(named, str) and len(named) != 1)):

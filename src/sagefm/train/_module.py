@@ -160,11 +160,12 @@ class MaskedCenter(lightning.LightningModule):
         if recipe.schedule == "plateau":
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=recipe.patience or 10)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        n_steps = int(self.trainer.estimated_stepping_batches) + 1
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             recipe.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches) + 1,
-            pct_start=0.1,
+            total_steps=n_steps,
+            pct_start=max(0.1, 2 / n_steps),  # torch divides by 0 where the rise is shorter than two steps
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}

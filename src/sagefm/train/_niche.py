@@ -40,12 +40,14 @@ class Niche(nn.Module):
 
     mean: Tensor
     components: Tensor
+    turned_back: Tensor
 
     def __init__(self, mean: Tensor, components: Tensor, embedding_dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("components", components)
         self.map = nn.Linear(embedding_dim, components.shape[1])
+        self.register_buffer("turned_back", torch.eye(embedding_dim))
 
     @classmethod
     def fit(cls, corpus: Corpus, embedding_dim: int, *, seed: int = 0) -> Niche:
@@ -67,6 +69,30 @@ class Niche(nn.Module):
         components = (weight[:, None] * pca.components_.T) / np.sqrt(pca.explained_variance_[0])
         return cls(torch.from_numpy(mean), torch.from_numpy(components.astype(np.float32)), embedding_dim)
 
+    @torch.no_grad()
+    def start_from(self, network: nn.Module, corpus: Corpus, *, turned: bool) -> None:
+        """Let the map begin as the best one for a network that is trained already.
+
+        A short fine-tuning wouldn't find it from random numbers. If the network's embedding was ``turned`` when it was
+        trained, :meth:`basis` turns it only by as much as the map changes from here on.
+        """
+        from sklearn.linear_model import Ridge
+
+        network.eval()
+        parts = []
+        for _, spots in Stream(corpus, TRAIN, batch_size=1024, mask_fraction=0.0, shuffle=False):
+            _, embedding = network.canonical().forward_both(  # type: ignore[operator]
+                spots.center, spots.neighbor_sum, spots.degree, torch.zeros_like(spots.mask)
+            )
+            parts.append((embedding.numpy(), self.target(spots).numpy()))
+        network.train()
+        embeddings, targets = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
+        fitted = Ridge(alpha=1.0).fit(embeddings, targets)
+        self.map.weight.copy_(torch.from_numpy(np.atleast_2d(fitted.coef_)))
+        self.map.bias.copy_(torch.from_numpy(np.atleast_1d(fitted.intercept_)))
+        if turned:
+            self.turned_back.copy_(torch.linalg.inv(self.basis()))
+
     def target(self, spots: Spots) -> Tensor:
         """Components of some spots, nothing masked, shape (spots, components)."""
         return (_profile(spots) - self.mean) @ self.components
@@ -77,11 +103,14 @@ class Niche(nn.Module):
 
     @torch.no_grad()
     def basis(self) -> Tensor:
-        """Invertible matrix M: distances of ``embedding @ M`` are those of the mapped embedding, nearly."""
+        """Invertible matrix M: distances of ``embedding @ M`` are those of the mapped embedding, nearly.
+
+        Of a model that was fine-tuned: M changes distances as much as they changed under the map.
+        """
         weight = self.map.weight.double().cpu()
         values, vectors = torch.linalg.eigh(weight.T @ weight)
         scale = (values.clamp(min=0) + FLOOR * values.max()).sqrt()
-        return ((vectors * scale) @ vectors.T).float()
+        return self.turned_back.cpu() @ ((vectors * scale) @ vectors.T).float()
 
 
 def _profile(spots: Spots) -> Tensor:

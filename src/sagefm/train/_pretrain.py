@@ -171,6 +171,9 @@ def build(
         torch.manual_seed(seed)
         network = _network(recipe, corpus, init)
         niche = Niche.fit(corpus, recipe.hidden[-1], seed=seed) if recipe.niche_weight else None
+        if niche is not None and init is not None:
+            recipe_before = models.load(init).card.get("training", {}).get("recipe", {})
+            niche.start_from(network, corpus, turned=bool(recipe_before.get("niche_weight")))
         return module_class(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
 
 
@@ -296,6 +299,15 @@ class _TailAverage(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return epoch_idx is not None and epoch_idx >= self._first_epoch
+
+    # Validation takes the average, which is that of the first weights until one epoch is in it.
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.current_epoch > self._first_epoch:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.current_epoch > self._first_epoch:
+            super().on_validation_epoch_end(trainer, pl_module)
 
 
 def _loggers(folder: Path) -> list[Any]:
