@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test lint docs evaluation mini clean
+.PHONY: demo test lint docs dist evaluation mini clean
 
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
@@ -17,6 +17,17 @@ lint: .venv/.test
 
 docs: .venv/.doc
 	.venv/bin/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+	.venv/bin/python scripts/check_links.py docs/_build/html
+
+# The wheel is tried where nothing else of ours is: an environment of its own, another folder.
+dist: .venv/.base
+	rm -rf dist
+	$(PIP) build twine
+	.venv/bin/python -m build --outdir dist
+	.venv/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	$(PYTHON) -m venv dist/try
+	dist/try/bin/pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" dist/*.whl
+	cd dist/try && bin/sagefm --version && bin/sagefm demo --out demo
 
 # SECTIONS is a folder of .h5ad with raw counts, coordinates and a column "donor".
 evaluation: .venv/.test

@@ -28,7 +28,7 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 html_theme = "sphinx_book_theme"
 html_title = "sagefm"
-html_theme_options = {"show_toc_level": 2}
+html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "benchmarks/*.md", "generated/*.md"]
 

@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 SLOTS = ("obs", "var", "obsm", "obsp", "layers", "uns", "tables", "shapes")
 
 
-def documented_keys() -> Iterator[tuple[str, str, str]]:
-    """Slot, default name and meaning of every key that ``_keys.py`` describes."""
+def documented_keys() -> Iterator[tuple[str, list[str], str]]:
+    """Slot, default names and meaning of every key that ``_keys.py`` describes."""
     body = ast.parse(Path(_keys.__file__).read_text()).body
     default = ""
     for assignment, text in itertools.pairwise(body):
@@ -28,7 +28,7 @@ def documented_keys() -> Iterator[tuple[str, str, str]]:
         for line in textwrap.dedent(lines).strip().splitlines():
             slot, colon, meaning = line.partition(" : ")
             if colon:
-                yield from ((slot, name.replace("{}", default), meaning) for name in names)
+                yield slot, [name.replace("{}", default) for name in names], meaning
 
 
 def writers(slot: str, name: str) -> list[str]:
@@ -45,13 +45,13 @@ def writers(slot: str, name: str) -> list[str]:
 
 def keys_page() -> str:
     """One table a slot."""
-    found = sorted(documented_keys(), key=lambda row: (SLOTS.index(row[0]), row[1].lower()))
+    found = sorted(documented_keys(), key=lambda row: (SLOTS.index(row[0]), row[1][0].lower()))
     parts = []
     for slot in SLOTS:
         rows = [
-            f"| `{name}` | {meaning.replace('``', '`').replace('|', chr(92) + '|')} "
-            f"| {', '.join(f'{{func}}`{writer} <sagefm.{writer}>`' for writer in writers(slot, name))} |"
-            for where, name, meaning in found
+            f"| {', '.join(f'`{name}`' for name in names)} | {meaning.replace('``', '`').replace('|', chr(92) + '|')} "
+            f"| {', '.join(f'{{func}}`{writer} <sagefm.{writer}>`' for writer in writers(slot, names[0]))} |"
+            for where, names, meaning in found
             if where == slot
         ]
         if rows:

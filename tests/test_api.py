@@ -75,9 +75,9 @@ def test_docstrings(name, function):
     assert names == list(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name[:2] in ("pp", "tl", "pl", "da", "be")])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_examples_run(name):
-    function = FUNCTIONS[name]
+    function = FUNCTIONS.get(name) or CLASSES[name]
     finder = doctest.DocTestFinder(recurse=False)
     (example,) = finder.find(function, name, module=sys.modules[function.__module__])
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)

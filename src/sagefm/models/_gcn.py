@@ -26,6 +26,17 @@ class GCN(nn.Module):
         Number of genes of the vocabulary.
     hidden
         Output widths of the five convolutions; the last one is the embedding's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import sagefm as sg
+    >>> network = sg.models.GCN(100, hidden=(8, 6, 6, 6, 8))
+    >>> complete = torch.combinations(torch.arange(15)).T
+    >>> edges = torch.cat([complete, complete.flip(0)], dim=1)
+    >>> nodes = network.embed(torch.rand(15, 100), edges)
+    >>> bool(torch.allclose(nodes, nodes[:1].expand(15, 8), atol=1e-6))  # all 15 are equal
+    True
     """
 
     architecture = "gcn"

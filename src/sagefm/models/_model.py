@@ -40,6 +40,15 @@ class Model:
     reference
         What left-out donors showed of the model, which its trust card and the priors and intervals of absent genes
         rest on; see :func:`sagefm.train.calibrate`.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> model = sg.models.load("sagefm-mini")
+    >>> model.hidden
+    (160, 160)
+    >>> model.card["training"]["spots"]
+    16448
     """
 
     name: str

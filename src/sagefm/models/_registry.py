@@ -72,6 +72,12 @@ def available() -> pd.DataFrame:
     -------
     One row per model, indexed by name: ``architecture``, ``size_mb`` (of the download, 0 where the package
     holds the weights), ``local`` (loads without a network), ``licence`` and ``description``.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> sg.models.available()["architecture"].to_dict()
+    {'sage-fm-hest1k': 'gcn', 'sagefm-mini': 'sage'}
     """
     import pandas as pd
 
@@ -112,6 +118,12 @@ def load(model: str | Path | Model, *, device: str = "cpu") -> Model:
         If a path doesn't exist.
     RuntimeError
         If the weights can't be downloaded, or what came isn't the registered file.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> sg.models.load("sagefm-mini")
+    Model('sagefm-mini', sage 160-160, 7,042,876 parameters, 14,558 genes)
     """
     target = get_device(device)
     if not isinstance(model, Model):

@@ -28,6 +28,13 @@ class SAGE(nn.Module):
         Output widths of the convolution and of the linear layers; the last one is the embedding's.
     dropout
         Share of the embedding dropped in training.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> network = sg.models.SAGE(100, hidden=(8, 4))
+    >>> sum(parameter.numel() for parameter in network.parameters())
+    2244
     """
 
     architecture = "sage"

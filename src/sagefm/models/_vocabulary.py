@@ -29,6 +29,15 @@ class Vocabulary:
         Ensembl id of each gene, without version. May be empty; slides are then matched by symbols alone.
     other_symbols
         Former and alias symbols of each gene that can mean no other. May be empty.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> vocabulary = sg.models.load("sagefm-mini").vocabulary
+    >>> len(vocabulary)
+    14558
+    >>> vocabulary.find_symbols(["COL1A1", "no gene"]).tolist()
+    [1486, -1]
     """
 
     name: str

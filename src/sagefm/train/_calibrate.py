@@ -74,6 +74,23 @@ def calibrate(
       all of them.
     - A slide is outside what the model knows where, by the same rule, R² of a spot is not above 0 or the
       correlation not above the baseline's; where no trial came to that, beyond all that was tried.
+
+    Examples
+    --------
+    Models of random weights stand for those that were trained without a donor each.
+
+    >>> import tempfile
+    >>> import sagefm as sg
+    >>> slides = {f"slide{i}": sg.datasets.simulated_visium(8, 8, n_genes=5_000, rng=i) for i in range(3)}
+    >>> for name, slide in slides.items():
+    ...     slide.obs["donor"] = name
+    >>> vocabulary = sg.models.load("sagefm-mini").vocabulary
+    >>> model = sg.models.Model("random", sg.models.SAGE(len(vocabulary), hidden=(8, 8)), vocabulary)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     corpus = sg.train.prepare_corpus(slides, f"{folder}/corpus.zarr", split=dict.fromkeys(slides, "train"))
+    ...     calibrated = sg.train.calibrate(model, corpus, dict.fromkeys(slides, model))
+    >>> calibrated.reference is not None
+    True
     """
     check_whole("seed", seed, 0)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)

@@ -43,6 +43,19 @@ class Corpus:
         platform where they are known.
     vocabulary
         Genes of the columns.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import sagefm as sg
+    >>> slide = sg.datasets.simulated_visium(8, 8, n_genes=5_000)
+    >>> slide.obs["donor"] = "donor 0"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = sg.train.prepare_corpus({"slide": slide}, f"{folder}/corpus.zarr", split={"donor 0": "train"})
+    ...     corpus = sg.train.Corpus.open(f"{folder}/corpus.zarr")
+    ...     counts = corpus.read("slide")
+    >>> counts.shape
+    (64, 14558)
     """
 
     path: Path

@@ -100,6 +100,18 @@ def prepare_corpus(
     ValueError
         If a section can't be used (its name is in the message), or if the split would leak: one group or donor in two
         splits, or the same counts twice.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import sagefm as sg
+    >>> slides = {f"slide{i}": sg.datasets.simulated_visium(8, 8, n_genes=5_000, rng=i) for i in range(3)}
+    >>> for name, slide in slides.items():
+    ...     slide.obs["donor"] = name
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     corpus = sg.train.prepare_corpus(slides, f"{folder}/corpus.zarr", split={"slide2": "validate"})
+    >>> corpus.sections["split"].to_dict()
+    {'slide0': 'train', 'slide1': 'train', 'slide2': 'validate'}
     """
     import zarr
     from anndata.io import write_elem

@@ -124,6 +124,21 @@ def pretrain(
         If the loss is not finite.
     KeyboardInterrupt
         On Ctrl-C; ``resume=True`` goes on from the last checkpoint.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from dataclasses import replace
+    >>> import sagefm as sg
+    >>> sg.settings.progress_bars = False
+    >>> slide = sg.datasets.simulated_visium(8, 8, n_genes=5_000)
+    >>> slide.obs["donor"] = "donor 0"
+    >>> recipe = replace(sg.train.PRESETS["mini"], hidden=(8, 8), max_epochs=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     corpus = sg.train.prepare_corpus({"slide": slide}, f"{folder}/corpus.zarr", split={"donor 0": "train"})
+    ...     model = sg.train.pretrain(corpus, recipe, out=f"{folder}/tiny.safetensors", accelerator="cpu")
+    >>> model
+    Model('tiny', sage 8-8, 378,588 parameters, 14,558 genes)
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     if isinstance(preset, str) and preset not in PRESETS:

@@ -43,6 +43,13 @@ class Recipe:
         Weight of a second loss: a linear map of the embedding has to give the composition of the neighbourhood, which
         depth doesn't change. Afterwards the embedding is turned so that distances are those of the map; predictions
         stay as they are. Without it the embedding of the ``"sage"`` family is mostly the spot's depth.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> import sagefm as sg
+    >>> replace(sg.train.PRESETS["mini"], hidden=(64, 64)).hidden
+    (64, 64)
     """
 
     architecture: Literal["gcn", "sage"]
