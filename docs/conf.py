@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generated
+from docutils import nodes
+from latex2mathml.converter import convert
 
 generated.write()
 
@@ -28,6 +30,8 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 html_theme = "sphinx_book_theme"
 html_title = "sagefm"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "benchmarks/*.md", "generated/*.md"]
@@ -47,3 +51,19 @@ copybutton_prompt_is_regexp = True
 # Types of other libraries are named, not linked: the docs build without a network.
 # So are sagefm's private modules, which annotations may come from.
 nitpick_ignore_regex = [("py:.*", r"(?!sagefm).*"), ("py:.*", r"sagefm\..*\._.*")]
+
+# Formulas as MathML, which browsers draw by themselves: no script has to come from elsewhere.
+html_math_renderer = "mathml"
+
+
+def setup(app):
+    """Register the renderer."""
+
+    def draw(display):
+        def visit(translator, node):
+            translator.body.append(convert(node.astext(), display=display))
+            raise nodes.SkipNode
+
+        return visit, None
+
+    app.add_html_math_renderer("mathml", draw("inline"), draw("block"))

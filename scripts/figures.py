@@ -97,7 +97,7 @@ def collapse(n_genes: int = 12) -> Figure:
     assert np.allclose(propagation, 1 / 15)
     assert np.allclose(states, states[0], atol=1e-5)
 
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), dpi=130, layout="constrained", width_ratios=(1.2, 1, 1, 1))
+    figure, axes = plt.subplots(1, 4, figsize=(10.5, 3), dpi=140, layout="constrained", width_ratios=(1.2, 1, 1, 1))
     stencil(axes[0], adata.obsm["spatial"], nodes)
     axes[0].set_title("a spot and its 14 nearest,\njoined each with each")
     for ax, matrix, title, label, cmap in (
@@ -139,8 +139,8 @@ def neighborhoods() -> Figure:
         ("a square lattice: ties are\nbroken alike everywhere", square, 40, {}),
         ("two slides, library_key:\nneighbours on the same one", pair, 39, {"library_key": "slide"}),
     )
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), dpi=130, layout="constrained")
-    for ax, (title, slide, spot, options) in zip(axes, shown, strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(7.5, 6.2), dpi=130, layout="constrained")
+    for ax, (title, slide, spot, options) in zip(axes.flat, shown, strict=True):
         sg.pp.neighborhood_graph(slide, **options)
         nodes = np.r_[spot, slide.obsp["sage_connectivities"][spot].indices]
         spatial = slide.obsm["spatial"].astype(float)
