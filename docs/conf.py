@@ -38,6 +38,7 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints", "benchmarks/*.md", "genera
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
+autodoc_default_options = {"no-value": True}
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 typehints_defaults = "braces"
