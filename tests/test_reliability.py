@@ -53,18 +53,19 @@ def test_scores_are_what_they_are_called(slide, family, mask, request):
         b = baseline[:, SYMBOLS.index(gene)]
         assert row["baseline_r"] == pytest.approx(np.corrcoef(b, t)[0, 1] if np.ptp(b) > 0 else 0, abs=1e-3)
         assert row["difference"] == pytest.approx(row["r"] - row["baseline_r"])
-    assert (table["reliable"] == (table["difference_padj"] < 0.05)).all()
+    ahead, follows = table["difference_padj"] < 0.05, (table["padj"] < 0.05) & (table["r"] > 0)
+    assert (table["reliable"] == (ahead & follows)).all()
 
 
-def simulated_scores(n_genes, model_noise, baseline_noise, rate=0.5, seed=0):
-    """Genes that follow a signal, and two predictors that see it with noise."""
+def simulated_scores(n_genes, model_noise, baseline_noise, rate=0.5, seed=0, sign=(1, 1)):
+    """Genes that follow a signal, and two predictors that see it with noise, or turned around."""
     slide = sg.datasets.simulated_visium(30, 30, n_genes=500)
     sg.pp.neighborhood_graph(slide)
     rng = np.random.default_rng(seed)
     signal, one, two = rng.normal(size=(3, slide.n_obs, n_genes))
     truth = np.log1p(rng.poisson(rate * np.exp(0.5 * signal)))
     scores = Scores(spatial_blocks(slide, slide.obsp["sage_connectivities"]), n_genes)
-    arrays = (signal + model_noise * one, truth, signal + baseline_noise * two)
+    arrays = (sign[0] * signal + model_noise * one, truth, sign[1] * signal + baseline_noise * two)
     for rows in (slice(0, 400), slice(400, 900)):
         scores.add(rows, slice(0, n_genes), *(array[rows].astype(np.float32) for array in arrays))
     return scores.table([str(i) for i in range(n_genes)])
@@ -82,6 +83,26 @@ def test_genes_are_reliable_where_the_model_knows_more():
     assert table["reliable"].mean() > 0.9
     worse = simulated_scores(200, 2.0, 0.3)
     assert not worse["reliable"].any()
+
+
+@pytest.mark.parametrize("model", [-1, 0], ids=["wrong way", "nothing"])
+def test_a_worse_baseline_makes_no_gene_reliable(model):
+    """The neighbours may run against a gene, and the model less so."""
+    table = simulated_scores(200, 3.0, 0.3, sign=(model, -1))
+    assert (table["difference_padj"] < 0.05).mean() > 0.9
+    assert table["reliable"].mean() < 0.05
+
+
+def test_each_key_has_its_reliability(slide):
+    sg.pp.neighborhood_graph(slide)
+    sg.tl.impute(slide, ["COL1A1", "CD74"], "sagefm-mini")
+    before = slide.var["sage_reliability"].copy()
+    sg.tl.impute(slide, ["KRT8"], "sagefm-mini", mask="everywhere", key_added="other")
+    assert slide.var["sage_reliability"].equals(before)
+    assert slide.var.index[slide.var["other_reliability"].notna()].tolist() == ["KRT8"]
+    sg.tl.impute(slide, ["CD74"], "sagefm-mini", reliability=False, key_added="other")
+    assert "other_reliability" not in slide.var
+    assert "sage_reliability" in slide.var
 
 
 def test_genes_of_few_spots_are_not_called():

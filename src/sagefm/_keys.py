@@ -127,6 +127,7 @@ RELIABILITY = "sage_reliability"
 """
 var : Pearson r of measured and predicted values of the gene; NaN where not asked for
 """
+RELIABILITY_OF = "{}_reliability"  # of another key
 CLUSTER = "sage_cluster"
 """
 obs : cluster of each spot, categorical

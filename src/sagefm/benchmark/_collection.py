@@ -114,7 +114,7 @@ class Collection:
             described[GROUP] = described[SAMPLE]
         tissue_key = config.tissue_key if config.tissue_key in obs else None
         if tissue_key != config.tissue_key:
-            logger.warning("%s has no %r in obs: its tissue is unknown.", name, config.tissue_key)
+            logger.info("%s has no %r in obs: its tissue is unknown.", name, config.tissue_key)
         described[TISSUE] = get_column(adata, "tissue_key", tissue_key, single="unknown")
         at = adata.obsm.get(_keys.SPATIAL)
         described[["x", "y"]] = np.nan if at is None else np.asarray(at, dtype=float)[:, :2]

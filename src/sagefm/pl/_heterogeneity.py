@@ -94,6 +94,7 @@ def centroid_distances(
         yticklabels=True,
     )
     grid.ax_heatmap.set(xlabel="", ylabel="")
+    grid.ax_heatmap.tick_params(axis="y", rotation=0)
     grid.figure.suptitle(f"{name}: scaled cosine distance of samples", y=1.06)
     if several:
         handles = [mpl.patches.Patch(color=color, label=kind) for kind, color in colors.items()]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 MODEL, BASELINE, OTHER = "#b35806", "#2166ac", "0.6"
+MIN_R = 0.3  # of a gene that is worth naming
 
 
 def reliability(
@@ -40,7 +41,7 @@ def reliability(
         Each gene's correlation by the model against that by the baseline (``"scatter"``), or how both are spread
         (``"distribution"``).
     n_labels
-        How many genes of a scatter to name: the reliable ones that the model adds most to.
+        How many genes of a scatter to name: of the reliable ones with r above 0.3 those that the model adds most to.
     key
         Where the results are.
     table_key
@@ -108,7 +109,7 @@ def reliability(
             rasterized=True,
             label=label,
         )
-    for name, row in table[reliable].nlargest(n_labels, "difference").iterrows():
+    for name, row in table[reliable & (table["r"] > MIN_R)].nlargest(n_labels, "difference").iterrows():
         ax.annotate(
             str(name), (row["baseline_r"], row["r"]), xytext=(4, 2), textcoords="offset points", fontsize="x-small"
         )

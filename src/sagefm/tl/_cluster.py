@@ -117,4 +117,6 @@ def cluster(
         "scores": table,
     }
     logger.info("Found %d clusters (silhouette %.2f); wrote obs['%s'].", best, table["silhouette"].max(), key_added)
+    if len(table) > 1 and best == candidates[0]:
+        logger.info("That is the fewest that were tried; n_clusters=%d would be one less.", best - 1)
     return adata if copy else None

@@ -118,10 +118,11 @@ def impute(
         - ``difference``, ``difference_se``: of ``r`` and ``baseline_r``, with its standard error when
           blocks of 49 spots or more are drawn anew (300 times). ``difference_pval``: one-sided, that it is not
           above 0; ``difference_padj`` adjusted. NaN where fewer than five blocks show the gene.
-        - ``reliable``: ``difference_padj`` < 0.05. The model knows more of this gene on this slide than its
-          neighbours do.
+        - ``reliable``: ``difference_padj`` < 0.05, and ``r`` above 0 with ``padj`` < 0.05. The model knows more of
+          this gene on this slide than its neighbours do, which may be little: read ``r`` too.
     ``var["sage_reliability"]``
-        ``r`` of each column's gene; NaN where it was not asked for or doesn't vary.
+        ``r`` of each column's gene; NaN where it was not asked for or doesn't vary. Of another ``key_added``,
+        ``var[f"{key_added}_reliability"]``.
     ``uns["sage_imputed"]["prior"]``
         What to expect of each absent gene asked for (with ``reliability`` and a model that carries a reference):
         ``r``, its correlation on donors left out of training while it and as much of the vocabulary as here were
@@ -292,10 +293,11 @@ def impute(
     n_genes = {"layers": f" ({len(measured)} measured genes)", "obsm": f" ({len(absent)} absent genes)"}
     written = [f"{slot}['{key}']{n_genes[slot] if key == key_added else ''}" for slot, key in results if slot != "uns"]
     written += [f"uns['{key_added}']['{name}']" for name in tables]
-    adata.var = _with_reliability(adata.var, tables, alignment, measured)
+    column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
+    adata.var = _with_reliability(adata.var, column, tables, alignment, measured)
     scores = tables.get("reliability")
     if scores is not None:
-        written.append(f"var['{_keys.RELIABILITY}']")
+        written.append(f"var['{column}']")
     if disk is not None:
         written.append(str(disk.path))
     logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, ", ".join(written))
@@ -350,15 +352,19 @@ def _columns_of(index: NDArray[np.int64], target: NDArray[np.int64]) -> tuple[ND
 
 
 def _with_reliability(
-    var: pd.DataFrame, tables: dict[str, pd.DataFrame], alignment: Alignment, measured: NDArray[np.int64]
+    var: pd.DataFrame,
+    column: str,
+    tables: dict[str, pd.DataFrame],
+    alignment: Alignment,
+    measured: NDArray[np.int64],
 ) -> pd.DataFrame:
     """``var`` with the scores of each column's gene, or without those of an earlier call."""
-    var = var.drop(columns=_keys.RELIABILITY, errors="ignore")
+    var = var.drop(columns=column, errors="ignore")
     if "reliability" in tables:
         columns, gene = _columns_of(alignment.index, measured)
         r = np.full(len(var), np.nan)
         r[columns] = tables["reliability"]["r"].to_numpy()[gene]
-        var = var.assign(**{_keys.RELIABILITY: r})
+        var = var.assign(**{column: r})
     return var
 
 

@@ -222,7 +222,8 @@ class Scores:
             },
             index=pd.Index(names),
         )
-        table["reliable"] = table["difference_padj"] < ALPHA
+        # Ahead of a baseline that runs the wrong way is not enough.
+        table["reliable"] = (table["difference_padj"] < ALPHA) & (table["padj"] < ALPHA) & (table["r"] > 0)
         return table
 
     def _spread(self) -> Floats:
