@@ -127,7 +127,8 @@ RELIABILITY = "sage_reliability"
 """
 var : Pearson r of measured and predicted values of the gene; NaN where not asked for
 """
-RELIABILITY_OF = "{}_reliability"  # of another key
+# That of another key than the default.
+RELIABILITY_OF = "{}_reliability"
 CLUSTER = "sage_cluster"
 """
 obs : cluster of each spot, categorical
