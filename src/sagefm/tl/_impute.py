@@ -222,6 +222,7 @@ def impute(
     params["connectivity_key"] = connectivity_key
     if layer is not None:
         params["layer"] = layer
+    column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
     symbols, lacking = loaded.vocabulary.symbols, 1 - len(alignment.measured) / len(loaded.vocabulary)
     absent_names = [symbols[gene] for gene in absent]
     tables: dict[str, pd.DataFrame] = {}
@@ -278,7 +279,7 @@ def impute(
                 if slot != "layers":
                     disk.write(slot, key, value)
             var = adata.var.assign(**{_keys.GENE_INDEX: alignment.index})
-            disk.write_genes(_with_reliability(var, tables, alignment, measured), alignment.report)
+            disk.write_genes(_with_reliability(var, column, tables, alignment, measured), alignment.report)
             disk.close()
             if len(measured):
                 results["layers", key_added] = disk.read("layers", key_added)
@@ -293,7 +294,6 @@ def impute(
     n_genes = {"layers": f" ({len(measured)} measured genes)", "obsm": f" ({len(absent)} absent genes)"}
     written = [f"{slot}['{key}']{n_genes[slot] if key == key_added else ''}" for slot, key in results if slot != "uns"]
     written += [f"uns['{key_added}']['{name}']" for name in tables]
-    column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
     adata.var = _with_reliability(adata.var, column, tables, alignment, measured)
     scores = tables.get("reliability")
     if scores is not None:
