@@ -103,6 +103,9 @@ def test_each_key_has_its_reliability(slide):
     sg.tl.impute(slide, ["CD74"], "sagefm-mini", reliability=False, key_added="other")
     assert "other_reliability" not in slide.var
     assert "sage_reliability" in slide.var
+    slide.var["mine_reliability"] = 1.0
+    with pytest.raises(ValueError, match=r"adata.var\['mine_reliability'\] exists"):
+        sg.tl.impute(slide, ["CD74"], "sagefm-mini", key_added="mine")
 
 
 def test_genes_of_few_spots_are_not_called():

@@ -97,9 +97,14 @@ def check_whole(name: str, value: object, least: int) -> int:
 
 
 def check_free(
-    adata: AnnData, key_added: str, default: str, slots: Iterable[str], function: str, more: Iterable[str] = ()
+    adata: AnnData,
+    key_added: str,
+    default: str,
+    slots: Iterable[str],
+    function: str,
+    more: Iterable[tuple[str, str]] = (),
 ) -> None:
-    """Refuse to overwrite what the user put under a key of their choice, or under ``more`` keys of ``obsm``.
+    """Refuse to overwrite what the user put under a key of their choice, or in ``more`` slots and keys.
 
     The default key is the function's own, and so is what an earlier call of it recorded in ``uns``.
     """
@@ -108,7 +113,7 @@ def check_free(
     params = recorded.get("params") if isinstance(recorded, Mapping) else None
     if key_added == default or (isinstance(params, Mapping) and params.get("function") == function):
         return
-    for slot, key in [*((slot, key_added) for slot in (*slots, "uns")), *(("obsm", key) for key in more)]:
+    for slot, key in [*((slot, key_added) for slot in (*slots, "uns")), *more]:
         if key in getattr(adata, slot):
             raise ValueError(
                 f"adata.{slot}[{key!r}] exists and wasn't written by this function. Choose another key_added, "

@@ -184,7 +184,9 @@ def impute(
     adata = get_table(adata, table_key, copy=copy)
     ends_keys = [template.format(key_added) for template in (_keys.LOWER, _keys.UPPER)]
     disk = None if store is None else Store(store)
-    check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute", ends_keys)
+    column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
+    made = [*(("obsm", key) for key in ends_keys), ("var", column)]
+    check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute", made)
     if not isinstance(reliability, bool | np.bool_):
         raise TypeError(f"reliability has to be True or False, got {reliability!r}.")
     if key_added == layer:
@@ -222,7 +224,6 @@ def impute(
     params["connectivity_key"] = connectivity_key
     if layer is not None:
         params["layer"] = layer
-    column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
     symbols, lacking = loaded.vocabulary.symbols, 1 - len(alignment.measured) / len(loaded.vocabulary)
     absent_names = [symbols[gene] for gene in absent]
     tables: dict[str, pd.DataFrame] = {}
