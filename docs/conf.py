@@ -44,6 +44,7 @@ napoleon_numpy_docstring = True
 typehints_defaults = "braces"
 always_document_param_types = False
 nb_execution_mode = "off"  # notebooks are committed with their outputs
+nb_merge_streams = True
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
