@@ -1,6 +1,10 @@
 """What the documentation says of the code: keys, packaging, tutorials."""
 
+import ast
 import importlib.util
+import inspect
+import json
+import operator
 import re
 import tomllib
 from pathlib import Path
@@ -139,3 +143,28 @@ def test_bibliography_is_cited_and_complete():
     keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "docs" / "references.bib").read_text(), flags=re.M))
     pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     assert set(re.findall(r"\{cite:p\}`(\w+)`", pages)) <= keys
+
+
+def code_blocks():
+    """Python of the pages, of the README, and of the text of the tutorials."""
+    pages = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+    for path in (ROOT / "tutorials").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        pages[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for name, text in pages.items():
+        yield from ((name, block) for block in re.findall(r"```python\n(.*?)```", text, flags=re.S))
+
+
+def test_calls_in_the_pages_exist():
+    """Names and keywords: what a page tells to call can be called so."""
+    n_calls = 0
+    for _page, block in code_blocks():
+        for node in ast.walk(ast.parse(block)):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if not re.fullmatch(r"sg(\.\w+)+", name):
+                continue
+            function = operator.attrgetter(name.removeprefix("sg."))(sg)
+            keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(function).bind(*[None] * len(node.args), **keywords)
+            n_calls += 1
+    assert n_calls > 60

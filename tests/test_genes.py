@@ -154,6 +154,13 @@ def test_low_coverage_warns(log, n_genes, warns):
     assert ("has only" in log.text) is warns
 
 
+def test_a_slide_reduced_to_variable_genes_is_told():
+    adata = sg.datasets.simulated_visium(4, 5, n_genes=6_000)
+    adata.var["highly_variable"] = np.arange(adata.n_vars) < 2_000
+    with pytest.raises(ValueError, match="reduced to its variable genes, start from all of them"):
+        sg.pp.align_genes(adata[:, adata.var["highly_variable"]].copy())
+
+
 def test_panel_is_refused_unless_told(section, tiny):
     adata = section("HCC1_2000g")
     with pytest.raises(ValueError, match=r"has 13\d\d of the model's 14558 genes .* min_coverage=0.09"):

@@ -638,3 +638,8 @@ def test_saturated_effects_have_no_t(slide):
     assert tests["mean_target"].nunique() == 1
     assert (tests["mean_control"] == 0).all()
     assert tests[["t", "pval"]].isna().all(axis=None)
+
+
+def test_a_model_is_no_database(slide):
+    with pytest.raises(ValueError, match="pass it as model='sagefm-mini'"):
+        sg.tl.perturb_lr(slide, "sagefm-mini")

@@ -329,6 +329,7 @@ def test_bad_input_is_refused_and_nothing_written(slide, tiny, tool, change, kwa
     ("genes", "kwargs", "error", "message"),
     [
         ("FOO", {}, KeyError, "'FOO'"),
+        ("col1a1", {}, KeyError, "Symbols are in capitals: 'COL1A1'"),
         ([], {}, ValueError, "genes is empty"),
         (None, {"mask": "neighbors"}, ValueError, "'neighbors'"),
         (None, {"n_folds": 1}, ValueError, "n_folds=1"),

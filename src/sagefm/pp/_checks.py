@@ -150,8 +150,8 @@ def lattice(adata: AnnData, spots: NDArray[np.int64], connectivity_key: str, ref
         kind, _ = lattice_of(ranked[(np.cumsum(degree) - degree)[full][:, None] + np.arange(6)])
     spacing = _spacing(ranked, degree)
     on_grid = recorded.get("method") == "visium"
-    unit = f" {recorded['distance_unit']}" if "distance_unit" in recorded and not on_grid else ""
-    where = "on the lattice of array_row and array_col" if on_grid else f"spots {spacing:.4g}{unit} apart"
+    unit = f" in the unit of {recorded['distance_unit']}" if "distance_unit" in recorded and not on_grid else ""
+    where = "on the lattice of array_row and array_col" if on_grid else f"spots {spacing:.4g} apart{unit}"
     verdict = UNKNOWN if reference is None else FINE if kind in reference.lattices else CARE
     trained = "" if reference is None else f"; in training: {', '.join(reference.lattices)}"
     return Check("lattice", spacing, f"{kind}, {where}{trained}", verdict=verdict)

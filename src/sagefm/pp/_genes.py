@@ -323,4 +323,6 @@ def hint_at_names(adata: AnnData, gene_symbols: str | None = None) -> str:
         )
     if gene_symbols is None and not found:
         return "If the symbols are in a column of var, pass it as sg.pp.align_genes(adata, gene_symbols=...). "
+    if "highly_variable" in adata.var:
+        return "If the slide was reduced to its variable genes, start from all of them. "
     return ""

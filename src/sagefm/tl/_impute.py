@@ -338,8 +338,11 @@ def _requested(
     wanted = alignment.find(adata, vocabulary, names)
     unknown = [name for name, gene in zip(names, wanted, strict=True) if gene < 0]
     if unknown:
+        upper = [name.upper() for name in unknown]
+        meant = [name for name, gene in zip(upper, vocabulary.find_symbols(upper), strict=True) if gene >= 0]
         raise KeyError(
             f"not in the vocabulary of the model ({vocabulary.name}, {len(vocabulary)} genes): {shorten(unknown)}."
+            + (f" Symbols are in capitals: {shorten(meant)}." if meant else "")
         )
     wanted = np.array(list(dict.fromkeys(wanted)))  # once each, in the order asked
     is_measured = np.isin(wanted, measured)

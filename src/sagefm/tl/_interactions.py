@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagefm.datasets import paper_interactions
+from sagefm.models import available
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +93,8 @@ def shown(columns: Iterable[object]) -> list[str]:
 
 
 def _liana_resource(name: str) -> pd.DataFrame:
+    if name in available().index:
+        raise ValueError(f"interactions={name!r} is the name of a model: pass it as model={name!r}.")
     try:
         from liana.resource import select_resource, show_resources
     except ImportError as error:
