@@ -81,7 +81,7 @@ def calibrate(
 
     >>> import tempfile
     >>> import sagefm as sg
-    >>> slides = {f"slide{i}": sg.datasets.simulated_visium(8, 8, n_genes=5_000, rng=i) for i in range(3)}
+    >>> slides = {f"slide{i}": sg.datasets.simulated_visium(4, 4, n_genes=5_000, rng=i) for i in range(3)}
     >>> for name, slide in slides.items():
     ...     slide.obs["donor"] = name
     >>> vocabulary = sg.models.load("sagefm-mini").vocabulary
