@@ -643,3 +643,5 @@ def test_saturated_effects_have_no_t(slide):
 def test_a_model_is_no_database(slide):
     with pytest.raises(ValueError, match="pass it as model='sagefm-mini'"):
         sg.tl.perturb_lr(slide, "sagefm-mini")
+    with pytest.raises(ValueError, match="pass it as model='sagefm-mini'"):
+        sg.tl.impute(slide, "sagefm-mini")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_table, shorten
+from sagefm.models import available
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +185,8 @@ def impute(
     adata = get_table(adata, table_key, copy=copy)
     ends_keys = [template.format(key_added) for template in (_keys.LOWER, _keys.UPPER)]
     disk = None if store is None else Store(store)
+    if isinstance(genes, str) and genes in available().index:
+        raise ValueError(f"genes={genes!r} is the name of a model: pass it as model={genes!r}.")
     column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
     made = [*(("obsm", key) for key in ends_keys), ("var", column)]
     check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute", made)
