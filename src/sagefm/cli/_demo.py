@@ -79,5 +79,5 @@ def run(out: Path) -> None:
         f"\n{model} is a small model for trying things out, trained on real tissue, which a simulated slide is not: "
         "the\nfigures show that the steps work, not how good a model is.\n"
         "Your own slide: sagefm assess SLIDE.h5ad --model sagefm-mini, then\n"
-        "sagefm embed SLIDE.h5ad --model sagefm-mini -o OUT.h5ad; without --model it is the published one (377 MB, once)."
+        "sagefm embed SLIDE.h5ad --model sagefm-mini -o OUT.h5ad; without --model the published one (377 MB, once)."
     )
