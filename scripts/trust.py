@@ -18,6 +18,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from left_out import DONORS, model_without, section_files
+from train_mini import record_digest
 
 import sagefm as sg
 from sagefm.train._calibrate import CAUTION, combine, find_limits, is_ahead
@@ -57,6 +58,7 @@ def main() -> None:
         if arguments.write:
             shipped = replace(sg.models.load(WEIGHTS), reference=combine(corpus, list(measured.values())))
             shipped.save(WEIGHTS, half=True)
+            record_digest(WEIGHTS)
         trials = pd.concat([part.trials.assign(group=donor) for donor, part in measured.items()])
         for caution in (1, CAUTION):
             print(f"limits, a wrong pass counting {caution}:", find_limits(trials, caution), flush=True)

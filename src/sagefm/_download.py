@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sagefm._settings import logger, settings
+
+TIMEOUT = 60  # seconds in which a server has to send something
 
 
 @cache
@@ -37,11 +40,13 @@ def download(
 
     name = name or path.name
     by_hand = f"Without a network: fetch {url} elsewhere and put the file at {path}{instead}."
-    new = not path.exists()
     # requests drops the header when it is redirected to another host.
     headers = {"Authorization": f"Bearer {token}"} if token else None
-    downloader = pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=60, headers=headers)
+    downloader = pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=TIMEOUT, headers=headers)
+    if os.path.isdir(path):
+        raise RuntimeError(f"{path} is a folder, where {name} is to lie as a file. Move it away.")
     try:
+        new = not path.exists()
         pooch.create(
             path=path.parent,
             base_url="",
@@ -69,8 +74,10 @@ def download(
 
 def _reason(error: Exception, refused: str) -> str:
     """Say what went wrong; of an HTTP error the status alone, for the URL that it names may carry a signature."""
+    import requests
+
     response = getattr(error, "response", None)
-    if response is None:
+    if response is None or not isinstance(error, requests.HTTPError):  # as of too many redirects
         return str(error)
     hint = f"; {refused}" if refused and response.status_code in (401, 403) else ""
     return f"HTTP {response.status_code} {response.reason}{hint}"
@@ -81,7 +88,7 @@ def get_json(url: str, *, instead: str = "") -> Any:
     import requests
 
     try:
-        response = requests.get(url, timeout=60)
+        response = requests.get(url, timeout=TIMEOUT)
         response.raise_for_status()
         return response.json()
     except requests.RequestException as error:  # what isn't JSON is one of them

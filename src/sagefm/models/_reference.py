@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,41 @@ EDGES = np.array(
 )
 # Small shares of counts don't fit half precision.
 SINGLE = ("count_share",)
+# NaN there says that no donor has the gene.
+UNKNOWN = ("prior_r", "prior_sd", "ranks")
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _are_numbers(values: Any) -> bool:
+    return all(type(value) in (int, float) and value == value for value in values)
+
+
+def _are_shares(values: Any) -> bool:
+    if not isinstance(values, list) or not values or not _are_numbers(values):
+        return False
+    return 0 <= values[0] and values[-1] <= 1 and all(a < b for a, b in pairwise(values))
+
+
+def _are_limits(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(limit, dict)
+        and {"care", "above"} <= limit.keys() <= {"care", "outside", "above"}
+        and _are_numbers(limit.values())
+        for limit in values.values()
+    )
+
+
+# What is stored as text, and has to be.
+TEXTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "donors": ("a list of names", _are_names),
+    "lattices": ("a list of names", _are_names),
+    "lacking": ("ascending shares", _are_shares),
+    "levels": ("ascending shares", _are_shares),
+    "limits": ("care, outside and above by check", _are_limits),
+}
 
 
 def spread(prediction: NDArray[Any]) -> NDArray[Any]:
@@ -167,7 +203,7 @@ class Reference:
 
     def header(self) -> dict[str, Any]:
         """What is stored as text."""
-        return {key: getattr(self, key) for key in ("donors", "lattices", "lacking", "levels", "limits")}
+        return {key: getattr(self, key) for key in TEXTS}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is stored as tensors, half precision where that does."""
@@ -196,15 +232,22 @@ def from_file(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_g
     Raises
     ------
     ValueError
-        If something is missing or of another shape.
+        If something is missing, of another shape or not finite.
     """
+    if header.keys() != TEXTS.keys():
+        raise ValueError(f"the reference names {sorted(header)}, expected {sorted(TEXTS)}.")
+    for key, (what, is_right) in TEXTS.items():
+        if not is_right(header[key]):
+            raise ValueError(f"the reference's {key} is {header[key]!r:.80}, expected {what}.")
     n_shares, n_levels = len(header["lacking"]), len(header["levels"])
-    n_centroids = arrays["centroids"].shape[0] if "centroids" in arrays else 0
+    # As many as there are, one at least.
+    n_centroids = max([1, *arrays["centroids"].shape[:1]]) if "centroids" in arrays else 1
+    n_quantiles = max([1, *arrays["errors"].shape[2:]]) if "errors" in arrays else 1
     expected = {
         "prior_r": (n_shares, n_genes),
         "prior_sd": (n_genes,),
         "n_donors": (n_genes,),
-        "errors": (n_shares, len(EDGES) + 1, arrays["errors"].shape[-1] if "errors" in arrays else 0),
+        "errors": (n_shares, len(EDGES) + 1, n_quantiles),
         "ranks": (n_shares, n_levels, n_genes),
         "centroids": (n_centroids, n_genes),
         "count_share": (n_genes,),
@@ -214,5 +257,7 @@ def from_file(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_g
     for key, shape in expected.items():
         if arrays[key].shape != shape:
             raise ValueError(f"the reference's {key} has shape {arrays[key].shape}, expected {shape}.")
+        if not np.isfinite(arrays[key][~np.isnan(arrays[key])] if key in UNKNOWN else arrays[key]).all():
+            raise ValueError(f"the reference's {key} holds values that are not finite.")
     values: dict[str, Any] = {key: value.astype(np.float32) for key, value in arrays.items()}
     return Reference(**header, **values)

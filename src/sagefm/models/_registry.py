@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -22,7 +25,7 @@ OFFLINE = "sagefm-mini"
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of ``registry.yaml``: either ``package_file``, or ``file``, ``url``, ``sha256`` and ``size``."""
+    """One model of ``registry.yaml``: ``sha256`` of ``package_file``, or of ``file`` at ``url``."""
 
     name: str
     description: str
@@ -53,7 +56,8 @@ class Entry:
     @property
     def is_local(self) -> bool:
         """Whether the model loads without a network."""
-        return self.package_path is not None or self.converted_path.exists() or self.download_path.exists()
+        # A folder that can't be looked into holds none, where Path.exists would raise.
+        return self.package_path is not None or any(map(os.path.isfile, (self.converted_path, self.download_path)))
 
 
 @cache
@@ -155,15 +159,57 @@ def _load_entry(entry: Entry) -> Model:
     from sagefm.models import _io
 
     if entry.package_path is not None:
+        if _sha256(entry.package_path) != entry.sha256:
+            raise ValueError(f"{entry.package_path} is not the file that sagefm comes with. Install sagefm again.")
         return _io.read_safetensors(entry.package_path)
     if entry.notice:
         _notice(entry.notice)
-    if entry.converted_path.exists():
+    with suppress(ValueError, OSError):
+        return _read_converted(entry)
+    with _one_at_a_time(entry):
         try:
-            _check_digest(entry.converted_path)
-            return _io.read_safetensors(entry.converted_path)
-        except ValueError as error:
+            return _read_converted(entry)  # by another process meanwhile
+        except FileNotFoundError:
+            pass
+        except (ValueError, OSError) as error:
             logger.warning("%s Converting the download again.", error)
+        return _convert(entry)
+
+
+def _read_converted(entry: Entry) -> Model:
+    """Read the converted file; a file without digest, or of another source, is none."""
+    from sagefm.models import _io
+
+    model = _io.read_safetensors(entry.converted_path, needs_digest=True)
+    if model.card.get("sha256") != entry.sha256:
+        raise ValueError(f"{entry.converted_path} is not {entry.name}.")
+    return model
+
+
+@contextmanager
+def _one_at_a_time(entry: Entry) -> Iterator[None]:
+    """Let processes that want the same model fetch it once; where the cache takes no lock, each does."""
+    from filelock import FileLock, Timeout
+
+    path = entry.converted_path
+    lock = FileLock(path.with_name(f".{entry.name}.lock"))
+    with suppress(OSError, NotImplementedError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.info("Waiting for another process, which fetches %s.", entry.name)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _convert(entry: Entry) -> Model:
+    """Fetch the registered file, and keep it as safetensors."""
+    from sagefm.models import _io
+
     source = _download(entry)
     card = {
         "licence": entry.licence,
@@ -174,7 +220,6 @@ def _load_entry(entry: Entry) -> Model:
     model = _io.read_published(source, entry.name, card)
     try:
         model.save(entry.converted_path)
-        _digest_path(entry.converted_path).write_text(_sha256(entry.converted_path))
         logger.info("Converted %s to %s.", entry.name, entry.converted_path)
     except OSError as error:
         logger.warning("Could not write %s (%s); the checkpoint is read again next time.", entry.converted_path, error)
@@ -192,18 +237,7 @@ def _download(entry: Entry) -> Path:
     )
 
 
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
 def _sha256(path: Path) -> str:
     import pooch
 
     return pooch.file_hash(str(path), alg="sha256")
-
-
-def _check_digest(path: Path) -> None:
-    """Refuse a converted file that is not the one written."""
-    recorded = _digest_path(path)
-    if not recorded.exists() or recorded.read_text().strip() != _sha256(path):
-        raise ValueError(f"{path} is not the file that was written there.")

@@ -120,12 +120,18 @@ def from_header(header: dict[str, object]) -> Vocabulary:
     Raises
     ------
     ValueError
-        If the digest in the header is not the digest of the genes.
+        If it names no genes, or the digest in the header is not the digest of the genes.
     """
-    name = str(header.get("name"))
-    symbols = header.get("symbols")
-    if isinstance(symbols, Sequence) and not isinstance(symbols, str):
-        vocabulary = Vocabulary(name=name, symbols=tuple(map(str, symbols)))
+    name, symbols = header.get("name"), header.get("symbols")
+    if not isinstance(name, str):
+        raise ValueError(f"the weights have a vocabulary whose name is {name!r}.")
+    if "symbols" in header:
+        # A line break in a symbol would give other genes the same digest.
+        if not isinstance(symbols, list) or not all(isinstance(gene, str) and gene.isprintable() for gene in symbols):
+            raise ValueError(f"the vocabulary {name!r} of the weights isn't a list of gene symbols.")
+        if not symbols:
+            raise ValueError(f"the vocabulary {name!r} of the weights has no genes.")
+        vocabulary = Vocabulary(name=name, symbols=tuple(symbols))
     elif name == HEST1K:
         vocabulary = hest1k()
     else:
@@ -140,6 +146,6 @@ def from_header(header: dict[str, object]) -> Vocabulary:
 def to_header(vocabulary: Vocabulary) -> dict[str, object]:
     """What a weights file stores of its vocabulary; genes are listed unless the package ships them."""
     header: dict[str, object] = {"name": vocabulary.name, "sha256": vocabulary.sha256}
-    if vocabulary.name != HEST1K:
+    if (vocabulary.name, vocabulary.sha256) != (HEST1K, hest1k().sha256):
         header["symbols"] = list(vocabulary.symbols)
     return header
