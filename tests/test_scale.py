@@ -591,7 +591,11 @@ def test_killed_workers_survive_on_a_cluster(folder, tmp_path):
         with Client(cluster) as client:
             thread = threading.Thread(target=kill, args=(list(client.run(os.getpid).values()),))
             thread.start()
+            # A cluster that doesn't come back fails the test, which would wait for it for ever.
+            watchdog = threading.Timer(300, client.close)
+            watchdog.start()
             table = sg.tl.embed_sections(folder, out, "sagefm-mini", client=client)
+            watchdog.cancel()
             thread.join()
     assert len(killed) == 2
     assert table["status"].drop("c").eq("embedded").all()

@@ -6,6 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sagefm._settings import logger, settings
 
@@ -38,6 +39,7 @@ def download(
     import pooch
     import requests
 
+    _refuse_insecure(url)
     name = name or path.name
     by_hand = f"Without a network: fetch {url} elsewhere and put the file at {path}{instead}."
     # requests drops the header when it is redirected to another host.
@@ -72,6 +74,15 @@ def download(
     return path
 
 
+def _refuse_insecure(url: str) -> None:
+    """Refuse what others on the way could read or change; a server on this machine has no way."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError(
+            f"{url} isn't https, so what it sends can't be trusted. Fetch it by hand, or use a mirror's https."
+        )
+
+
 def _reason(error: Exception, refused: str) -> str:
     """Say what went wrong; of an HTTP error the status alone, for the URL that it names may carry a signature."""
     import requests
@@ -87,6 +98,7 @@ def get_json(url: str, *, instead: str = "") -> Any:
     """Return what a web interface answers; ``instead`` is what else to do where it doesn't."""
     import requests
 
+    _refuse_insecure(url)
     try:
         response = requests.get(url, timeout=TIMEOUT)
         response.raise_for_status()

@@ -29,6 +29,8 @@ def get_table(data: AnnData | SpatialData, table_key: str, *, copy: bool = False
         if table_key not in tables:
             raise KeyError(f"table {table_key!r} not in the SpatialData; it has {sorted(tables)}. Set table_key.")
         data = tables[table_key]
+    if not data.n_obs:
+        raise ValueError("adata has no spots: was it filtered to nothing?")
     _load_annotation(data)
     if copy and data.isbacked:
         raise ValueError("copy=True needs the data in memory: call adata = adata.to_memory() first.")

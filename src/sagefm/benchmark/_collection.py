@@ -19,6 +19,7 @@ from sagefm._settings import logger, settings
 from sagefm._utils import progress, shorten
 from sagefm.benchmark._config import Config, Representation
 from sagefm.pp._counts import Counts
+from sagefm.pp._normalize import normalize_total
 from sagefm.tl._composition import get_targets
 from sagefm.tl._labels import get_labels
 from sagefm.tl._points import get_column, get_points
@@ -295,7 +296,7 @@ class Collection:
             return np.asarray(found.obsm["sage_scratch"])  # type: ignore[union-attr]
         slide = AnnData(self.table.X.astype(np.float32))
         if representation.expression == "normalized":
-            sc.pp.normalize_total(slide)
+            normalize_total(slide)
         if representation.expression != "raw":
             sc.pp.log1p(slide)
         if representation.neighbors:

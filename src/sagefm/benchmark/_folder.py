@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 import sagefm
+from sagefm._files import atomic, remove
 from sagefm._settings import logger
 from sagefm.benchmark._config import Config
 
@@ -48,7 +48,8 @@ class Folder:
                         "or pass overwrite=True (--overwrite) to start again."
                     )
                 self.record = {}
-        elif path.exists() and any(path.iterdir()):
+        # Hidden ones are what a run leaves that is killed at its very start.
+        elif path.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
             raise FileExistsError(f"{path} exists and holds no run of this protocol. Choose another folder.")
         self._is_new = not self.record
         self.record |= {"fingerprint": fingerprint, "config": _portable(self.config)}
@@ -57,14 +58,14 @@ class Folder:
 
     def open(self) -> None:
         """Make the folder, once settings and data have passed their checks."""
+        self.path.mkdir(parents=True, exist_ok=True)
         if self._is_new:
-            for name in ("parts", "figures", "results"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in (RECORD, REPORT):
-                (self.path / name).unlink(missing_ok=True)
-        for part in (self.parts, self.figures, self.path / "results"):
-            part.mkdir(parents=True, exist_ok=True)
+            for name in ("parts", "figures", "results", REPORT):
+                remove(self.path / name)
+        # Before anything else is there, and after what another record speaks of is gone: never one without the other.
         self.save()
+        for part in (self.parts, self.figures, self.path / "results"):
+            part.mkdir(exist_ok=True)
 
     def _fingerprint(self) -> str:
         paths = [Path(path) for path in self.config.sections]
@@ -98,9 +99,7 @@ class Folder:
         """Draw one figure, unless an earlier run has."""
         path = self.figures / f"{kind}__{slug(name)}.png"
         if not path.exists():
-            unfinished = path.with_name(f".{path.stem}.part.png")
-            draw(unfinished)
-            unfinished.replace(path)
+            draw(path)
         self.record["figures"][path.name] = name
         self.save()
 
@@ -165,9 +164,8 @@ def slug(name: str) -> str:
 
 def write(path: Path, text: str) -> None:
     """Complete or not at all."""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _peak_memory() -> float | None:

@@ -93,6 +93,8 @@ def centroid_distances(
             raise ValueError(f"{name!r} of obs[{groupby!r}] has {len(found)} values in obs[{kind_key!r}].")
         kind_of.append(str(found[0]))
     if reference is None:
+        if not adata.n_vars:
+            raise ValueError("adata has no genes to compare with. Pass reference=..., a key of obsm.")
         columns = np.arange(adata.n_vars)
         points: Any = Counts(adata, columns, layer).log1p(columns, BATCH_SIZE)
     else:

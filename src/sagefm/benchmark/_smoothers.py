@@ -21,6 +21,7 @@ from sagefm.models._canonical import depth_ratio
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
+from sagefm.pp._normalize import check_variety, normalize_total
 from sagefm.tl._impute import gene_folds, impute
 
 if TYPE_CHECKING:
@@ -192,8 +193,9 @@ def _similar(
     if min(shown.shape) <= n_components:
         raise ValueError(f"{shown.shape[1]} genes are too few for n_components={n_components}. Set a smaller one.")
     slide = AnnData(shown.expm1())
-    sc.pp.normalize_total(slide)
+    normalize_total(slide)
     sc.pp.log1p(slide)
+    check_variety(slide, n_components, "n_components")
     sc.pp.pca(slide, n_comps=n_components, random_state=seed)
     yield KNN, sparse.csr_matrix(kneighbors_graph(slide.obsm["X_pca"], n_neighbors, include_self=False))
     with np.errstate(invalid="ignore"):  # between spots that are the same

@@ -20,6 +20,7 @@ from sagefm.benchmark._composition import evaluate_composition
 from sagefm.benchmark._config import Config, Representation
 from sagefm.benchmark._folder import Folder, slug, write
 from sagefm.benchmark._heterogeneity import centroid_distances
+from sagefm.pl._axes import save_figure
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -167,7 +168,7 @@ class Tasks:
         color = TISSUE if table.obs[TISSUE].nunique() > 1 else SAMPLE
         part.obs[color] = part.obs[color].astype("category")
         figure = sc.pl.tsne(part, color=[color, GROUP], show=False, return_fig=True, wspace=0.5, frameon=False)
-        figure.savefig(path, dpi=110, bbox_inches="tight")
+        save_figure(figure, path, dpi=110, bbox_inches="tight")
         plt.close(figure)
 
     def _distances(self, collection: Collection, name: str) -> pd.DataFrame:

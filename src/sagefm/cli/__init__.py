@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import sagefm as sg
 from sagefm import _keys
+from sagefm._files import atomic
 from sagefm._settings import logger, settings
 from sagefm.cli._files import headless, write_slide
 
@@ -153,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     machine.add_argument("--accumulate", type=int, default=1, help="batches a step (default: %(default)s)")
     machine.add_argument("--shuffle-spots", type=int, help="spots in memory at a time, 58 kB each")
     machine.add_argument("--checkpoint-steps", type=int, help="steps between checkpoints")
-    pretrain.set_defaults(run=_pretrain)
+    pretrain.set_defaults(run=_pretrain, interrupted="--resume goes on from the last checkpoint.")
     return parser
 
 
@@ -191,7 +192,7 @@ def _embed(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         batch_size=arguments.batch_size,
     )
-    write_slide(adata, arguments.out, arguments.overwrite)
+    write_slide(adata, arguments.out)
 
 
 def _embed_folder(arguments: argparse.Namespace) -> None:
@@ -237,7 +238,7 @@ def _impute(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         batch_size=arguments.batch_size,
     )
-    write_slide(adata, arguments.out, arguments.overwrite)
+    write_slide(adata, arguments.out)
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
@@ -261,12 +262,8 @@ def _perturb(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     results = adata.uns[_keys.PERTURB_LR]["results"]
-    partial = arguments.out.with_name(f".{arguments.out.name}.part")
-    try:
+    with atomic(arguments.out) as partial:
         results.to_csv(partial, index=False)
-        partial.replace(arguments.out)
-    finally:
-        partial.unlink(missing_ok=True)
     logger.info("Wrote %s.", arguments.out)
     if arguments.plot is not None:
         with headless():

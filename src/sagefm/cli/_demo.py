@@ -40,7 +40,7 @@ def run(out: Path) -> None:
         pl.imputation(adata, genes, show=False, save=out / "imputed.png")
         pl.reliability(adata, save=out / "reliability.png")
         pl.perturbation_lollipop(adata, save=out / "perturbed.png")
-    write_slide(adata, out / "demo.h5ad", overwrite=True)
+    write_slide(adata, out / "demo.h5ad")
 
     agreement = adjusted_rand_score(adata.obs["domain"], adata.obs[_keys.CLUSTER])
     n_clusters = adata.obs[_keys.CLUSTER].nunique()

@@ -5,31 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sagefm._files import atomic
 from sagefm._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def write_slide(adata: AnnData, path: Path, overwrite: bool) -> None:
-    """Write under another name first, so that ``path`` is complete or absent."""
-    import shutil
-
-    partial = path.with_name(f".{path.name}.part{path.suffix}")
-
-    def remove(target: Path) -> None:
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-
-    try:
+def write_slide(adata: AnnData, path: Path) -> None:
+    """Write a slide, over what is at ``path``."""
+    with atomic(path) as partial:
         if path.suffix == ".zarr":
             adata.write_zarr(partial)
         else:
             adata.write_h5ad(partial, compression="gzip")
-        if overwrite:
-            remove(path)
-        partial.rename(path)
-    finally:
-        remove(partial)
     logger.info("Wrote %s.", path)
 
 

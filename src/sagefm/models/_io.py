@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sagefm._files import atomic
 from sagefm.models import _gcn, _reference, _sage, _vocabulary
 from sagefm.models._model import Model
 
@@ -90,15 +90,11 @@ def write_safetensors(model: Model, path: Path, *, half: bool = False) -> Path:
         arrays = model.reference.arrays()
         tensors |= {REFERENCE + key: torch.from_numpy(array) for key, array in arrays.items()}
     text = json.dumps(header)
-    # A name of its own, for two threads or two machines may write the same file.
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        save_file(tensors, partial, metadata={HEADER: text, DIGEST: _digest(text, tensors)})
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"could not write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial:
+        try:
+            save_file(tensors, partial, metadata={HEADER: text, DIGEST: _digest(text, tensors)})
+        except SafetensorError as error:
+            raise OSError(f"could not write {path}: {error}") from error
     return path
 
 

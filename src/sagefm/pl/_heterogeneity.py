@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sagefm.pl._axes import finish, get_axes, tidy
+from sagefm.pl._axes import finish, get_axes, save_figure, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ def centroid_distances(
             handles=handles, frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4
         )
     if save is not None:
-        grid.figure.savefig(save, dpi=150, bbox_inches="tight")
+        save_figure(grid.figure, save, dpi=150, bbox_inches="tight")
     return finish_figure(grid.figure, show, None)
 
 

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from sagefm import _keys
 from sagefm._utils import get_table
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import tidy
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+from sagefm.pp._counts import Counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
+
+
+BATCH_SIZE = 2_048
 
 
 def imputation(
@@ -178,8 +181,7 @@ def _measured(adata: AnnData, columns: NDArray[np.int64], layer: str | None) -> 
     """log1p counts of one gene, its columns added up as the model reads them."""
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"the layer {layer!r}, which the genes were imputed from, is no longer in adata.layers.")
-    counts = (adata.X if layer is None else adata.layers[layer])[:, columns]
-    if hasattr(counts, "compute"):
-        counts = counts.compute()
-    counts = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
-    return np.log1p(counts.sum(axis=1, dtype=float))
+    index = np.full(adata.n_vars, -1)
+    index[columns] = 0
+    gene = np.zeros(1, dtype=np.int64)
+    return Counts(adata, index, layer).log1p(gene, BATCH_SIZE).toarray().ravel().astype(float)

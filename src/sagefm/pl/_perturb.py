@@ -15,6 +15,7 @@ from sagefm import _keys
 from sagefm._utils import get_table, shorten
 from sagefm.pl._axes import finish, get_axes, tidy
 from sagefm.pl._recorded import DOWN, RUN, UP, recorded_in, run_pairs, sign_of
+from sagefm.pl._spatial import get_coordinates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -405,12 +406,11 @@ def perturbation_spatial(
     table: pd.DataFrame = adata.obsm[key]
     if pair not in table:
         raise KeyError(f"no pair {pair!r} in adata.obsm[{key!r}]; it has {shorten(table.columns)}.")
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
+    coordinates = get_coordinates(adata, spatial_key)
     # A small object of its own, so that the slide isn't touched.
     title = pair.replace("|", " → ")
     drawn = AnnData(obs=table[[pair]].rename(columns={pair: title}).astype(float))
-    drawn.obsm[spatial_key] = np.asarray(adata.obsm[spatial_key], dtype=float)
+    drawn.obsm[spatial_key] = coordinates
     if "spatial" in adata.uns:
         drawn.uns["spatial"] = adata.uns["spatial"]
     else:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sagefm.pl._axes import save_figure
+from sagefm.pp._graph import check_coordinates, find_coordinates
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -17,11 +20,10 @@ if TYPE_CHECKING:
 
 def get_coordinates(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
     """X and y of every spot."""
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key.")
-    coordinates = np.asarray(adata.obsm[spatial_key], dtype=float)[:, :2]
-    if len(coordinates) < 2 or not np.isfinite(coordinates).all():
-        raise ValueError(f"obsm[{spatial_key!r}] has to hold finite coordinates of at least two spots.")
+    found, _ = find_coordinates(adata, spatial_key, None)
+    coordinates = check_coordinates(adata, found, spatial_key, np.arange(adata.n_obs), "the slide")[:, :2]
+    if len(coordinates) < 2:
+        raise ValueError("a map needs two spots or more; adata has one.")
     return coordinates
 
 
@@ -81,7 +83,7 @@ def finish(figure: Figure, show: bool, save: str | Path | None) -> Figure | None
     import matplotlib.pyplot as plt
 
     if save is not None:
-        figure.savefig(save, dpi=150)
+        save_figure(figure, save, dpi=150)
     if show:
         plt.show()
         return None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models
+from sagefm._files import atomic
 from sagefm._settings import logger
 from sagefm._utils import check_free, get_table
 from sagefm.pp import _card, _checks
@@ -181,7 +182,8 @@ def assess(
     found["text"] = _card.to_text(found)
     if save is not None:
         text = _card.to_html(found) if Path(save).suffix == ".html" else found["text"] + "\n"
-        Path(save).write_text(text, encoding="utf-8")
+        with atomic(save) as partial:
+            partial.write_text(text, encoding="utf-8")
     adata.uns[key_added] = found
     logger.info("%s\nWrote uns['%s'].", found["text"], key_added)
     return adata if copy else None
@@ -192,7 +194,7 @@ def _slides(adata: AnnData, connectivity_key: str) -> dict[str, NDArray[np.int64
     library_key = recorded_of(adata, connectivity_key).get("library_key")
     if not isinstance(library_key, str) or library_key not in adata.obs:
         return {"": np.arange(adata.n_obs)}
-    library = adata.obs[library_key].astype(str).to_numpy()
+    library = adata.obs[library_key].map(str).to_numpy(dtype=str)
     return {str(name): np.flatnonzero(library == name) for name in np.unique(library)}
 
 

@@ -25,6 +25,8 @@ DENSITY_SPOTS = 128
 N_THREADS = min(8, os.cpu_count() or 1)
 # Values per block that are looked at to tell counts from normalised data.
 N_SAMPLED = 2000
+# What unsigned integers of 32 bits and more wrap a negative number to lies above.
+MAX_COUNT = 2**31
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,16 @@ class Counts:
         buffer = np.empty((0, n_dense + 1), dtype=np.float32)
 
         def fill(part: sparse.csr_matrix, out: NDArray[np.float32]) -> Block:
-            self._check(part.data)
+            has_zeros = self._check(part.data)
             # This may share memory with the user's matrix, so nothing is changed in place.
             data = part.data.astype(np.float32, copy=False)
             coded = sparse.csr_matrix((data, np.take(target, part.indices), part.indptr), (part.shape[0], n_codes))
             if is_doubled or not part.has_canonical_format:
                 coded = coded.copy()
                 coded.sum_duplicates()  # before the logarithm
+            if has_zeros:  # stored, but no sign of a gene
+                coded = coded.copy()
+                coded.eliminate_zeros()
             values, codes = np.log1p(coded.data), coded.indices
             cut = sparse.csr_matrix((values, np.minimum(codes, n_dense), coded.indptr), out.shape)
             picked = np.flatnonzero(codes > n_dense)
@@ -191,22 +196,25 @@ class Counts:
         if not sparse.issparse(block):
             block = np.asarray(block)
             self._check_type(block.dtype)
-            if block.dtype == np.float16:  # which scipy has no sparse matrices of
-                block = block.astype(np.float32)
+            if block.dtype == np.float16 or not block.dtype.isnative:  # which scipy has no sparse matrices of
+                block = block.astype(np.float32 if block.dtype == np.float16 else block.dtype.newbyteorder("="))
         return sparse.csr_matrix(block)
 
     def _check_type(self, dtype: np.dtype[Any]) -> None:
         if dtype.kind not in "fiub":
             raise ValueError(f"{self.name} holds values of type {dtype}, which are no counts. {self._hint}")
 
-    def _check(self, values: NDArray[Any]) -> None:
+    def _check(self, values: NDArray[Any]) -> bool:
+        """Refuse what is no count; return whether any value is 0."""
         self._check_type(values.dtype)
         if not len(values):
-            return
+            return False
         # One pass each over the block, no copies: NaN fails both comparisons.
         low, high = values.min(), values.max()
-        if not (low >= 0 and high <= np.finfo(np.float32).max):
-            what = "negative values" if low < 0 else "values that are not finite in float32"
+        if not (low >= 0 and high <= MAX_COUNT):
+            what = "negative values" if low < 0 else "values that are not finite"
+            if low >= 0 and np.isfinite(high):
+                what = f"values such as {high:.4g}, more than a spot has molecules (an integer that overflowed?)"
             raise ValueError(f"{self.name} holds {what}, so it is no matrix of raw counts. {self._hint}")
         sample = values[:: max(1, len(values) // N_SAMPLED)]
         if values.dtype.kind == "f" and (odd := sample[sample != np.rint(sample)]).size:
@@ -214,6 +222,7 @@ class Counts:
                 f"{self.name} holds values that are no counts, such as {odd[0]:.4g}: the model takes raw counts "
                 f"and does its own log1p. {self._hint}"
             )
+        return bool(low == 0)
 
 
 def _rows(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:

@@ -153,7 +153,7 @@ def _take(column: pd.Series, index: NDArray[np.intp]) -> pd.Series:
         column = column.astype("UInt64" if pd.api.types.is_unsigned_integer_dtype(column.dtype) else "Int64")
     elif not isinstance(column.dtype, pd.CategoricalDtype) and not pd.api.types.is_numeric_dtype(column.dtype):
         column = column.astype("category")
-    return pd.Series(pd.api.extensions.take(column.array, index, allow_fill=True))
+    return pd.Series(column.array.take(index, allow_fill=True))
 
 
 def _take_rows(found: Any, index: NDArray[np.intp], names: pd.Index, name: str) -> Any:

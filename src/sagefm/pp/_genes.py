@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WARN_COVERAGE = 0.7
 MIN_COVERAGE = 0.3
+# Real sections have up to five columns that are another name of a gene which they have by its better one.
+WARN_IGNORED = 20
 BY_SYMBOL, BY_ENSEMBL_ID, BY_OTHER_SYMBOL, UNKNOWN = 0, 1, 2, 3
 
 
@@ -47,7 +49,9 @@ def align_genes(
     A column stands for a gene by its symbol; else by its Ensembl id, with or without version, as its name
     or in ``var["gene_ids"]``; else by a former or alias symbol, if its Ensembl id, where there is one,
     agrees. The first of these that any column of the slide offers for a gene counts, the others are
-    ignored. Columns that stand for one gene in the same way are added up.
+    ignored: within one slide they are other genes. Columns that stand for one gene in the same way are added up.
+    Slides whose genes are named differently lose counts when they are joined before their names are made alike;
+    a warning tells.
 
     Parameters
     ----------
@@ -77,7 +81,8 @@ def align_genes(
         Index into the vocabulary, -1 for a column that the model doesn't read.
     ``uns["sage_genes"]``
         ``vocabulary`` (its name) and ``sha256``, ``n_matched``, ``n_vocabulary`` and ``coverage``, how many
-        columns matched ``by_symbol``, ``by_ensembl_id`` and ``by_other_symbol``, and the ``missing`` genes.
+        columns matched ``by_symbol``, ``by_ensembl_id`` and ``by_other_symbol``, the ``missing`` genes, and the
+        columns ``ignored`` for a better one.
     ``var["sage_ortholog"]``
         Human gene of each column, empty where there is none (with ``orthologs``).
 
@@ -209,6 +214,7 @@ def match_genes(
         "by_ensembl_id": int((rank == BY_ENSEMBL_ID).sum()),
         "by_other_symbol": int((rank == BY_OTHER_SYMBOL).sum()),
         "missing": [vocabulary.symbols[i] for i in missing],
+        "ignored": [names[i] for i in np.flatnonzero(outranked)],
     }
     if gene_symbols is not None:
         report["gene_symbols"] = gene_symbols
@@ -232,6 +238,14 @@ def match_genes(
     if (n_columns > 1).any():
         doubled = [vocabulary.symbols[i] for i in matched[n_columns > 1]]
         logger.info("Several columns are one gene and are added up: %s.", shorten(doubled))
+    if len(report["ignored"]) > WARN_IGNORED:
+        logger.warning(
+            "%d columns are not read, as the slide has their genes by a better name: %s. If slides whose genes are "
+            "named differently were joined, their counts are lost: name the genes alike first, or embed each slide by "
+            "itself.",
+            len(report["ignored"]),
+            shorten(report["ignored"]),
+        )
     if coverage < WARN_COVERAGE:
         logger.warning(
             "The slide has only %.1f %% of the model's genes; the others count as zero, which the model has "
@@ -244,17 +258,17 @@ def match_genes(
 def _names(adata: AnnData, gene_symbols: str | None) -> list[str]:
     """Name of each column."""
     if gene_symbols is None:
-        return adata.var_names.astype(str).tolist()
+        return adata.var_names.map(str).tolist()
     check_key("gene_symbols", gene_symbols)
     if gene_symbols not in adata.var:
         raise KeyError(f"gene_symbols={gene_symbols!r} not in adata.var.")
-    return adata.var[gene_symbols].astype(str).tolist()
+    return adata.var[gene_symbols].map(str).tolist()
 
 
 def _listed_ids(adata: AnnData) -> list[str]:
     """Gene id of each column, empty where ``var`` has none."""
     key = next((key for key in _keys.ENSEMBL_COLUMNS if key in adata.var), None)
-    return [] if key is None else adata.var[key].astype(str).tolist()
+    return [] if key is None else adata.var[key].map(str).tolist()
 
 
 def _fingerprint(names: list[str], ids: list[str], index: NDArray[Any]) -> str:

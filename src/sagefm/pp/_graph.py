@@ -25,6 +25,8 @@ Method = Literal["auto", "visium", "knn"]
 # is further from it than this.
 FAR_SPACINGS = 5.0
 
+MAX_COORDINATE = 1e100  # squares of larger ones overflow
+
 
 def neighborhood_graph(
     adata: AnnData | SpatialData,
@@ -300,7 +302,8 @@ def _refuse_exchanged(
 def find_coordinates(adata: AnnData, spatial_key: str, sdata: SpatialData | None) -> tuple[NDArray[Any], bool]:
     """Coordinates from ``obsm``, else from the regions of the table's SpatialData; whether from the latter."""
     if spatial_key in adata.obsm:
-        return np.asarray(adata.obsm[spatial_key]), False
+        found = adata.obsm[spatial_key]
+        return np.asarray(found.toarray() if hasattr(found, "toarray") else found), False
     absent = f"{spatial_key!r} not in adata.obsm: put the coordinates of the spots there or set spatial_key."
     if sdata is None:
         raise KeyError(absent)
@@ -318,10 +321,10 @@ def check_coordinates(adata: AnnData, found: NDArray[Any], spatial_key: str, spo
         coordinates = found[spots].astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"obsm[{spatial_key!r}] holds no numbers: {error}") from error
-    bad = ~np.isfinite(coordinates).all(axis=1)
+    bad = ~(np.abs(coordinates) <= MAX_COORDINATE).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"obsm[{spatial_key!r}] is not finite for {int(bad.sum())} spots of {name}: "
+            f"obsm[{spatial_key!r}] is not finite (or above {MAX_COORDINATE:g}) for {int(bad.sum())} spots of {name}: "
             f"{shorten(adata.obs_names[spots[bad]])}. Remove them first."
         )
     return coordinates

@@ -17,6 +17,7 @@ from sagefm._settings import logger, settings
 from sagefm._utils import check_free, check_key, check_whole, get_table
 from sagefm.pp._counts import Counts
 from sagefm.pp._graph import get_graph
+from sagefm.pp._normalize import check_variety, normalize_total
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,6 +105,7 @@ def nichepca_embed(
     graph.data[:] = 1
     around = graph + sparse.identity(adata.n_obs, format="csr")
     slide.X = sparse.csr_matrix((around @ slide.X).multiply(1 / around.sum(axis=1)), dtype=np.float32)
+    check_variety(slide, n_components, "n_components")
     sc.pp.pca(slide, n_comps=n_components, random_state=seed)
     params = {"n_components": n_components, "connectivity_key": connectivity_key, "seed": seed}
     found = {"variance_ratio": np.asarray(slide.uns["pca"]["variance_ratio"])}
@@ -197,6 +199,7 @@ def mofa_embed(
     slide = _normalized(adata, layer, n_top_genes)
     if min(slide.shape) <= n_factors:
         raise ValueError(f"{slide.n_obs} spots and {slide.n_vars} genes are too few for n_factors={n_factors}.")
+    check_variety(slide, n_factors, "n_factors")
     if library_key is not None:
         slide.obs["group"] = adata.obs[library_key].astype(str).to_numpy()
     logger.info("Fitting MOFA to %d spots and %d genes.", slide.n_obs, slide.n_vars)
@@ -236,7 +239,7 @@ def _normalized(adata: AnnData, layer: str | None, n_top_genes: int | None) -> A
         raise ValueError("the slide holds no counts.")
     slide = AnnData(log_counts.expm1())
     slide.var_names = adata.var_names
-    sc.pp.normalize_total(slide)
+    normalize_total(slide)
     sc.pp.log1p(slide)
     if n_top_genes is not None and n_top_genes < slide.n_vars:
         sc.pp.highly_variable_genes(slide, n_top_genes=n_top_genes)

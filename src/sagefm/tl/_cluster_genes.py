@@ -11,6 +11,7 @@ from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import adjust_pvalues, check_free, check_key, get_table, shorten
 from sagefm.pp._counts import Counts
+from sagefm.pp._normalize import normalize_total
 from sagefm.tl._points import get_column
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def cluster_markers(
     slide = slide[:, slide.X.getnnz(axis=0) >= min_spots].copy()
     if not slide.n_vars:
         raise ValueError(f"no gene is seen in {min_spots} spots. Set a smaller min_spots.")
-    sc.pp.normalize_total(slide)
+    normalize_total(slide)
     sc.pp.log1p(slide)
     sc.tl.rank_genes_groups(slide, "cluster", groups=tested, method="wilcoxon", pts=True)
     found = sc.get.rank_genes_groups_df(slide, group=None)

@@ -23,7 +23,7 @@ def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
         raise KeyError(f"{use_rep!r} not in adata.obsm. {mend}")
     points = adata.obsm[use_rep]
     points = np.asarray(points.toarray() if sparse.issparse(points) else points)
-    if points.ndim != 2 or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
+    if points.ndim != 2 or not points.shape[1] or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
         raise ValueError(f"obsm[{use_rep!r}] has to hold finite numbers, shape (spots, dimensions).")
     return points
 

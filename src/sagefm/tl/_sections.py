@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -18,6 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sagefm import _keys
+from sagefm._files import atomic, delete, remove
 from sagefm._settings import logger, settings
 from sagefm._utils import check_whole, get_table, progress, shorten
 
@@ -222,7 +222,7 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
         torch.set_num_threads(options.n_threads)
         settings.verbosity, settings.progress_bars = "WARNING", False
         settings.memory_limit = options.memory_limit
-    shutil.rmtree(target, ignore_errors=True)  # ours, of a file that has changed: no result of a section that fails
+    remove(target)  # ours, of a file that has changed: no result of a section that fails
     try:
         # Within a task of a cluster, blocks that are read are no tasks of it.
         with dask.config.set(scheduler="threads"), _open(source, options) as data:
@@ -283,10 +283,14 @@ def _executor(client: Client | None, n_jobs: int) -> Iterator[Any]:
         def run(function: Any, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
             executor = cluster.get_executor(pure=False)
             futures: dict[Future[Result], int] = {executor.submit(function, *job): i for i, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                error = future.exception()  # of the cluster; ours are results
-                failed = Result(0, float("nan"), f"{type(error).__name__}: {error}")
-                yield futures[future], future.result() if error is None else failed
+            try:
+                for future in as_completed(futures):
+                    error = future.exception()  # of the cluster; ours are results
+                    failed = Result(0, float("nan"), f"{type(error).__name__}: {error}")
+                    yield futures[future], future.result() if error is None else failed
+            finally:
+                for future in futures:  # which a cluster of the user's would go on with, should we be interrupted
+                    future.cancel()
 
         return run
 
@@ -342,7 +346,8 @@ class _Folder:
                 self._replaced = known
             else:
                 self._record = found
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # Hidden ones are what a run leaves that is killed at its very start.
+        elif path.exists() and (not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir())):
             raise FileExistsError(f"{path} exists and holds no embedded sections. Choose another folder.")
         known_here = {*self._replaced, *self._record["sections"]}
         for name in files:
@@ -358,7 +363,7 @@ class _Folder:
             raise FileExistsError(f"a run is going on in {self.path}. Wait for it.") from None
         self._clean()
         for name in self._replaced:
-            shutil.rmtree(self.path / f"{name}.zarr", ignore_errors=True)
+            remove(self.path / f"{name}.zarr")
         self._save()
         return self
 
@@ -369,7 +374,7 @@ class _Folder:
     def _clean(self) -> None:
         """Remove what runs and workers that were killed had begun."""
         for left in self.path.glob(".*.part"):
-            shutil.rmtree(left, ignore_errors=True)
+            delete(left)
 
     def has(self, name: str, stamp: list[int]) -> bool:
         """Whether a section is done, from the file as it is now."""
@@ -394,15 +399,13 @@ class _Folder:
             row = {"section": name, "status": status, "n_spots": known["n_spots"], "seconds": known["seconds"]}
             rows.append(row | {"error": known["error"], "path": path})
         table = pd.DataFrame(rows).set_index("section")
-        partial = self.path / f"{TABLE}.new"
-        table.drop(columns="path").to_csv(partial)
-        partial.replace(self.path / TABLE)
+        with atomic(self.path / TABLE) as partial:
+            table.drop(columns="path").to_csv(partial)
         return table.loc[list(names)]
 
     def _save(self) -> None:
-        partial = self.path / f"{RECORD}.new"
-        partial.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
-        partial.replace(self.path / RECORD)
+        with atomic(self.path / RECORD) as partial:
+            partial.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
 
 
 def _is_ours(target: Path) -> bool:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import shutil
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._files import abandon, clean, temporary
 
 if TYPE_CHECKING:
     import dask.array
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 # Of a chunk on disk; its rows are a power of two and no more than a block's, so that whole chunks fill a block.
 CHUNK_BYTES, CHUNK_ROWS = 2**24, 2048
 IDENTITY = "sagefm-store"
-DAY = 86_400
 
 
 class Store:
@@ -62,9 +59,8 @@ class Store:
             raise FileExistsError(f"{self.path} exists already; delete it or choose another store.")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.path.parent} to write into.")
-        # A name of its own: a worker thought dead may still be writing its copy.
         self._identity = uuid.uuid4().hex
-        self._partial = self.path.with_name(f".{self.path.name}.{self._identity[:8]}.part")
+        self._partial = temporary(self.path)  # a worker thought dead may still be writing its copy
 
     def __enter__(self) -> Store:
         return self
@@ -72,16 +68,14 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
+        abandon(self._partial)
 
     def begin(self, adata: AnnData, connectivity_key: str) -> None:
         """Write what says which spots and genes these are."""
         import anndata
         import zarr
 
-        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):  # by runs that were killed
-            if time.time() - left.stat().st_mtime > DAY:
-                shutil.rmtree(left, ignore_errors=True)
+        clean(self.path)
         slide = anndata.AnnData(obs=adata.obs.copy(), var=adata.var.copy())
         if _keys.SPATIAL in adata.obsm:
             slide.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL])

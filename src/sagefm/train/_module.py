@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import lightning
@@ -171,12 +173,39 @@ class MaskedCenter(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record where in the epoch the data is."""
+        """Record where in the epoch the data is, and which training this is."""
         checkpoint["batches_done"] = self._batches_done
+        checkpoint["training"] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where the data was."""
+        """Go on where the data was; not from an earlier training in the same folder.
+
+        Raises
+        ------
+        ValueError
+            If it is the checkpoint of a training with other settings.
+        """
+        settings = self._settings()
+        found = checkpoint.get("training", settings)
+        if changed := [name for name in settings if settings[name] != found.get(name)]:
+            raise ValueError(
+                f"the last checkpoint is of another training: {changed[0]} is {settings[changed[0]]!r} here and was "
+                f"{found.get(changed[0])!r} there. Resume with the same settings, or leave resume (--resume) out to "
+                "train from the start."
+            )
         self._first_batch = checkpoint["batches_done"]
+
+    def _settings(self) -> dict[str, Any]:
+        """What tells one training from another."""
+        recipe = asdict(self.recipe)
+        if self.recipe.schedule == "plateau":  # which may go on for longer
+            del recipe["max_epochs"]
+        sections = self.corpus.sections[["digest", "split"]].to_csv()
+        return {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in recipe.items()},
+            "seed": self.seed,
+            "corpus": hashlib.sha256(sections.encode()).hexdigest(),
+        }
 
 
 class _seeded:

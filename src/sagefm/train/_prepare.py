@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models, pp
+from sagefm._files import atomic
 from sagefm._settings import logger
 from sagefm._utils import check_whole, get_table, progress
 from sagefm.models._vocabulary import Vocabulary, hest1k, to_header
@@ -124,21 +124,21 @@ def prepare_corpus(
     if isinstance(split, str | Path) and split not in ("random", "paper"):
         split = pd.read_csv(split)  # before hours of reading, not after
     vocabulary = hest1k() if model is None else models.load(model).vocabulary
-    partial = path.with_name(f".{path.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
     rows: list[dict[str, Any]] = []
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
         store = zarr.open_group(partial, mode="w")
+        group = store.create_group("section")
         for name, section in progress(_named(sections), "Preparing", unit="section"):
             try:
                 for library, adata in _libraries(_read(section, table_key), library_key):
-                    full_name = name if library is None else f"{name}_{library}".replace("/", "_")
+                    full_name = (name if library is None else f"{name}_{library}").replace("/", "_")
                     if any(row["name"] == full_name for row in rows):
                         raise ValueError("a second section of this name; give names by a mapping.")
                     prepared, row = _prepare(adata, vocabulary, split_by, layer, gene_symbols, min_coverage)
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # of zarr, on string types that anndata chooses
-                        write_elem(store, f"section/{full_name}", prepared)
+                        write_elem(group, full_name, prepared)
                     rows.append({"name": full_name, **row})
             except (ValueError, KeyError, TypeError) as error:
                 message = error.args[0] if error.args else error
@@ -152,11 +152,6 @@ def prepare_corpus(
             write_elem(store, "sections", table)
         about: Any = {"format": FORMAT, "vocabulary": to_header(vocabulary)}
         store.attrs[ATTRIBUTE] = about
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     corpus = Corpus.open(path)
     n_values = int(corpus.sections["n_values"].sum())
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -206,7 +201,9 @@ def _libraries(adata: AnnData, library_key: str | None) -> Iterator[tuple[str | 
         return
     if library_key not in adata.obs:
         raise KeyError(f"library_key={library_key!r} not in adata.obs; it has {sorted(adata.obs)}.")
-    library = adata.obs[library_key].astype(str)
+    if n_missing := int(adata.obs[library_key].isna().sum()):
+        raise ValueError(f"obs[{library_key!r}] is missing for {n_missing} spots.")
+    library = adata.obs[library_key].map(str)
     for name in library.unique():
         yield name, adata[(library == name).to_numpy()].copy()
 

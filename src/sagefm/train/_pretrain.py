@@ -14,11 +14,13 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from sagefm import models
+from sagefm._files import atomic
 from sagefm._settings import logger, settings
 from sagefm._utils import check_whole
 from sagefm.benchmark import evaluate_imputation
@@ -117,7 +119,8 @@ def pretrain(
     Raises
     ------
     ValueError
-        If the preset is unknown, ``init`` doesn't fit, or the recipe needs a validation split and there is none.
+        If the preset is unknown, ``init`` doesn't fit, the recipe needs a validation split and there is none, or
+        ``resume`` finds the checkpoint of a training with other settings.
     FileNotFoundError
         If ``resume`` finds no checkpoint.
     RuntimeError
@@ -199,11 +202,7 @@ def fit(
     recipe, validates = module.recipe, bool(module.corpus.names(VALIDATE))
     last = folder / "checkpoints" / "last.ckpt"
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", enable_version_counter=False)
-    callbacks: list[Callback] = [
-        ModelCheckpoint(
-            folder / "checkpoints", "last", every_n_train_steps=checkpoint_steps, enable_version_counter=False
-        )
-    ]
+    callbacks: list[Callback] = [_Last(last, checkpoint_steps)]
     if recipe.average_from is not None:
         callbacks.append(_TailAverage(int(recipe.average_from * recipe.max_epochs)))
     elif validates:
@@ -223,8 +222,10 @@ def fit(
             enable_model_summary=False,
             **trainer_options,
         )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _AtomicCheckpointIO()
         with _interruptible(trainer):
-            trainer.fit(module, ckpt_path=last if resume else None)
+            trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     if recipe.average_from is None and validates and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
     return trainer
@@ -303,6 +304,36 @@ def _finish(
     model.save(out, half=half)
     logger.info("Wrote %s (%.1f MB).", out, out.stat().st_size / 1e6)
     return model
+
+
+class _Last(Checkpoint):
+    """Save every so many steps, or at the next where the run can go on from: in the middle of an epoch.
+
+    Lightning (2.6) resumes after the last batch of an epoch without what is due then, validation, average and schedule,
+    and without the epoch that comes next.
+    """
+
+    def __init__(self, path: Path, n_steps: int) -> None:
+        self._path, self._n_steps, self._saved = path, n_steps, 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any) -> None:
+        n_batches = arguments[-1] + 1
+        is_step = n_batches % trainer.accumulate_grad_batches == 0  # gradients of half a step would be lost
+        if is_step and not trainer.is_last_batch and trainer.global_step >= self._saved + self._n_steps:
+            trainer.save_checkpoint(self._path, weights_only=False)
+            self._saved = trainer.global_step
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the last checkpoint: Lightning writes in the system's folder, from where moving may be copying."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as partial:
+            torch.save(checkpoint, partial)
 
 
 class _TailAverage(WeightAveraging):

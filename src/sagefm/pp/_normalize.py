@@ -1,0 +1,31 @@
+"""Counts at a common depth, for the baselines and the tests of genes; the model takes them as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def normalize_total(slide: AnnData) -> None:
+    """Scale every spot to the median total of those that have counts.
+
+    scanpy's own default counts the others in, and scales everything to zero where they are the half.
+    """
+    import scanpy as sc
+
+    totals = np.asarray(slide.X.sum(axis=1), dtype=float).ravel()
+    if (totals > 0).any():
+        sc.pp.normalize_total(slide, target_sum=float(np.median(totals[totals > 0])))
+
+
+def check_variety(slide: AnnData, n: int, name: str) -> None:
+    """Refuse slides whose spots differ in too few ways for so many dimensions."""
+    # Spots alike have one sum, whatever the weights.
+    sums = np.asarray(slide.X @ np.random.default_rng(0).random(slide.n_vars), dtype=float)
+    n_kinds = len(np.unique(sums.round(6)))
+    if n_kinds <= n:
+        raise ValueError(f"the slide has {n_kinds} kinds of spots by their counts, too few for {name}={n}.")

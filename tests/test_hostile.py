@@ -1,0 +1,58 @@
+"""Bad and odd slides, arguments and files: each is either right or an error that says what is wrong."""
+
+import catalogue
+import pytest
+from catalogue import FUNCTIONS, ODDITIES, PLOTS
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return catalogue.Bench()
+
+
+ALL = FUNCTIONS | PLOTS
+
+# Of so many oddities one, here; scripts/hostile.py has them all. What reads the counts has one way of doing so.
+SHARE, SLOW_SHARE = 3, 9
+SLOW = {"benchmark.evaluate_annotation", "tl.annotate"}
+
+
+def test_the_catalogue_is_large_and_names_each_input_once():
+    names = [oddity.name for oddity in ODDITIES]
+    assert len(names) == len(set(names)) >= 80
+    readers = {name: sum(bool(oddity.spoils & function.reads) for oddity in ODDITIES) for name, function in ALL.items()}
+    assert min(readers.values()) >= 3, readers
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_odd_slide_is_read_right_or_refused(bench, name):
+    reading = [oddity for oddity in ODDITIES if oddity.spoils & ALL[name].reads]
+    share = SLOW_SHARE if name in SLOW else SHARE if len(reading) > 20 else 1
+    reading = reading[sum(map(ord, name)) % share :: share]  # others for each function
+    wrong = {
+        oddity.name: (outcome.text, outcome.detail)
+        for oddity in reading
+        if (outcome := bench.trial(oddity, name)).kind == "wrong"
+    }
+    assert not wrong
+
+
+def test_the_bench_sees_what_is_wrong(bench, monkeypatch):
+    """A function that changes the slide before it refuses, one that fails inside numpy, one that takes anything."""
+    broken = {
+        "changes": lambda a, k: (a.obs.insert(0, "mark", 1), catalogue.sg.tl.sage_embed(a, k.model)),
+        "fails inside": lambda a, k: a.X.toarray().reshape(7, -1),
+        "takes anything": lambda a, k: None,
+        "gives something else": lambda a, k: catalogue.sg.tl.sage_embed(a, k.model, connectivity_key="by_library"),
+    }
+    writes = FUNCTIONS["tl.sage_embed"].writes
+    nan = next(oddity for oddity in ODDITIES if oddity.name == "NaN")
+    same = next(oddity for oddity in ODDITIES if oddity.name == "dense counts")
+    for name, call in broken.items():
+        written = writes if name == "gives something else" else ()
+        function = catalogue.Function(call, written, frozenset({"counts"}))
+        monkeypatch.setitem(catalogue.FUNCTIONS, name, function)
+        bench.returned[name] = None
+        bench.written[name] = {slot: bench.written["tl.sage_embed"][slot] for slot in written}
+        oddity = same if name == "gives something else" else nan
+        assert bench.trial(oddity, name).kind == "wrong", name
