@@ -222,10 +222,10 @@ PLOTS: dict[str, Function] = {
         lambda a, k: sg.pl.imputation(a, "KRT8", show=False), reads="coordinates imputed counts"
     ),
     "pl.perturbation_lollipop": _function(lambda a, k: sg.pl.perturbation_lollipop(a), reads="screen"),
-    "pl.perturbation_overlap": _function(lambda a, k: sg.pl.perturbation_overlap(a), reads="screen overlap"),
-    "pl.perturbation_scatter": _function(lambda a, k: sg.pl.perturbation_scatter(a), reads="screen"),
+    "pl.perturbation_overlap": _function(lambda a, k: sg.pl.perturbation_overlap(a), reads="overlap"),
+    "pl.perturbation_scatter": _function(lambda a, k: sg.pl.perturbation_scatter(a), reads="overlap"),
     "pl.perturbation_spatial": _function(
-        lambda a, k: sg.pl.perturbation_spatial(a, "CXCL12|CXCR4"), reads="screen coordinates"
+        lambda a, k: sg.pl.perturbation_spatial(a, "CXCL12|CXCR4"), reads="coordinates"
     ),
     "pl.reliability": _function(lambda a, k: sg.pl.reliability(a), reads="imputed"),
     "pl.sensitivity_heatmap": _function(lambda a, k: sg.pl.sensitivity_heatmap(a), reads="tables"),
@@ -511,10 +511,15 @@ def _empties(adata: ad.AnnData) -> None:
 
 
 def _change_tables(adata: ad.AnnData, make: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    for key in (*RESULTS, "sage_assessment"):
-        adata.uns[key] = {
-            name: make(value) if isinstance(value, pd.DataFrame) else value for name, value in adata.uns[key].items()
-        }
+    """Change them at any depth."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: changed(part) for name, part in value.items()}
+        return make(value) if isinstance(value, pd.DataFrame) else value
+
+    for key in (*RESULTS, "sage_assessment", "sage_imputed"):
+        adata.uns[key] = changed(adata.uns[key])
 
 
 def _without_columns(adata: ad.AnnData) -> None:
@@ -564,6 +569,7 @@ THREE_SAMPLES = {"benchmark.centroid_distances": REFUSED}
 DRAWN = {"pl.cluster": FINE}
 NO_SCORES = {"tl.annotate": FINE, "tl.composition": FINE}  # nothing is held out, which they say
 NO_GENES = {"pp.assess": FINE, "pp.pseudospots": FINE}
+BARE = {"pl.imputation": FINE, "pl.perturbation_overlap": SAME, "pl.perturbation_scatter": FINE}
 TOO_FEW = {**NO_EMBEDDING, "tl.cluster_markers": REFUSED}
 
 ODDITIES: list[Oddity] = [
@@ -816,8 +822,14 @@ ODDITIES: list[Oddity] = [
     # What plots and later tools read.
     _odd("results that are text", lambda a: _texts(a), "screen overlap tables card imputed", REFUSED),
     _odd("results that are empty", lambda a: _empties(a), "screen overlap tables card imputed", REFUSED),
-    _odd("tables without a column", lambda a: _without_columns(a), "screen overlap tables card", REFUSED),
-    _odd("tables without a row", lambda a: _without_rows(a), "screen overlap tables", FINE),
+    _odd(
+        "tables without a column",
+        lambda a: _without_columns(a),
+        "screen overlap tables card imputed",
+        REFUSED,
+        but={"pl.perturbation_overlap": SAME},  # counts alone
+    ),
+    _odd("tables without a row", lambda a: _without_rows(a), "screen overlap tables card imputed", REFUSED, but=BARE),
     _odd("no predictions", lambda a: _forget(a), "imputed annotation likelihoods", REFUSED, "first"),
 ]
 

@@ -147,3 +147,21 @@ def adjust_pvalues(pval: NDArray[np.float64]) -> NDArray[np.float64]:
     if known.any():
         adjusted[known] = false_discovery_control(pval[known])
     return adjusted
+
+
+def get_stored(
+    adata: AnnData, path: Iterable[str], kind: type[Any], names: Iterable[str], run: str, *, may_be_empty: bool = False
+) -> Any:
+    """Return what ``run`` wrote at ``path`` in ``uns``: a table with these columns, or a mapping with these keys."""
+    found: Any = adata.uns
+    slot = "adata.uns"
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+        slot += f"[{key!r}]"
+    if not isinstance(found, kind):
+        raise KeyError(f"no {'mapping' if kind is Mapping else 'table'} in {slot}. Run {run} first.")
+    if missing := [name for name in names if name not in found]:
+        raise KeyError(f"{slot} lacks {shorten(missing)}. Run {run} again.")
+    if getattr(found, "empty", False) and not may_be_empty:  # tables alone say so
+        raise KeyError(f"{slot} is empty. Run {run} again.")
+    return found

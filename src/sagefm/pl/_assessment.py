@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.pl._axes import finish, get_axes
 from sagefm.pp._card import COLORS, headline, remarks
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SHADES = {"fine": "#d1e5f0", "with care": "#fee0b6", "outside what the model knows": "#f4a582"}
 LETTERS = 92
+PARTS = ("verdict", "checks", "expected_r", "expected_r_sd", "markers_unknown", "markers_missing", "params")
+COLUMNS = ("value", "care", "outside", "worse", "verdict", "text")
 
 
 def assessment(
@@ -65,10 +68,9 @@ def assessment(
     >>> ax = sg.pl.assessment(adata)
     """
     adata = get_table(adata, table_key)
-    found = adata.uns.get(key)
-    if not isinstance(found, Mapping) or "checks" not in found:
-        raise KeyError(f"no trust card in adata.uns[{key!r}]. Run sg.pp.assess(adata) first.")
-    checks = found["checks"]
+    run = "sg.pp.assess(adata)"
+    found = get_stored(adata, (key,), Mapping, PARTS, run)
+    checks = get_stored(adata, (key, "checks"), pd.DataFrame, COLUMNS, run)
     notes = "\n".join(textwrap.fill(line, LETTERS + 28) for line in remarks(dict(found)))
     ax = get_axes(ax, (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)))
     levels = list(SHADES)

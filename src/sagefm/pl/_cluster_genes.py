@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.pl._axes import finish, get_axes, tidy
 
 if TYPE_CHECKING:
@@ -74,7 +73,9 @@ def cluster_markers(
     >>> sg.tl.cluster_markers(adata, "domain")
     >>> ax = sg.pl.cluster_markers(adata, "immune")
     """
-    results = _results(get_table(adata, table_key), key, "cluster_markers")
+    columns = ["cluster", "gene", "score", "log2_fold_change", "padj"]
+    run = "sg.tl.cluster_markers(adata, ...)"
+    results = get_stored(get_table(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
     known = list(dict.fromkeys(results["cluster"]))
     cluster = known[0] if cluster is None else str(cluster)
     if cluster not in known:
@@ -144,7 +145,9 @@ def cluster_composition(
     """
     import matplotlib as mpl
 
-    results = _results(get_table(adata, table_key), key, "cluster_composition")
+    columns = ["cluster", "group", "n_spots", "share"]
+    run = "sg.tl.cluster_composition(adata, ...)"
+    results = get_stored(get_table(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
     shares = results.pivot(index="cluster", columns="group", values="share")
     order = list(dict.fromkeys(results["cluster"]))
     shares, sizes = shares.loc[order], results.groupby("cluster")["n_spots"].sum()
@@ -160,13 +163,6 @@ def cluster_composition(
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     tidy(ax)
     return finish(ax, save)
-
-
-def _results(adata: AnnData, key: str, function: str) -> pd.DataFrame:
-    recorded = adata.uns.get(key)
-    if not isinstance(recorded, Mapping) or not isinstance(recorded.get("results"), pd.DataFrame):
-        raise KeyError(f"{key!r} not in adata.uns. Run sg.tl.{function}(adata, …) first.")
-    return recorded["results"]
 
 
 def _label(ax: Axes, x: np.ndarray, y: np.ndarray, names: np.ndarray) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
 
 if TYPE_CHECKING:
@@ -63,12 +65,12 @@ def cluster(
     import matplotlib.pyplot as plt
 
     adata = get_table(adata, table_key)
-    recorded = adata.uns.get(key)
-    if key not in adata.obs or not isinstance(recorded, Mapping) or "scores" not in recorded:
-        raise KeyError(f"{key!r} in adata.obs and adata.uns is no clustering. Run sg.tl.cluster(adata) first.")
+    run = "sg.tl.cluster(adata)"
+    if key not in adata.obs:
+        raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
+    scores = get_stored(adata, (key, "scores"), pd.DataFrame, ["silhouette"], run)
+    params = get_stored(adata, (key, "params"), Mapping, ["use_rep", "n_clusters"], run)
     coordinates = get_coordinates(adata, spatial_key)
-    scores, params = adata.uns[key]["scores"], adata.uns[key]["params"]
-
     several = len(scores) > 1
     figure, axes = plt.subplots(
         1,

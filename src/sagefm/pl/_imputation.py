@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import tidy
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
@@ -158,6 +159,9 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, NDArray[np.float6
     recorded = adata.uns.get(key)
     if not isinstance(recorded, Mapping) or "params" not in recorded or _keys.GENE_INDEX not in adata.var:
         raise KeyError(f"{key!r} not in adata.uns, or not of sg.tl.impute. {mend}")
+    if "reliability" in recorded:
+        shown, run = ["r", "baseline_r", "reliable"], "sg.tl.impute(adata, ...)"
+        get_stored(adata, (key, "reliability"), pd.DataFrame, shown, run, may_be_empty=True)
     index = adata.var[_keys.GENE_INDEX].to_numpy()
     found = index[adata.var_names == gene]
     number, symbol = int(found[0]) if len(found) else -1, gene

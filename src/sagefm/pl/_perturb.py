@@ -5,20 +5,20 @@ Directions are told apart by marker and hatch besides colour, so that they survi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sagefm import _keys
 from sagefm._utils import get_table, shorten
 from sagefm.pl._axes import finish, get_axes, tidy
-from sagefm.pl._recorded import DOWN, RUN, UP, recorded_in, run_pairs, sign_of
+from sagefm.pl._recorded import DOWN, RUN, UP, overlap_in, run_pairs, sign_of, table_in
 from sagefm.pl._spatial import get_coordinates
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -83,12 +83,13 @@ def perturbation_lollipop(
     from matplotlib.lines import Line2D
 
     adata = get_table(adata, table_key)
-    recorded = recorded_in(adata, key)
-    results = run_pairs(recorded["results"])
+    shares = ["frac_up", "frac_down"]
+    results = run_pairs(table_in(adata, key, [*shares, "status", "effect", "reference_r"]))
     shown = _chosen(results, pairs, n_pairs)
     parts = {"": results.loc[shown]}
-    if "libraries" in recorded:
-        libraries = recorded["libraries"].drop_duplicates(["library", "pair"])
+    if "libraries" in adata.uns[key]:
+        libraries = table_in(adata, key, [*shares, "library", "pair"], "libraries")
+        libraries = libraries.drop_duplicates(["library", "pair"])
         parts = {
             name: part.set_index("pair").reindex(shown) for name, part in libraries.groupby("library", observed=True)
         }
@@ -183,7 +184,7 @@ def perturbation_scatter(
     >>> ax = sg.pl.perturbation_scatter(adata)
     """
     adata = get_table(adata, table_key)
-    overlap = _overlap(adata, key)
+    overlap = overlap_in(adata, key, ["reference_r_1", "reference_r_2", "agrees", "reproduced"], [])
     pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
     ax = get_axes(ax, (5.0, 4.6))
     styles: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -257,7 +258,8 @@ def perturbation_overlap(
     from matplotlib.patches import Circle
 
     adata = get_table(adata, table_key)
-    overlap = _overlap(adata, key)
+    shown = ["n_pairs", "significant_1", "significant_2", "significant_both", "agrees", "reproduced"]
+    overlap = overlap_in(adata, key, [], shown)
     counts, names = overlap["counts"], list(overlap["params"]["groups"])
     ax = get_axes(ax, (5.4, 4.0))
     both = int(counts["significant_both"])
@@ -327,16 +329,14 @@ def dose_response(
     >>> ax = sg.pl.dose_response(adata)
     """
     adata = get_table(adata, table_key)
-    recorded = recorded_in(adata, key)
-    if "doses" not in recorded:
-        raise KeyError(f"adata.uns[{key!r}] has no doses. Run sg.tl.perturb_lr(adata, ...) with n_levels above 2.")
-    results = run_pairs(recorded["results"])
+    results = run_pairs(table_in(adata, key, ["status", "mean_delta"]))
+    doses = table_in(adata, key, ["pair", "level", "dose", "mean"], "doses")
     shown = _chosen(results, pairs, n_pairs, by="mean_delta")
     ax = get_axes(ax, (5.4, 3.8))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     grey = np.linspace(0.0, 0.75, max(len(shown), 2))
     for number, name in enumerate(shown):
-        part = recorded["doses"][recorded["doses"]["pair"] == name].sort_values("level")
+        part = doses[doses["pair"] == name].sort_values("level")
         change = part["mean"].to_numpy() - part["mean"].iloc[0]
         color = _viridis(grey[number])
         marker = MARKERS[number % len(MARKERS)]
@@ -400,10 +400,10 @@ def perturbation_spatial(
     from anndata import AnnData
 
     adata = get_table(adata, table_key)
-    if key not in adata.obsm:
+    table = adata.obsm.get(key)
+    if not isinstance(table, pd.DataFrame):
         run = RUN.get(key, RUN[_keys.PERTURB_LR]).replace("...", "..., store_spots=True")
-        raise KeyError(f"{key!r} not in adata.obsm. Run {run} first.")
-    table: pd.DataFrame = adata.obsm[key]
+        raise KeyError(f"no table in adata.obsm[{key!r}]. Run {run} first.")
     if pair not in table:
         raise KeyError(f"no pair {pair!r} in adata.obsm[{key!r}]; it has {shorten(table.columns)}.")
     coordinates = get_coordinates(adata, spatial_key)
@@ -437,14 +437,6 @@ def perturbation_spatial(
     sq.pl.spatial_scatter(drawn, color=title, spatial_key=spatial_key, ax=ax, **{**options, **kwargs})
     ax.set(xlabel="", ylabel="")
     return finish(ax, save)
-
-
-def _overlap(adata: AnnData, key: str) -> Mapping[str, Any]:
-    recorded = adata.uns.get(key)
-    if not isinstance(recorded, Mapping) or "overlap" not in recorded:
-        raise KeyError(f"no overlap in adata.uns[{key!r}]. Run sg.tl.perturbation_overlap(adata) first.")
-    overlap: Mapping[str, Any] = recorded["overlap"]
-    return overlap
 
 
 def _chosen(results: pd.DataFrame, pairs: Sequence[str] | None, n_pairs: int, by: str = "effect") -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sagefm import _keys
+from sagefm._utils import get_stored
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 # Dark to light, so that they differ in greyscale too; orange and blue differ for most colour-blind readers.
@@ -20,14 +21,27 @@ RUN = {
     _keys.PERTURB_TARGETS: "sg.tl.perturb_targets(adata, ...)",
     _keys.SENSITIVITY: "sg.tl.gene_sensitivity(adata, ...)",
 }
+# Tables that are not always there.
+OPTIONS = {"libraries": " with library_key", "doses": " with n_levels above 2", "tests": " with n_controls above 0"}
 
 
-def recorded_in(adata: AnnData, key: str) -> Mapping[str, Any]:
-    """What a perturbation left in ``uns``."""
-    recorded = adata.uns.get(key)
-    if not isinstance(recorded, Mapping) or "results" not in recorded:
-        raise KeyError(f"no results in adata.uns[{key!r}]. Run {RUN.get(key, RUN[_keys.PERTURB_LR])} first.")
-    return recorded
+def table_in(
+    adata: AnnData, key: str, columns: Iterable[str], name: str = "results", *, default: str = _keys.PERTURB_LR
+) -> pd.DataFrame:
+    """Table that a perturbation left in ``uns``, by ``default`` that under this key where the user chose another."""
+    run = RUN.get(key, RUN[default]) + OPTIONS.get(name, "")
+    table: pd.DataFrame = get_stored(adata, (key, name), pd.DataFrame, columns, run)
+    return table
+
+
+def overlap_in(adata: AnnData, key: str, columns: Iterable[str], counts: Iterable[str]) -> Mapping[str, Any]:
+    """Comparison of two groups of slides: its ``pairs`` with these columns, ``counts``, and ``params``."""
+    run, path = f"sg.tl.perturbation_overlap(adata, key={key!r})", (key, "overlap")
+    overlap: Mapping[str, Any] = get_stored(adata, path, Mapping, ("pairs", "counts", "params"), run)
+    get_stored(adata, (*path, "pairs"), pd.DataFrame, columns, run, may_be_empty=True)  # where none could be run
+    get_stored(adata, (*path, "counts"), Mapping, counts, run)
+    get_stored(adata, (*path, "params"), Mapping, ("groups",), run)
+    return overlap
 
 
 def run_pairs(results: pd.DataFrame) -> pd.DataFrame:

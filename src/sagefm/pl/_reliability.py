@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.pl._axes import finish, get_axes, tidy
 
 if TYPE_CHECKING:
@@ -73,20 +74,20 @@ def reliability(
     if kind not in ("scatter", "distribution"):
         raise ValueError(f"kind={kind!r} is none of 'scatter', 'distribution'.")
     adata = get_table(adata, table_key)
-    recorded = adata.uns.get(key)
-    if not isinstance(recorded, Mapping) or "reliability" not in recorded:
-        raise KeyError(f"no reliability in adata.uns[{key!r}]. Run sg.tl.impute(adata) first.")
-    table = recorded["reliability"].dropna(subset=["r", "baseline_r"])
+    run, columns = "sg.tl.impute(adata, ...)", ["r", "baseline_r", "difference", "reliable"]
+    params = get_stored(adata, (key, "params"), Mapping, ["mask", "model"], run)
+    table = get_stored(adata, (key, "reliability"), pd.DataFrame, columns, run, may_be_empty=True)
+    table = table.dropna(subset=["r", "baseline_r"])
     if not len(table):
         raise ValueError("no gene varies on the slide, so none has a correlation.")
-    shown = recorded["params"]["mask"] == "center"
+    shown = params["mask"] == "center"
     baseline = "neighbours' mean, scaled by depth" if shown else "depth of the spot"
     reliable = table["reliable"].to_numpy(dtype=bool)
     if kind == "distribution":
         ax = get_axes(ax, (5.0, 3.4))
         bins = np.linspace(min(-0.1, table[["r", "baseline_r"]].min(axis=None)), 1, 45).tolist()
         ax.hist(table["baseline_r"], bins, histtype="stepfilled", color="0.85", label=baseline)
-        ax.hist(table["r"], bins, histtype="step", color=MODEL, linewidth=1.6, label=str(recorded["params"]["model"]))
+        ax.hist(table["r"], bins, histtype="step", color=MODEL, linewidth=1.6, label=str(params["model"]))
         ax.set(xlabel="correlation with the measured gene", ylabel="genes")
         ax.legend(frameon=False, fontsize="small")
         tidy(ax)
@@ -114,7 +115,7 @@ def reliability(
             str(name), (row["baseline_r"], row["r"]), xytext=(4, 2), textcoords="offset points", fontsize="x-small"
         )
     ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"r of the {baseline}")
-    ax.set_ylabel(f"r of {recorded['params']['model']}")
+    ax.set_ylabel(f"r of {params['model']}")
     ax.legend(frameon=False, fontsize="small", loc="lower right")
     tidy(ax)
     return finish(ax, save)

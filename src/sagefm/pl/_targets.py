@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.pl._axes import finish, get_axes, tidy
-from sagefm.pl._recorded import UP, recorded_in, run_pairs, sign_of
+from sagefm.pl._recorded import RUN, UP, overlap_in, run_pairs, sign_of, table_in
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -66,10 +65,11 @@ def target_effects(
     >>> ax = sg.pl.target_effects(adata)
     """
     adata = get_table(adata, table_key)
-    recorded = recorded_in(adata, key)
-    if "overlap" in recorded:
-        return finish(_effects_by_group(recorded["overlap"], ax), save)
-    results = run_pairs(recorded["results"])
+    results = table_in(adata, key, ["gene", "status", "effect"], default=_keys.PERTURB_TARGETS)
+    if "overlap" in adata.uns[key]:
+        overlap = overlap_in(adata, key, ["effect_1", "effect_2"], ["effect_r"])
+        return finish(_effects_by_group(overlap, ax), save)
+    results = run_pairs(results)
     genes = list(dict.fromkeys(results["gene"]))
     ax = get_axes(ax, (1.6 + 0.6 * len(genes), 4.0))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
@@ -129,13 +129,9 @@ def target_controls(
     >>> ax = sg.pl.target_controls(adata)
     """
     adata = get_table(adata, table_key)
-    recorded = recorded_in(adata, key)
-    run_pairs(recorded["results"])
-    if "tests" not in recorded:
-        raise KeyError(
-            f"adata.uns[{key!r}] has no controls. Run sg.tl.perturb_targets(adata, ...) with n_controls > 0."
-        )
-    tests = recorded["tests"]
+    run_pairs(table_in(adata, key, ["status"], default=_keys.PERTURB_TARGETS))
+    columns = ["gene", "replicate", "mean_target", "mean_control", "pval"]
+    tests = table_in(adata, key, columns, "tests", default=_keys.PERTURB_TARGETS)
     genes = list(dict.fromkeys(tests["gene"]))
     ax = get_axes(ax, (2.0 + 0.65 * len(genes), 4.0))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
@@ -199,8 +195,8 @@ def sensitivity_heatmap(
     >>> ax = sg.pl.sensitivity_heatmap(adata)
     """
     adata = get_table(adata, table_key)
-    recorded = recorded_in(adata, key)
-    table: pd.DataFrame = recorded["results"]
+    table = table_in(adata, key, [], default=_keys.SENSITIVITY)
+    params = get_stored(adata, (key, "params"), Mapping, ["wrt"], RUN[_keys.SENSITIVITY])
     longest = max(map(len, map(str, table.index)))
     ax = get_axes(ax, (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0]))
     values = table.to_numpy(dtype=float)
@@ -212,7 +208,7 @@ def sensitivity_heatmap(
             ax.text(column, row, sign_of(value), ha="center", va="center", color=color, fontsize="small")
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(table.shape[0]), table.index)
-    where = "in the neighbours" if recorded["params"]["wrt"] == "neighbors" else "in the spot"
+    where = "in the neighbours" if params["wrt"] == "neighbors" else "in the spot"
     ax.set(xlabel="predicted gene", ylabel=f"gene {where}")
     ax.figure.colorbar(image, ax=ax, shrink=0.8, label="mean derivative")
     return finish(ax, save)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import get_table
+from sagefm._utils import get_stored, get_table
 from sagefm.tl._interactions import OK
 
 if TYPE_CHECKING:
@@ -88,13 +88,9 @@ def perturbation_overlap(
     adata = get_table(adata, table_key, copy=copy)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha!r} has to lie between 0 and 1.")
-    recorded = adata.uns.get(key)
-    if not isinstance(recorded, Mapping) or "libraries" not in recorded:
-        raise KeyError(
-            f"adata.uns[{key!r}] has no results by library. Run sg.tl.perturb_lr(adata, ..., library_key=...) or "
-            "sg.tl.perturb_targets(adata, ..., library_key=...) first."
-        )
-    libraries: pd.DataFrame = recorded["libraries"]
+    run = "sg.tl.perturb_lr(adata, ..., library_key=...) or sg.tl.perturb_targets(adata, ..., library_key=...)"
+    columns = ["library", "pair", "status", "reference_r", "reference_pval", "effect"]
+    libraries: pd.DataFrame = get_stored(adata, (key, "libraries"), pd.DataFrame, columns, run)
     known = list(dict.fromkeys(libraries["library"]))
     names = known if groups is None else list(groups)
     if isinstance(groups, str) or len(names) != 2 or len(set(names)) != 2:
@@ -124,7 +120,7 @@ def perturbation_overlap(
     effects = pairs[["effect_1", "effect_2"]].to_numpy(dtype=float)
     varies = len(effects) > 2 and (np.ptp(effects, axis=0) > 0).all()
     counts["effect_r"], counts["effect_pval"] = map(float, stats.pearsonr(*effects.T)) if varies else (np.nan, np.nan)
-    adata.uns[key] = {**recorded}  # a copy shares nested mappings
+    adata.uns[key] = {**adata.uns[key]}  # a copy shares nested mappings
     adata.uns[key]["overlap"] = {"pairs": pairs, "counts": counts, "params": {"groups": names, "alpha": float(alpha)}}
     logger.info(
         "%d of %d pairs are significant in both groups with one sign; the model reproduces %d of them in both. Wrote "
