@@ -133,7 +133,7 @@ FUNCTIONS: dict[str, Function] = {
     "tl.impute": _function(
         lambda a, k: sg.tl.impute(a, ["KRT8", "COL1A1", k.absent], k.model, device="cpu"),
         "layers/sage_imputed obsm/sage_imputed uns/sage_imputed var/sage_reliability",
-        "counts genes graph names",
+        "counts genes graph names coordinates",
     ),
     "tl.perturb_lr": _function(
         lambda a, k: sg.tl.perturb_lr(a, PAIRS, k.model, **SCREEN),
@@ -567,6 +567,7 @@ NO_GRAPH = {"pp.neighborhood_graph": REFUSED, "pp.neighborhood_graph, knn": REFU
 ON_TOP = {"pp.neighborhood_graph, knn": REFUSED, "pp.pseudospots": REFUSED}
 THREE_SAMPLES = {"benchmark.centroid_distances": REFUSED}
 DRAWN = {"pl.cluster": FINE}
+IN_ONE = {**ON_TOP, "tl.impute": REFUSED}
 NO_SCORES = {"tl.annotate": FINE, "tl.composition": FINE}  # nothing is held out, which they say
 NO_GENES = {"pp.assess": FINE, "pp.pseudospots": FINE}
 BARE = {"pl.imputation": FINE, "pl.perturbation_overlap": SAME, "pl.perturbation_scatter": FINE}
@@ -688,7 +689,7 @@ ODDITIES: list[Oddity] = [
     _odd("barcodes that are numbers", _names(lambda n: list(range(110)), "obs_names"), "", SAME),
     _odd("empty barcodes", _names(lambda n: [""] * 110, "obs_names"), "", SAME),
     # Coordinates and places on the array.
-    _odd("no coordinates", _drop("obsm", "spatial"), "coordinates", REFUSED, "spatial"),
+    _odd("no coordinates", _drop("obsm", "spatial"), "coordinates", REFUSED, "spatial", but={"tl.impute": FINE}),
     _odd("one column of coordinates", _set("obsm", "spatial", lambda c: c[:, :1]), "coordinates", REFUSED),
     _odd("four columns of coordinates", _set("obsm", "spatial", lambda c: np.hstack([c, c])), "coordinates", REFUSED),
     _odd(
@@ -713,7 +714,7 @@ ODDITIES: list[Oddity] = [
     _odd("coordinates in a table", lambda a: _tabulate(a, "spatial"), "coordinates", FINE),
     _odd("sparse coordinates", _set("obsm", "spatial", sparse.csr_matrix), "coordinates", SAME),
     _odd("two spots in one place", _set("obsm", "spatial", lambda c: _put(c, 1, c[0])), "coordinates", FINE),
-    _odd("all spots in one place", _set("obsm", "spatial", np.zeros_like), "coordinates", FINE, but=ON_TOP),
+    _odd("all spots in one place", _set("obsm", "spatial", np.zeros_like), "coordinates", FINE, but=IN_ONE),
     _odd("spots on a line", _set("obsm", "spatial", lambda c: c * [1, 0]), "coordinates", FINE, but=ON_TOP),
     _odd("huge coordinates", _set("obsm", "spatial", lambda c: c * 1e300), "coordinates", REFUSED, "not finite"),
     _odd(

@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 
 from sagefm import _keys
 from sagefm._utils import adjust_pvalues, shorten
+from sagefm.pp._graph import check_coordinates, find_coordinates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,14 @@ def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> NDArray[np.int64
     from scipy.sparse.csgraph import connected_components
 
     if _keys.SPATIAL in adata.obsm:
-        position = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float)[:, :2]
+        found, _ = find_coordinates(adata, _keys.SPATIAL, None)
+        try:
+            position = check_coordinates(adata, found, _keys.SPATIAL, np.arange(adata.n_obs), "the slide")[:, :2]
+        except ValueError as error:
+            raise ValueError(
+                f"reliability and intervals part the tissue by the coordinates: {error} Or pass reliability=False and "
+                "no intervals."
+            ) from error
     elif {_keys.ARRAY_ROW, _keys.ARRAY_COL} <= set(adata.obs):
         position = adata.obs[[_keys.ARRAY_COL, _keys.ARRAY_ROW]].to_numpy(dtype=float) * [0.5, np.sqrt(3) / 2]
     else:

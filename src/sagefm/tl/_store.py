@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._files import abandon, clean, temporary
+from sagefm.pp._graph import find_coordinates
 
 if TYPE_CHECKING:
     import dask.array
@@ -78,7 +79,7 @@ class Store:
         clean(self.path)
         slide = anndata.AnnData(obs=adata.obs.copy(), var=adata.var.copy())
         if _keys.SPATIAL in adata.obsm:
-            slide.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL])
+            slide.obsm[_keys.SPATIAL] = find_coordinates(adata, _keys.SPATIAL, None)[0]
         with anndata.settings.override(zarr_write_format=3):
             slide.write_zarr(self._partial)
         self._root: zarr.Group = zarr.open_group(self._partial, mode="r+", use_consolidated=False)

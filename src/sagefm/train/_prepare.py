@@ -20,6 +20,7 @@ from sagefm._utils import check_whole, get_table, progress
 from sagefm.models._vocabulary import Vocabulary, hest1k, to_header
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import MIN_COVERAGE, match_genes
+from sagefm.pp._graph import find_coordinates
 from sagefm.train._corpus import ATTRIBUTE, FORMAT, Corpus
 from sagefm.train._split import assign, check_fractions
 
@@ -248,7 +249,7 @@ def _prepare(
             {"measured": np.isin(np.arange(len(vocabulary)), index), "mean_log1p": mean.astype(np.float32)},
             index=list(vocabulary.symbols),
         ),
-        obsm={_keys.SPATIAL: np.asarray(slim.obsm[_keys.SPATIAL])} if _keys.SPATIAL in slim.obsm else None,
+        obsm={_keys.SPATIAL: find_coordinates(slim, _keys.SPATIAL, None)[0]} if _keys.SPATIAL in slim.obsm else None,
         obsp={_keys.connectivities(_keys.GRAPH): slim.obsp[_keys.connectivities(_keys.GRAPH)].astype(np.int8)},
     )
     digest = hashlib.sha256()
@@ -269,7 +270,7 @@ def _along_space(adata: AnnData) -> NDArray[np.int64]:
     """Order of the spots, row after row of the slide, so that a range of them is a band with few outer neighbours."""
     if _keys.SPATIAL not in adata.obsm:
         return np.lexsort((adata.obs[_keys.ARRAY_COL], adata.obs[_keys.ARRAY_ROW]))
-    x, y = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float)[:, :2].T
+    x, y = find_coordinates(adata, _keys.SPATIAL, None)[0].astype(float)[:, :2].T
     return np.lexsort((x, y))
 
 
