@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -16,10 +17,13 @@ SECTIONS = Path(os.environ.get("SAGEFM_TEST_SECTIONS", Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
-    """No progress bars, a cache of the test's own, and the level of the log as it was."""
+    """No progress bars, a cache of the test's own, the level of the log as it was, and no figures left open."""
     monkeypatch.setattr(sg.settings, "progress_bars", False)
     monkeypatch.setattr(sg.settings, "verbosity", "INFO")
     monkeypatch.setenv("SAGEFM_CACHE", str(tmp_path / "cache"))
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

@@ -219,6 +219,8 @@ def _convert(entry: Entry) -> Model:
     }
     model = _io.read_published(source, entry.name, card)
     try:
+        if entry.converted_path.is_symlink():  # whose target may be anyone's
+            entry.converted_path.unlink()
         model.save(entry.converted_path)
         logger.info("Converted %s to %s.", entry.name, entry.converted_path)
     except OSError as error:
