@@ -566,7 +566,9 @@ FEW_GENES = {
 NO_GRAPH = {"pp.neighborhood_graph": REFUSED, "pp.neighborhood_graph, knn": REFUSED}
 ON_TOP = {"pp.neighborhood_graph, knn": REFUSED, "pp.pseudospots": REFUSED}
 THREE_SAMPLES = {"benchmark.centroid_distances": REFUSED}
+NO_GAPS = {**THREE_SAMPLES, "tl.cluster_composition": REFUSED}
 DRAWN = {"pl.cluster": FINE}
+COUNTED = {"tl.cluster_composition": FINE}
 IN_ONE = {**ON_TOP, "tl.impute": REFUSED}
 NO_SCORES = {"tl.annotate": FINE, "tl.composition": FINE}  # nothing is held out, which they say
 NO_GENES = {"pp.assess": FINE, "pp.pseudospots": FINE}
@@ -782,16 +784,18 @@ ODDITIES: list[Oddity] = [
     _odd(
         "an embedding on dask", _set("obsm", EMBEDDING, lambda x: da.from_array(x, chunks=(50, 5))), "embedding", SAME
     ),
-    _odd("a constant embedding", _set("obsm", EMBEDDING, np.ones_like), "embedding", FINE),
+    _odd("a constant embedding", _set("obsm", EMBEDDING, np.ones_like), "embedding", FINE, but={"tl.cluster": REFUSED}),
     _odd("an embedding of one column", _set("obsm", EMBEDDING, lambda x: x[:, :1]), "embedding", FINE),
     _odd("an embedding of no column", _set("obsm", EMBEDDING, lambda x: x[:, :0]), "embedding", REFUSED),
     _odd("a float16 embedding", _set("obsm", EMBEDDING, lambda x: x.astype(np.float16)), "embedding", FINE),
-    _odd("a huge embedding", _set("obsm", EMBEDDING, lambda x: x * np.float32(1e37)), "embedding", FINE),
+    _odd(
+        "a huge embedding", _set("obsm", EMBEDDING, lambda x: x * np.float32(1e37)), "embedding", REFUSED, "too large"
+    ),
     _odd("a whole embedding", _set("obsm", EMBEDDING, lambda x: np.rint(x * 100).astype(int)), "embedding", FINE),
     _odd("no labels", _drop("obs", "domain"), "labels", REFUSED, "domain"),
-    _odd("labels missing for some", _column("domain", _series([0, 5, 9], np.nan)), "labels", FINE, but=THREE_SAMPLES),
+    _odd("labels missing for some", _column("domain", _series([0, 5, 9], np.nan)), "labels", FINE, but=NO_GAPS),
     _odd("labels missing for all", _column("domain", lambda c: np.nan), "labels", REFUSED),
-    _odd("one class", _column("domain", lambda c: "tumor"), "labels", REFUSED),
+    _odd("one class", _column("domain", lambda c: "tumor"), "labels", REFUSED, but=COUNTED),
     _odd("each spot a class", _column("domain", lambda c: [f"c{i}" for i in range(len(c))]), "labels", FINE),
     _odd("a class of one spot", _column("domain", _series(0, "rare")), "labels", FINE),
     _odd("numbers for labels", _column("domain", lambda c: pd.factorize(c)[0]), "labels", FINE),
@@ -813,8 +817,14 @@ ODDITIES: list[Oddity] = [
     _odd("likelihoods missing for some", _set("obsm", "likelihood", lambda f: _gap(f)), "likelihood", FINE),
     _odd("one likelihood", _set("obsm", "likelihood", lambda f: f.iloc[:, :1]), "likelihood", REFUSED),
     _odd("no clusters", _drop("obs", "sage_cluster"), "clusters", REFUSED, r"sg\.tl\.cluster\(adata\)"),
-    _odd("one cluster", _column("sage_cluster", lambda c: "0"), "clusters", REFUSED),
-    _odd("each spot a cluster", _column("sage_cluster", lambda c: [str(i) for i in range(len(c))]), "clusters", FINE),
+    _odd("one cluster", _column("sage_cluster", lambda c: "0"), "clusters", REFUSED, but=DRAWN | COUNTED),
+    _odd(
+        "each spot a cluster",
+        _column("sage_cluster", lambda c: [str(i) for i in range(len(c))]),
+        "clusters",
+        FINE,
+        but={"tl.cluster_markers": REFUSED},
+    ),
     _odd("clusters with gaps", _column("sage_cluster", _series(3, np.nan)), "clusters", REFUSED, "missing", but=DRAWN),
     _odd("clusters of numbers", _column("sage_cluster", lambda c: c.astype(int)), "clusters", FINE),
     _odd("no pseudo-spots", _drop("obs", "pseudospot"), "pseudospot", REFUSED, r"sg\.pp\.pseudospots"),

@@ -84,25 +84,25 @@ def summarize(sections: Iterable[Sums]) -> dict[str, float]:
     total = Sums(len(parts[0].n))
     for part in parts:
         total += part
-    r, counts = total.gene_r()
-    r, n = r[counts], total.n[counts]
-    within = [part_r[part_counts].mean() for part_r, part_counts in (part.gene_r() for part in parts)]
+    # As Series: their means skip what isn't defined, and are NaN without a warning where nothing is.
+    all_r, counts = total.gene_r()
+    r, n = pd.Series(all_r[counts]), total.n[counts]
+    within = pd.Series([pd.Series(part_r[part_counts]).mean() for part_r, part_counts in (x.gene_r() for x in parts)])
+    r2_spot, r2_gene = pd.Series(np.concatenate(total.r2)), pd.Series(total.gene_r2()[counts])
     # t-test of r; a constant prediction has r 0 and p 1.
-    pval = 2 * stats.t.sf(
-        np.abs(r) * np.sqrt(np.maximum(n - 2, 1) / np.maximum(1 - r * r, 1e-12)), np.maximum(n - 2, 1)
-    )
-    adjusted = stats.false_discovery_control(pval) if len(pval) else pval
-    r2_spot, r2_gene = np.concatenate(total.r2), total.gene_r2()[counts]
+    statistic = r.abs() * np.sqrt(np.maximum(n - 2, 1) / np.maximum(1 - r * r, 1e-12))
+    pval = pd.Series(2 * stats.t.sf(statistic, np.maximum(n - 2, 1)))
+    adjusted = pd.Series(stats.false_discovery_control(pval)) if len(pval) else pval
     _, _, pp, tt, pt = total.moments.sum(1)
     return {
         "rmse": float(np.sqrt((pp - 2 * pt + tt) / total.n.sum())),
-        "r_within": float(np.mean(within)),
+        "r_within": float(within.mean()),
         "r_pooled": float(r.mean()),
-        "r_pooled_median": float(np.median(r)),
-        "r2_spot": float(np.nanmean(r2_spot)),
-        "r2_spot_median": float(np.nanmedian(r2_spot)),
-        "r2_gene": float(np.nanmean(r2_gene)),
-        "r2_gene_median": float(np.nanmedian(r2_gene)),
+        "r_pooled_median": float(r.median()),
+        "r2_spot": float(r2_spot.mean()),
+        "r2_spot_median": float(r2_spot.median()),
+        "r2_gene": float(r2_gene.mean()),
+        "r2_gene_median": float(r2_gene.median()),
         "share_p05": float((pval < 0.05).mean()),
         "share_padj05": float((adjusted < 0.05).mean()),
         "share_r01": float((r > 0.1).mean()),
@@ -148,6 +148,9 @@ def imputation_metrics(
     ``n_spots``, ``n_genes``
         How many spots and genes entered. A gene enters if one of its masked values is not 0; its r is 0 where
         the prediction or the truth is constant.
+
+    Sections where no gene enters don't count in ``r_within``, nor spots and genes whose values don't vary in the R²;
+    where nothing is left a metric is NaN.
 
     Raises
     ------

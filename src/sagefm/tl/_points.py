@@ -14,6 +14,8 @@ from sagefm._utils import check_key, shorten
 if TYPE_CHECKING:
     from anndata import AnnData
 
+MAX_VALUE = 1e15  # float32 sums of squares of larger ones overflow
+
 
 def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
     """Representation of every spot, checked to be finite."""
@@ -25,6 +27,8 @@ def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
     points = np.asarray(points.toarray() if sparse.issparse(points) else points)
     if points.ndim != 2 or not points.shape[1] or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
         raise ValueError(f"obsm[{use_rep!r}] has to hold finite numbers, shape (spots, dimensions).")
+    if len(points) and (largest := max(-float(points.min()), float(points.max()))) > MAX_VALUE:
+        raise ValueError(f"obsm[{use_rep!r}] holds values up to {largest:.3g}, too large to square. Scale it first.")
     return points
 
 
