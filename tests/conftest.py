@@ -61,6 +61,14 @@ def slide(_slide):
     return _slide.copy()
 
 
+@pytest.fixture(scope="session")
+def bench():
+    """The catalogue's slide and what every function makes of it, once for all tests."""
+    import catalogue
+
+    return catalogue.Bench()
+
+
 def random_model(hidden, architecture=sg.models.GCN):
     """Model with random weights, all terms of which count."""
     torch.manual_seed(0)

@@ -19,11 +19,6 @@ from sagefm.models._vocabulary import hest1k
 TOLERANCE = 1e-5  # of the largest value
 
 
-@pytest.fixture(scope="module")
-def bench():
-    return catalogue.Bench()
-
-
 @pytest.fixture
 def threads():
     """Number of threads of torch, as it was afterwards."""

@@ -9,12 +9,6 @@ from catalogue import FUNCTIONS, ODDITIES, PLOTS, SAME
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-
-@pytest.fixture(scope="module")
-def bench():
-    return catalogue.Bench()
-
-
 ALL = FUNCTIONS | PLOTS
 
 # Of so many oddities one, here; scripts/hostile.py has them all. What reads the counts has one way of doing so.

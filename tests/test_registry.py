@@ -1,5 +1,6 @@
 """The download path for real: a loopback HTTP server and a file in the published layout."""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -174,9 +175,9 @@ def test_cache_that_is_no_folder(server, tmp_path, monkeypatch):
         sg.models.load(NAME)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def unprivileged():
-    """Run without root's right to write anywhere."""
+    """Run without root's right to write anywhere; not as a fixture, as coverage writes between tests."""
     if os.geteuid() != 0:
         yield
         return
@@ -187,7 +188,7 @@ def unprivileged():
         os.seteuid(0)
 
 
-def test_read_only_cache(server, tmp_path, monkeypatch, request):
+def test_read_only_cache(server, tmp_path, monkeypatch):
     folder = tmp_path / "read-only"
     folder.mkdir()
     for parent in [folder, *folder.parents[:4]]:  # let anyone reach it
@@ -195,12 +196,11 @@ def test_read_only_cache(server, tmp_path, monkeypatch, request):
             parent.chmod(0o755)
     folder.chmod(0o555)
     monkeypatch.setenv("SAGEFM_CACHE", str(folder))
-    request.getfixturevalue("unprivileged")
-    with pytest.raises(RuntimeError, match="SAGEFM_CACHE"):
+    with unprivileged(), pytest.raises(RuntimeError, match="SAGEFM_CACHE"):
         sg.models.load(NAME)
 
 
-def test_read_only_cache_that_holds_the_checkpoint(server, checkpoint, tmp_path, monkeypatch, log, request):
+def test_read_only_cache_that_holds_the_checkpoint(server, checkpoint, tmp_path, monkeypatch, log):
     """Without leave to write, the conversion is done anew each time, and said."""
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -209,8 +209,8 @@ def test_read_only_cache_that_holds_the_checkpoint(server, checkpoint, tmp_path,
     for parent in folder.parents[:3]:
         parent.chmod(0o755)
     folder.chmod(0o555)
-    request.getfixturevalue("unprivileged")
-    assert equal_weights(sg.models.load(NAME), checkpoint[0])
+    with unprivileged():
+        assert equal_weights(sg.models.load(NAME), checkpoint[0])
     assert "Could not write" in log.text
 
 
