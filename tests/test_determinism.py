@@ -103,7 +103,7 @@ def test_a_generator_is_a_seed(bench):
 SIZE = st.integers(1, 200)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=SIZE,
     n_threads=st.integers(1, 4),

@@ -15,6 +15,7 @@ from scipy.spatial.distance import cosine
 import sagefm as sg
 from sagefm.benchmark import _tasks
 from sagefm.cli import main
+from sagefm.tl import _composition as compositions
 
 
 @pytest.fixture(autouse=True)
@@ -165,8 +166,16 @@ def folder_of_slides(tmp_path_factory):
     return folder
 
 
+class Brief(compositions.Learner):
+    """Few epochs: what the protocol does with the fits is tested, not they."""
+
+    def __init__(self, n_layers, n_epochs, device, seed):
+        super().__init__(n_layers, 3, device, seed)
+
+
 @pytest.fixture
-def config(folder_of_slides, tmp_path):
+def config(folder_of_slides, tmp_path, monkeypatch):
+    monkeypatch.setattr(compositions, "Learner", Brief)
     path = tmp_path / "config.toml"
     path.write_text(
         f"""

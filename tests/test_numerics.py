@@ -106,7 +106,7 @@ def kit():
     return catalogue.make_kit(catalogue.plain_slide())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     values=st.lists(st.sampled_from(EXTREMES), min_size=5, max_size=40),
     dtype=st.sampled_from([np.float32, np.float64]),

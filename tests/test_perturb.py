@@ -1,6 +1,7 @@
 """In-silico perturbation against the literal protocol, closed forms, autograd and planted nulls."""
 
 import copy
+import itertools
 
 import anndata as ad
 import literal
@@ -86,9 +87,14 @@ def assert_like_literal(adata, results, changes):
         assert row["effect"] == pytest.approx((row["n_up"] - row["n_down"]) / n)
 
 
-@pytest.mark.parametrize("mask", ["all", "pair"])
-@pytest.mark.parametrize("contrast", ["max_vs_min", "max_vs_observed"])
-@pytest.mark.parametrize("family", ["tiny", "sage"])
+@pytest.mark.parametrize(
+    ("family", "contrast", "mask"),
+    [
+        *itertools.product(["tiny"], ["max_vs_min", "max_vs_observed"], ["all", "pair"]),
+        ("sage", "max_vs_min", "pair"),
+        ("sage", "max_vs_observed", "all"),
+    ],
+)
 def test_like_the_literal_protocol(patch, family, contrast, mask, request):
     model = awake(request.getfixturevalue(family))
     pairs = [*PAIRS, ("COL1A1_COL1A2", "CXCR4_CD74")]
