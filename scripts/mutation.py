@@ -7,7 +7,9 @@ python scripts/mutation.py [--n 30] [--seed 0] [--jobs 2] [--paths src/sagefm/pp
 A line is drawn first, then one of the changes that cosmic-ray knows for it (another operator, comparison or number, a
 condition turned round, a loop left out). Each is made in a copy of the repository, where the tests that run the line go
 through until one fails: a break that all of them pass is printed, for a test to be written or to be called harmless.
-Lines that no test runs count as unnoticed; annotations of types aren't lines that run.
+Of lines that run when the package is imported, as of decorators and constants, all tests of the file count. Lines
+that no test runs count as unnoticed. Left out is what can't be seen from outside: annotations of types, imports for
+type checkers, strict= of zip, whose lengths are equal.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def possible_changes(paths: list[str]) -> dict[tuple[Path, int], list[tuple[str,
     found = defaultdict(list)
     for file in files:
         source = file.read_text(encoding="utf-8")
-        typed = annotation_lines(source)
+        typed, lines = annotation_lines(source), source.splitlines()
         tree = get_ast(source)
         for name in operator_names():
             if "Decorator" in name or "Is_" in name.replace("Is_IsNot", ""):
@@ -96,7 +98,8 @@ def possible_changes(paths: list[str]) -> dict[tuple[Path, int], list[tuple[str,
             while stack:  # in the order in which mutate_code counts
                 node = stack.pop()
                 for start, _ in instance.mutation_positions(node):
-                    if start[0] not in typed:
+                    of_zip = name.endswith("ReplaceTrueWithFalse") and "strict=True" in lines[start[0] - 1]
+                    if start[0] not in typed and not of_zip:
                         found[file, start[0]].append((name, occurrence))
                     occurrence += 1
                 stack.extend(reversed(getattr(node, "children", [])))
@@ -114,6 +117,8 @@ def annotation_lines(source: str) -> set[int]:
             parts = [node.returns, *(argument.annotation for argument in [*node.args.args, *node.args.kwonlyargs])]
         elif isinstance(node, ast.AnnAssign):
             parts = [node.annotation]
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name):
+            parts = [node.test] if node.test.id == "TYPE_CHECKING" else []
         for part in parts:
             if part is not None:
                 typed.update(range(part.lineno, part.end_lineno + 1))
@@ -140,7 +145,10 @@ def is_noticed(
     source = path.read_text(encoding="utf-8")
     mutated = mutate_code(source, get_operator(operator)(), occurrence)
     diff = "".join(difflib.unified_diff(source.splitlines(True), mutated.splitlines(True), n=0))
-    contexts = data.contexts_by_lineno(str(path)).get(line, [])
+    by_line = data.contexts_by_lineno(str(path))
+    contexts = by_line.get(line, [])
+    if contexts == [""]:  # run at import
+        contexts = [context for found in by_line.values() for context in found]
     tests = sorted({context.split("|")[0] for context in contexts if context and not LEFT_OUT.search(context)})
     if not tests:
         return ("no test", diff)

@@ -218,6 +218,15 @@ def test_planted_likelihoods_are_found(n_layers):
     assert scores["f1_macro"] == pytest.approx(best["f1_macro"])
 
 
+def test_nothing_held_out_says_so_and_takes_what_tells_no_slides_apart(log):
+    adata = compositions()
+    adata.obs["donor"] = "A"
+    sg.tl.composition(adata, "share", group_key="donor", n_epochs=1)
+    assert adata.uns["sage_composition"]["params"]["scale"] == "slide"
+    assert "scores" not in adata.uns["sage_composition"]
+    assert "no score can be given" in log.text
+
+
 def test_composition_repeats_itself_and_leaves_torch_as_it_was():
     import torch
 

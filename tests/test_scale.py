@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -434,6 +435,7 @@ def test_a_folder_of_sections(folder, tmp_path, log):
     assert table["status"].to_dict() == {"a": "embedded", "b": "embedded", "c": "failed", "d": "embedded"}
     assert "no counts" in table.loc["c", "error"]
     assert "1 of 4 sections failed: 'c'" in log.text
+    assert [r.getMessage().partition(":")[0] for r in log.records if r.levelname == "ERROR"] == ["c"]
     adata = ad.read_h5ad(folder / "a.h5ad")
     sg.pp.neighborhood_graph(adata)
     sg.tl.sage_embed(adata, "sagefm-mini")
@@ -568,6 +570,25 @@ def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(_sections, "_embed_section", whole)
     table = sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
     assert table["status"].tolist() == ["kept", "embedded", "failed", "embedded"]
+
+
+def test_an_interrupted_run_takes_its_jobs_back():
+    """A cluster of the user's would go on with them."""
+
+    class Executor(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            submitted.append(super().submit(*arguments))
+            return submitted[-1]
+
+    submitted, going = [], threading.Event()
+    with Executor(1) as executor:
+        client = SimpleNamespace(get_executor=lambda pure: executor)
+        with _sections._executor(client, 1) as run:
+            results = run(lambda number: number or going.wait(30), [(1,), (0,), (2,), (3,)])
+            assert next(results) == (0, 1)
+            results.close()  # as an exception does
+        assert [future.cancelled() for future in submitted[2:]] == [True, True]
+        going.set()
 
 
 def test_killed_workers_survive_on_a_cluster(folder, tmp_path):

@@ -107,6 +107,15 @@ def test_layer(slide, model, expected):
     assert slide.uns["X_sage"]["params"]["layer"] == "counts"
 
 
+@pytest.mark.parametrize(("raw", "mend"), [(True, r"adata\.raw\.to_adata\(\)"), (False, r"Pass layer=\.\.\.")])
+def test_where_counts_may_be(slide, tiny, raw, mend):
+    if raw:
+        slide.raw = slide
+    slide.X = slide.X * 0.5
+    with pytest.raises(ValueError, match=mend):
+        sg.tl.sage_embed(slide, tiny)
+
+
 def test_backed(slide, model, expected, tmp_path):
     slide.write_h5ad(tmp_path / "slide.h5ad")
     backed = read_h5ad(tmp_path / "slide.h5ad", backed="r")
