@@ -10,11 +10,12 @@ from scipy import sparse
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table, progress, shorten
+from sagefm._utils import check_free, check_whole, get_table, progress
 from sagefm.pp._counts import Counts
 from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
 from sagefm.pp._neighbors import Floats, Ints
-from sagefm.pp._regions import circles, link, region_key, region_library
+from sagefm.pp._regions import circles, find_regions, link, region_library
+from sagefm.pp._units import check_positive, find_scales
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -145,8 +146,8 @@ def pseudospots(
         column = bins.obs[library_key].to_numpy()
         labels = [str(column[rows[0]]) for _, rows in libraries]
     in_pixels = spatial_key == _keys.SPATIAL and not from_regions
-    scales = _scales(bins if in_pixels else None, labels, microns_per_unit)
-    sources = None if sdata is None else _sources(bins, libraries, library_key)
+    scales = find_scales(bins if in_pixels else None, labels, microns_per_unit)
+    sources = None if sdata is None else find_regions(bins, libraries, library_key)
 
     # Positions (library, row, column) of the hexagons that have bins, and the number of each bin's.
     position = np.empty((bins.n_obs, 3), dtype=np.int64)
@@ -268,49 +269,14 @@ def _add_up(counts: Counts, spot: Ints, n_spots: int, n_vars: int) -> sparse.csr
 
 def _check_lengths(spacing: object, diameter: object, min_bins: object) -> tuple[float, float | None, int | None]:
     """Refuse lengths that make no pseudo-spots."""
-    pitch = _positive("spacing", spacing)
-    width = None if diameter is None else _positive("diameter", diameter)
+    pitch = check_positive("spacing", spacing)
+    width = None if diameter is None else check_positive("diameter", diameter)
     if width is not None and width > pitch:
         raise ValueError(
             f"diameter={diameter} µm is more than spacing={spacing} µm: the discs would overlap, but a bin belongs to "
             "one pseudo-spot only. Set a larger spacing, or diameter=None for whole hexagons."
         )
     return pitch, width, None if min_bins is None else check_whole("min_bins", min_bins, 1)
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}={value!r} has to be a number.")
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name}={value!r} has to be above 0 and finite.")
-    return float(value)
-
-
-def _scales(bins: AnnData | None, labels: list[str | None], microns_per_unit: float | None) -> list[float]:
-    """µm per unit of the coordinates of each library: as given, else as Space Ranger wrote it."""
-    if microns_per_unit is not None:
-        return [_positive("microns_per_unit", microns_per_unit)] * len(labels)
-    images = {} if bins is None else bins.uns.get(_keys.SPATIAL, {})
-    scales = []
-    for label in labels:
-        entries = list(images.values()) if label is None else [images[label]] if label in images else []
-        known = {float(found) for entry in entries if (found := _factor(entry)) is not None}
-        if len(known) != 1:
-            of = "" if label is None else f" of {label!r}"
-            where = f"adata.uns[{_keys.SPATIAL!r}]"
-            why = f"{where} has several" if known else f"{where} has no {_keys.MICRONS_PER_PIXEL!r} for them"
-            raise ValueError(
-                f"the unit of the coordinates{of} isn't known: {why}. Pass microns_per_unit, the µm per unit of the "
-                "coordinates (1 if they are in µm; for pixels, the size of one)."
-            )
-        scales.append(_positive(_keys.MICRONS_PER_PIXEL, known.pop()))
-    return scales
-
-
-def _factor(entry: Any) -> Any:
-    """µm per pixel in what scanpy and squidpy keep of one slide."""
-    factors = entry.get(_keys.SCALEFACTORS) if isinstance(entry, Mapping) else None
-    return factors.get(_keys.MICRONS_PER_PIXEL) if isinstance(factors, Mapping) else None
 
 
 def _with_diameter(bins: AnnData, labels: list[str | None], diameters: Floats) -> dict[str, Any]:
@@ -357,24 +323,6 @@ def _refuse_taken(sdata: SpatialData, key_added: str) -> None:
     taken = [element for element in (name, shapes) if element in sdata]
     if taken and not ours:
         raise ValueError(f"the SpatialData has an element {taken[0]!r} that isn't of this function. Set key_added.")
-
-
-def _sources(bins: AnnData, libraries: list[tuple[str, Ints]], library_key: str | None) -> list[str | None]:
-    """Region that each library lies in; ``None`` where the table annotates none."""
-    key = region_key(bins)
-    if key is None:
-        return [None] * len(libraries)
-    regions = bins.obs[key].to_numpy()
-    sources: list[str | None] = []
-    for name, rows in libraries:
-        found = np.unique(regions[rows].astype(str))
-        if len(found) > 1:
-            raise ValueError(
-                f"{name} lies in regions {shorten(found)}, whose coordinates can't be compared. Leave library_key out "
-                f"(now {library_key!r}), or pass the table alone if you know that they can."
-            )
-        sources.append(str(found[0]))
-    return sources
 
 
 def _add_elements(

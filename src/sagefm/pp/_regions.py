@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagefm._utils import shorten
-from sagefm.pp._neighbors import Floats
+from sagefm.pp._neighbors import Floats, Ints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,24 @@ def region_library(table: AnnData) -> str | None:
     """The same, where the rows lie in several regions: coordinates of two regions can't be compared."""
     key = region_key(table)
     return key if key is not None and table.obs[key].nunique() > 1 else None
+
+
+def find_regions(table: AnnData, libraries: list[tuple[str, Ints]], library_key: str | None) -> list[str | None]:
+    """Region that each library lies in; ``None`` where the table annotates none."""
+    key = region_key(table)
+    if key is None:
+        return [None] * len(libraries)
+    regions = table.obs[key].to_numpy()
+    sources: list[str | None] = []
+    for name, rows in libraries:
+        found = np.unique(regions[rows].astype(str))
+        if len(found) > 1:
+            raise ValueError(
+                f"{name} lies in regions {shorten(found)}, whose coordinates can't be compared. Leave library_key out "
+                f"(now {library_key!r}), or pass the table alone if you know that they can."
+            )
+        sources.append(str(found[0]))
+    return sources
 
 
 def region_coordinates(sdata: SpatialData, table: AnnData) -> Floats:
