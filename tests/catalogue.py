@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anndata as ad
 import dask.array as da
@@ -31,6 +32,7 @@ from scipy import sparse
 
 import sagefm as sg
 from sagefm.models._vocabulary import Vocabulary, hest1k
+from sagefm.tl import _classifiers
 
 SOURCE = Path(inspect.getfile(sg)).parent
 SAME, FINE, REFUSED, EITHER = "same", "fine", "refused", "either"
@@ -89,6 +91,16 @@ class Function:
 
 def _function(call: Callable[[Any, Kit], Any], writes: str = "", reads: str = "") -> Function:
     return Function(call, tuple(writes.split()), frozenset(reads.split()))
+
+
+def _small_forests(call: Callable[[Any, Kit], Any]) -> Callable[[Any, Kit], Any]:
+    """How good they are isn't asked here, and an odd slide may want thousands."""
+
+    def small(adata: Any, kit: Kit) -> Any:
+        with mock.patch.object(_classifiers, "N_TREES", 5):
+            return call(adata, kit)
+
+    return small
 
 
 PAIRS = [("CXCL12", "CXCR4"), ("TGFB1", "TGFBR2"), ("IL6", "IL6R")]
@@ -163,7 +175,7 @@ FUNCTIONS: dict[str, Function] = {
         lambda a, k: sg.tl.cluster_composition(a, "domain"), "uns/sage_cluster_composition", "clusters labels"
     ),
     "tl.annotate": _function(
-        lambda a, k: sg.tl.annotate(a, "domain", group_key="donor", classifier="forest"),
+        _small_forests(lambda a, k: sg.tl.annotate(a, "domain", group_key="donor", classifier="forest")),
         "obs/sage_annotation obsm/sage_annotation uns/sage_annotation",
         "embedding labels donors",
     ),
@@ -195,7 +207,9 @@ FUNCTIONS: dict[str, Function] = {
         lambda a, k: sg.benchmark.evaluate_clustering(a, "X_sage", "domain", n_repeats=1), "", "embedding labels"
     ),
     "benchmark.evaluate_annotation": _function(
-        lambda a, k: sg.benchmark.evaluate_annotation(a, "domain", "X_sage", classifier="forest", n_bootstraps=2),
+        _small_forests(
+            lambda a, k: sg.benchmark.evaluate_annotation(a, "domain", "X_sage", classifier="forest", n_bootstraps=2)
+        ),
         "",
         "embedding labels donors",
     ),

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 ALL = FUNCTIONS | PLOTS
 
 # Of so many oddities one, here; scripts/hostile.py has them all. What reads the counts has one way of doing so.
-SHARE, SLOW_SHARE = 5, 15
-SLOW = {"benchmark.evaluate_annotation", "tl.annotate"}
+SHARE = 5
 
 
 def test_the_catalogue_is_large_and_names_each_input_once():
@@ -26,7 +25,7 @@ def test_the_catalogue_is_large_and_names_each_input_once():
 @pytest.mark.parametrize("name", ALL)
 def test_every_odd_slide_is_read_right_or_refused(bench, name):
     reading = [oddity for oddity in ODDITIES if oddity.spoils & ALL[name].reads]
-    share = SLOW_SHARE if name in SLOW else SHARE if len(reading) > 20 else 1
+    share = SHARE if len(reading) > 20 else 1
     reading = reading[sum(map(ord, name)) % share :: share]  # others for each function
     wrong = {
         oddity.name: (outcome.text, outcome.detail)
