@@ -582,6 +582,7 @@ ON_TOP = {"pp.neighborhood_graph, knn": REFUSED, "pp.pseudospots": REFUSED}
 THREE_SAMPLES = {"benchmark.centroid_distances": REFUSED}
 NO_GAPS = {**THREE_SAMPLES, "tl.cluster_composition": REFUSED}
 DRAWN = {"pl.cluster": FINE}
+NAMES = {"tl.annotate": REFUSED}  # classes become names of columns
 COUNTED = {"tl.cluster_composition": FINE}
 IN_ONE = {**ON_TOP, "tl.impute": REFUSED}
 NO_SCORES = {"tl.annotate": FINE, "tl.composition": FINE}  # nothing is held out, which they say
@@ -821,9 +822,21 @@ ODDITIES: list[Oddity] = [
         but=THREE_SAMPLES,
     ),
     _odd("labels that no spot has", _column("domain", lambda c: _level(c)), "labels", SAME),
-    _odd("a label with a slash", _column("domain", lambda c: c.astype(str).replace("tumor", "a/b")), "labels", FINE),
-    _odd("an empty label", _column("domain", lambda c: c.astype(str).replace("tumor", "")), "labels", FINE),
-    _odd("a label named unsure", _column("domain", lambda c: c.astype(str).replace("tumor", "unsure")), "labels", FINE),
+    _odd(
+        "a label with a slash",
+        _column("domain", lambda c: c.astype(str).replace("tumor", "a/b")),
+        "labels",
+        FINE,
+        but=NAMES,
+    ),
+    _odd("an empty label", _column("domain", lambda c: c.astype(str).replace("tumor", "")), "labels", FINE, but=NAMES),
+    _odd(
+        "a label named unsure",
+        _column("domain", lambda c: c.astype(str).replace("tumor", "unsure")),
+        "labels",
+        FINE,
+        but=NAMES,
+    ),
     _odd("no likelihoods", _drop("obsm", "likelihood"), "likelihood", REFUSED, "likelihood"),
     _odd("likelihoods of NaN", _set("obsm", "likelihood", lambda f: f * np.nan), "likelihood", REFUSED),
     _odd("likelihoods above 1", _set("obsm", "likelihood", lambda f: f * 2), "likelihood", REFUSED, "between 0 and 1"),
