@@ -33,6 +33,10 @@ ARRAY_ROW = "array_row"
 """
 obs : row of the spot on Visium's array; read, and written by ``datasets`` and ``pp.pseudospots``
 """
+IN_TISSUE = "in_tissue"
+"""
+obs : whether the spot is on tissue; those with 0 don't count where patches of the image are checked
+"""
 ARRAY_COL = "array_col"
 """
 obs : column of the spot on Visium's array; every other one is free in a row
@@ -166,6 +170,23 @@ SENSITIVITY = "gene_sensitivity"
 """
 uns : ``params``; ``results``, the mean slope of each target (columns) by each gene in the neighbours (rows)
 obsm : with ``store_spots=True``, the slope at each spot, columns ``GENE|TARGET``
+"""
+HISTOLOGY = "histology"
+"""
+uns : ``params`` of ``pp.histology_patches``; ``images``, where each slide's image lies
+"""
+HISTOLOGY_TISSUE = "{}_tissue"
+"""
+obs : share of the spot's patch of the image that is tissue
+"""
+HISTOLOGY_PADDED = "{}_padded"
+"""
+obs : whether the patch leaves the image
+"""
+HISTOLOGY_EMBEDDING = "X_histology"
+"""
+obsm : features of the spot's patch of the image
+uns : ``params``; ``features``, what each is called
 """
 
 

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from sagefm import _keys
 from sagefm._utils import check_whole
+from sagefm.datasets._simulated_image import paint
 from sagefm.models._vocabulary import hest1k
 from sagefm.pp._neighbors import lattice_neighbors
 
@@ -67,6 +68,7 @@ def simulated_visium(
     interactions: Sequence[tuple[str, str, float]] | None = None,
     depth: float = 5_000,
     dispersion: float = 0.3,
+    image: bool = False,
     rng: int | np.random.Generator = 0,
 ) -> AnnData:
     """Simulate a Visium slide with planted domains and planted ligand-receptor effects.
@@ -93,6 +95,9 @@ def simulated_visium(
         Median total count of a spot.
     dispersion
         Variance beyond Poisson: ``mean + dispersion * mean²``.
+    image
+        Whether to paint an image like a haematoxylin-eosin section too, where domains differ by their nuclei and
+        fibres: 1 µm a pixel, in ``uns["spatial"]``. Counts are the same without it.
     rng
         Seed or generator.
 
@@ -101,7 +106,8 @@ def simulated_visium(
     Slide with counts (CSR, float32) in ``X``; ``array_row``, ``array_col``, ``in_tissue`` and the true
     ``domain`` in ``obs``; Ensembl ids in ``var["gene_ids"]``; µm in ``obsm["spatial"]``; and
     ``uns["truth"]``: ``DataFrame`` of ``interactions`` (ligand, receptor, effect) and of ``markers``
-    (domain, gene, log_fold_change), and ``params``.
+    (domain, gene, log_fold_change), and ``params``. With ``image``, also
+    ``uns["spatial"]["simulated"]``, as Space Ranger's output is read; coordinates are then in its pixels.
 
     Raises
     ------
@@ -198,6 +204,11 @@ def simulated_visium(
     }
     for table in ("interactions", "markers"):
         adata.uns["truth"][table].index = adata.uns["truth"][table].index.astype(str)
+    if image:
+        pixels, corner = paint(adata.obsm[_keys.SPATIAL], domain, 1.0, generator)
+        adata.obsm[_keys.SPATIAL] -= corner
+        factors = {"tissue_hires_scalef": 1.0, _keys.SPOT_DIAMETER: DIAMETER, _keys.MICRONS_PER_PIXEL: 1.0}
+        adata.uns[_keys.SPATIAL] = {"simulated": {"images": {"hires": pixels}, _keys.SCALEFACTORS: factors}}
     return adata
 
 

@@ -6,6 +6,7 @@ from sagefm.tl._cluster import cluster
 from sagefm.tl._cluster_genes import cluster_composition, cluster_markers
 from sagefm.tl._composition import composition
 from sagefm.tl._embed import sage_embed
+from sagefm.tl._histology import histology_embed
 from sagefm.tl._impute import impute
 from sagefm.tl._overlap import perturbation_overlap
 from sagefm.tl._perturb import perturb_lr
@@ -21,6 +22,7 @@ __all__ = [
     "composition",
     "embed_sections",
     "gene_sensitivity",
+    "histology_embed",
     "impute",
     "mofa_embed",
     "nichepca_embed",
