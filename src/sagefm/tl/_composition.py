@@ -266,7 +266,7 @@ class Learner:
         center, spread = points.mean(axis=0), points.std(axis=0)
         spread = np.where(spread > 0, spread, 1)
         x = torch.as_tensor((points - center) / spread, dtype=torch.float32, device=self.device)
-        y = torch.as_tensor(target, dtype=torch.float32, device=self.device)
+        y = torch.tensor(target, dtype=torch.float32, device=self.device)  # a copy: pandas' arrays may be read-only
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             widths = [points.shape[1], *[WIDTH] * (self.n_layers - 1)]

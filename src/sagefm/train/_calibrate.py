@@ -208,7 +208,7 @@ def find_limits(trials: pd.DataFrame, caution: float = CAUTION) -> dict[str, dic
     # A group on which the model is behind as it is says nothing of what missing genes do.
     strong = table["group"].isin(table.loc[intact & ahead, "group"]).to_numpy()
     if not strong.any():  # all count, and the limit passes nothing
-        strong[:] = True
+        strong = np.ones_like(strong)
     chosen = {
         "lacking": (strong & (intact | (table["shift"] == "lacking").to_numpy()), 1),
         "depth": ((table["shift"] == "depth").to_numpy(), -1),
