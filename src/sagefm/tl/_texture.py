@@ -49,5 +49,6 @@ def _describe(patch: Bytes) -> NDArray[np.float64]:
         steps = np.rint(stain * 500).astype(np.int32)
         for points, radius in PATTERNS:
             kinds = local_binary_pattern(steps, points, radius, method="uniform").astype(int)
+            kinds = kinds[radius:-radius, radius:-radius]  # at the border the circle leaves the patch
             histograms.append(np.bincount(kinds.ravel(), minlength=points + 2) / kinds.size)
     return np.concatenate([moments.ravel(), [together], *histograms])
