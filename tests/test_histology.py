@@ -229,7 +229,7 @@ def test_bad_images(slide, pixels, tmp_path):
     refused(ValueError, "grey.tif has axes YX", tmp_path / "grey.tif")
     Pillow.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
     refused(ValueError, "expected .rows, columns, 3.: a colour image", tmp_path / "grey.png")
-    refused(ValueError, "spans 16|size=8", None, size=8)
+    refused(ValueError, "size=8 has to be at least 16", None, size=8)
     refused(ValueError, "min_tissue=2 has to lie between", None, min_tissue=2)
     refused(ValueError, "library_key has to name", {"a": "b"})
     slide.uns["spatial"]["simulated"]["scalefactors"]["tissue_hires_scalef"] = 0.05

@@ -33,13 +33,13 @@ ARRAY_ROW = "array_row"
 """
 obs : row of the spot on Visium's array; read, and written by ``datasets`` and ``pp.pseudospots``
 """
-IN_TISSUE = "in_tissue"
-"""
-obs : whether the spot is on tissue; those with 0 don't count where patches of the image are checked
-"""
 ARRAY_COL = "array_col"
 """
 obs : column of the spot on Visium's array; every other one is free in a row
+"""
+IN_TISSUE = "in_tissue"
+"""
+obs : whether the spot is on tissue; those with 0 don't count where patches of the image are checked
 """
 
 PSEUDOSPOT = "pseudospot"

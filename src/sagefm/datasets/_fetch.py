@@ -23,7 +23,7 @@ GEO = "https://ftp.ncbi.nlm.nih.gov/geo/samples"
 MATRIX = "filtered_feature_bc_matrix.h5"
 POSITIONS = "tissue_positions_list.csv"
 # Of Space Ranger's positions; older versions write them without a header.
-COLUMNS = ["barcode", "in_tissue", _keys.ARRAY_ROW, _keys.ARRAY_COL, "pxl_row_in_fullres", "pxl_col_in_fullres"]
+COLUMNS = ["barcode", _keys.IN_TISSUE, _keys.ARRAY_ROW, _keys.ARRAY_COL, "pxl_row_in_fullres", "pxl_col_in_fullres"]
 # What readers raise at files that are cut short, or are something else (a log-in page, say).
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, ZlibError)
 

@@ -182,7 +182,7 @@ def simulated_visium(
         sparse.csr_matrix(counts),
         obs=pd.DataFrame(
             {
-                "in_tissue": 1,
+                _keys.IN_TISSUE: 1,
                 _keys.ARRAY_ROW: array[:, 0],
                 _keys.ARRAY_COL: array[:, 1],
                 "domain": pd.Categorical.from_codes(domain, list(markers)),

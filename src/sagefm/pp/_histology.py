@@ -54,8 +54,8 @@ def histology_patches(
     image
         Path of the image (TIFF and OME-TIFF are read in parts; JPEG and PNG are decoded as a whole), or the name of an
         image of the ``SpatialData``. With ``library_key`` a mapping of slides to these. By default the only image of
-        the ``SpatialData``, else the finest in ``uns["spatial"]``, which is as a rule ten times coarser than the
-        full resolution.
+        the ``SpatialData``, else the finest in ``uns["spatial"]``, which is far coarser than the full
+        resolution.
     size
         Pixels of a patch, each way. It spans as many of the full-resolution image, or ``size`` times ``mpp`` µm.
         Images in ``uns["spatial"]`` and coarse ones of a ``SpatialData`` are enlarged to that.
@@ -253,7 +253,7 @@ def _check_tissue(
     """Refuse spots on glass: an image that is turned, flipped or another slide's."""
     counted = np.ones(len(tissue), dtype=bool)
     if _keys.IN_TISSUE in adata.obs:
-        counted = (adata.obs[_keys.IN_TISSUE].to_numpy()[slide.rows].astype(float) > 0) | ~counted
+        counted = adata.obs[_keys.IN_TISSUE].to_numpy()[slide.rows].astype(float) > 0
     if not counted.any() or np.median(tissue[counted]) >= min_tissue:
         return
     share = float(np.median(tissue[counted]))

@@ -55,7 +55,7 @@ class Patches:
         return np.asarray(((corners < 0) | (corners + self.width > [width, height])).any(axis=1))
 
     def blocks(self, batch_size: int = 256) -> Iterator[tuple[NDArray[np.int64], Bytes]]:
-        """Numbers of some patches and their pixels, shape (n, size, size, 3), in an order that reads pixels once."""
+        """Numbers of some patches and their pixels, shape (n, size, size, 3), block by block of the image."""
         corners = self.corners
         # At least a few patches to a block, however large they are.
         block = max(BLOCK, 2 * self.width)
@@ -63,10 +63,10 @@ class Patches:
         order = np.lexsort((place[:, 0], place[:, 1]))
         ends = np.flatnonzero((np.diff(place[order], axis=0) != 0).any(axis=1)) + 1
         for of_block in np.split(order, ends):
+            left, top = corners[of_block].min(axis=0)
+            right, bottom = corners[of_block].max(axis=0) + self.width
+            window = self.image.read(top, bottom, left, right)
             for rows in np.split(of_block, range(batch_size, len(of_block), batch_size)):
-                left, top = corners[rows].min(axis=0)
-                right, bottom = corners[rows].max(axis=0) + self.width
-                window = self.image.read(top, bottom, left, right)
                 cut = np.stack([window[y : y + self.width, x : x + self.width] for x, y in corners[rows] - [left, top]])
                 yield rows, cut if self.size == self.width else _resample(cut, self.size)
 
