@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sagefm.models._encoder import Encoder, load_encoder
 from sagefm.models._model import Model
 from sagefm.models._registry import available, load
 from sagefm.models._vocabulary import Vocabulary
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from sagefm.models._gcn import GCN
     from sagefm.models._sage import SAGE
 
-__all__ = ["GCN", "SAGE", "Model", "Vocabulary", "available", "load"]
+__all__ = ["GCN", "SAGE", "Encoder", "Model", "Vocabulary", "available", "load", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

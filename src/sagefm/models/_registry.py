@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OFFLINE = "sagefm-mini"
+ENCODER = "vit"  # architecture of histology encoders, which load_encoder loads
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def registry() -> dict[str, Entry]:
 
 
 def available() -> pd.DataFrame:
-    """List the models that :func:`load` knows by name.
+    """List the models that :func:`load` knows by name, and the histology encoders of :func:`load_encoder`.
 
     Returns
     -------
@@ -81,7 +82,7 @@ def available() -> pd.DataFrame:
     --------
     >>> import sagefm as sg
     >>> sg.models.available()["architecture"].to_dict()
-    {'sage-fm-hest1k': 'gcn', 'sagefm-mini': 'sage'}
+    {'sage-fm-hest1k': 'gcn', 'sagefm-mini': 'sage', 'spafoundation': 'vit'}
     """
     import pandas as pd
 
@@ -141,18 +142,26 @@ def _load(model: str | Path) -> Model:
     if not isinstance(model, str | Path):
         raise TypeError(f"model has to be a name, a path or a Model, got {type(model).__name__}.")
     entry = registry().get(str(model))
+    if entry is not None and entry.architecture == ENCODER:
+        raise ValueError(
+            f"{entry.name} describes histology, not expression. Run sg.tl.histology_embed(adata, {entry.name!r})."
+        )
     if entry is not None:
         return _load_entry(entry)
     path = Path(model).expanduser()
     if path.suffix not in (".safetensors", ".pt"):
         raise ValueError(
-            f"unknown model {str(model)!r}: give one of {sorted(registry())}, or a path ending in .safetensors or .pt."
+            f"unknown model {str(model)!r}: give one of {_names()}, or a path ending in .safetensors or .pt."
         )
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}.")
     from sagefm.models import _io
 
     return _io.read_published(path, path.stem) if path.suffix == ".pt" else _io.read_safetensors(path)
+
+
+def _names() -> list[str]:
+    return sorted(name for name, entry in registry().items() if entry.architecture != ENCODER)
 
 
 def _load_entry(entry: Entry) -> Model:
