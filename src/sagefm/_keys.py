@@ -188,6 +188,28 @@ HISTOLOGY_EMBEDDING = "X_histology"
 obsm : features of the spot's patch of the image
 uns : ``params``; ``features``, what each is called
 """
+HISTOLOGY_EXPRESSION = "histology_expression"
+"""
+obsm : expression predicted from histology, ``log1p`` at a common depth, a data frame (spots, genes)
+uns : ``params``; ``scores`` of each gene on groups that were held out
+"""
+HISTOLOGY_RELIABILITY = "{}_reliability"
+"""
+var : Pearson r of measured and predicted values of the gene where groups were held out; NaN where not predicted
+"""
+SUPERRESOLVED = "superresolved"
+"""
+uns : of a new table, ``params`` of ``tl.superresolve_expression``; ``scores``, copied
+"""
+NEAREST_SPOT = "nearest_spot"
+"""
+obs : of that table, the spot nearest to a point
+"""
+JOINED = "X_joined"
+"""
+obsm : several representations side by side, each scaled
+uns : ``params``
+"""
 
 
 def connectivities(key: str) -> str:

@@ -10,6 +10,7 @@ from sagefm.tl._histology import histology_embed
 from sagefm.tl._impute import impute
 from sagefm.tl._overlap import perturbation_overlap
 from sagefm.tl._perturb import perturb_lr
+from sagefm.tl._predict_expression import predict_expression
 from sagefm.tl._sections import embed_sections
 from sagefm.tl._sensitivity import gene_sensitivity
 from sagefm.tl._targets import perturb_targets
@@ -29,5 +30,6 @@ __all__ = [
     "perturb_lr",
     "perturb_targets",
     "perturbation_overlap",
+    "predict_expression",
     "sage_embed",
 ]
