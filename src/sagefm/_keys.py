@@ -201,6 +201,22 @@ SUPERRESOLVED = "superresolved"
 """
 uns : of a new table, ``params`` of ``tl.superresolve_expression``; ``scores``, copied
 """
+SUPERRESOLVED_TABLE = "{}"
+"""
+tables : of a SpatialData, the points
+"""
+SUPERRESOLVED_CIRCLES = "{}_circles"
+"""
+shapes : of a SpatialData, the points as circles
+"""
+SUPERRESOLVED_REGION = "{}_region"
+"""
+obs : of that table, the shapes that it annotates
+"""
+SUPERRESOLVED_ID = "{}_id"
+"""
+obs : of that table, the circle of each point
+"""
 NEAREST_SPOT = "nearest_spot"
 """
 obs : of that table, the spot nearest to a point

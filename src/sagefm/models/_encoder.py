@@ -162,8 +162,7 @@ def load_encoder(model: str | Path | Encoder) -> Encoder:
     if entry := known.get(str(model)):
         if entry.notice:
             notice(entry.notice)
-        network, _ = _vit.read(_fetch(entry))
-        return Encoder(entry.name, network, {"licence": entry.licence, "source": entry.url})
+        return Encoder(entry.name, _fetch(entry), {"licence": entry.licence, "source": entry.url})
     path = Path(model).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(
@@ -177,23 +176,26 @@ def load_encoder(model: str | Path | Encoder) -> Encoder:
     return Encoder(str(name), network, card if isinstance(card, dict) else {})
 
 
-def _fetch(entry: Entry) -> Path:
-    """Fetch a file whose digest nobody states: the first one that comes is recorded and held to."""
+def _fetch(entry: Entry) -> ViTModel:
+    """Fetch a file whose digest nobody states: that of the first one that holds an encoder is recorded and held to."""
     import pooch
 
-    record = entry.download_path.with_name(entry.file + ".sha256")
+    from sagefm.models import _vit
+
+    path = entry.download_path
+    record = path.with_name(entry.file + ".sha256")
     expected = entry.sha256 or (record.read_text().strip() if record.is_file() else None)
     if expected is not None and not re.fullmatch(r"[0-9a-f]{64}", expected):
-        raise ValueError(
-            f"{record} is damaged: it holds no sha256. Delete it and {entry.download_path}, and try again."
-        )
-    path = download(
-        entry.url,
-        entry.download_path,
-        sha256=expected,
-        name=entry.name,
-        instead=", or use model='texture', which needs no weights",
-    )
+        raise ValueError(f"{record} is damaged: it holds no sha256. Delete it and {path}, and try again.")
+    new = not path.exists()
+    instead = ", or use model='texture', which needs no weights"
+    download(entry.url, path, sha256=expected, name=entry.name, instead=instead)
+    try:
+        network, _ = _vit.read(path)
+    except ValueError:
+        if new and expected is None:  # as the page of a proxy, which isn't to be held to
+            path.unlink()
+        raise
     if expected is None:
         digest = pooch.file_hash(str(path), alg="sha256")
         record.write_text(digest + "\n")
@@ -204,4 +206,4 @@ def _fetch(entry: Entry) -> Path:
             digest,
             record,
         )
-    return path
+    return network

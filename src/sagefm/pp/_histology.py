@@ -62,7 +62,8 @@ def histology_patches(
     mpp
         µm per pixel of the patch, to compare images of several scanners.
     microns_per_unit
-        µm per unit of the coordinates, for ``mpp``; by default from Space Ranger's scale factors.
+        µm per unit of the coordinates, for ``mpp`` and for :func:`sagefm.tl.superresolve_expression`; by default from
+        Space Ranger's scale factors.
     min_tissue
         The least median share of tissue in the patches. Where there is less, image and spots are taken not to belong
         together. 0 accepts anything, as images that aren't brightfield.
@@ -117,6 +118,8 @@ def histology_patches(
 
     size = check_whole("size", size, LEAST_PIXELS)
     mpp = None if mpp is None else check_positive("mpp", mpp)
+    if microns_per_unit is not None:
+        microns_per_unit = check_positive("microns_per_unit", microns_per_unit)
     if isinstance(min_tissue, bool) or not isinstance(min_tissue, int | float) or not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue={min_tissue!r} has to lie between 0 and 1.")
     sdata = None if isinstance(adata, AnnData) else adata
@@ -143,7 +146,7 @@ def histology_patches(
         _check_tissue(adata, slide, patches, tissue[slide.rows], glass, min_tissue)
         rows_of_table.append({"slide": slide.label or "", **slide.source, "width": patches.width})
     params: dict[str, object] = {"function": FUNCTION, "size": size, "spatial_key": spatial_key}
-    options = {"mpp": mpp, "library_key": library_key}
+    options = {"mpp": mpp, "library_key": library_key, "microns_per_unit": microns_per_unit}
     params |= {key: value for key, value in options.items() if value is not None}  # None can't be saved everywhere
     images = pd.DataFrame(rows_of_table).fillna("")
     adata.obs[tissue_key], adata.obs[padded_key] = tissue, padded

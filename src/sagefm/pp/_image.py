@@ -54,6 +54,10 @@ class Image:
         """Columns and rows of points, shape (points, 2)."""
         return xy @ self.affine[:, :2].T + self.affine[:, 2]
 
+    def coordinates(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of :meth:`locate`."""
+        return np.asarray(np.linalg.solve(self.affine[:, :2], (pixels - self.affine[:, 2]).T).T)
+
     def read(self, top: int, bottom: int, left: int, right: int) -> Bytes:
         """Pixels of a window; white where it leaves the image."""
         height, width = self.pixels.shape[:2]

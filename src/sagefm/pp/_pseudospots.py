@@ -14,7 +14,7 @@ from sagefm._utils import check_free, check_whole, get_table, progress
 from sagefm.pp._counts import Counts
 from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
 from sagefm.pp._neighbors import Floats, Ints
-from sagefm.pp._regions import circles, find_regions, link, region_library
+from sagefm.pp._regions import add_spots, find_regions, refuse_taken, region_library
 from sagefm.pp._units import check_positive, find_scales
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def pseudospots(
     if inside_key in bins.obs and key_added not in bins.uns:
         raise ValueError(f"adata.obs[{inside_key!r}] exists and wasn't written by this function. Set key_added.")
     if sdata is not None:
-        _refuse_taken(sdata, key_added)
+        refuse_taken(sdata, *_element_names(key_added)[:2], key_added, FUNCTION)
         library_key = region_library(bins) if library_key is None else library_key
     libraries = split_libraries(bins, library_key)
     found, from_regions = find_coordinates(bins, spatial_key, sdata)
@@ -199,7 +199,9 @@ def pseudospots(
         spots.uns[_keys.SPATIAL] = images
     if sdata is not None and sources is not None:
         radius = width / 2 / np.array(scales)[library]
-        spots = _add_elements(sdata, spots, centers, radius, [sources[number] for number in library], key_added)
+        spots = add_spots(
+            sdata, spots, centers, radius, [sources[number] for number in library], *_element_names(key_added)
+        )
 
     bins.obs[key_added] = pd.Categorical.from_codes(spot, names)
     bins.obs[inside_key] = inside
@@ -314,37 +316,10 @@ def _bin_size(xy: Floats, width: float, name: str) -> float:
     return size
 
 
-def _refuse_taken(sdata: SpatialData, key_added: str) -> None:
-    """Refuse to replace elements that an earlier call didn't make."""
-    name, shapes = _keys.PSEUDOSPOT_TABLE.format(key_added), _keys.PSEUDOSPOT_CIRCLES.format(key_added)
-    ours = (
-        name in sdata.tables and get_record(sdata.tables[name], key_added).get("params", {}).get("function") == FUNCTION
-    )
-    taken = [element for element in (name, shapes) if element in sdata]
-    if taken and not ours:
-        raise ValueError(f"the SpatialData has an element {taken[0]!r} that isn't of this function. Set key_added.")
-
-
-def _add_elements(
-    sdata: SpatialData, spots: AnnData, centers: Floats, radius: Floats, sources: list[str | None], key: str
-) -> AnnData:
-    """Add the pseudo-spots to the SpatialData, as circles and as a table that annotates them."""
-    import pandas as pd
-
-    regions, code = np.unique([source or "" for source in sources], return_inverse=True)
-    base = _keys.PSEUDOSPOT_CIRCLES.format(key)
-    names = [f"{base}_{region}" if len(regions) > 1 else base for region in regions]
-    elements = {}
-    for number, (name, region) in enumerate(zip(names, regions, strict=True)):
-        of = code == number
-        if of.any():
-            elements[name] = circles(sdata, str(region) or None, centers[of], radius[of], spots.obs_names[of])
-    column = pd.Categorical.from_codes(code, names).remove_unused_categories()
-    spots = link(spots, column, _keys.PSEUDOSPOT_REGION.format(key), _keys.PSEUDOSPOT_ID.format(key))
-    for name, element in elements.items():
-        sdata.shapes[name] = element
-    sdata.tables[_keys.PSEUDOSPOT_TABLE.format(key)] = spots
-    return spots
+def _element_names(key: str) -> tuple[str, str, str, str]:
+    """Of a SpatialData: the table, its circles, and the columns that link them."""
+    names = (_keys.PSEUDOSPOT_TABLE, _keys.PSEUDOSPOT_CIRCLES, _keys.PSEUDOSPOT_REGION, _keys.PSEUDOSPOT_ID)
+    return tuple(name.format(key) for name in names)  # type: ignore[return-value]
 
 
 def get_record(adata: AnnData, key: str) -> dict[str, Any]:

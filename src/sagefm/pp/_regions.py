@@ -105,7 +105,47 @@ def _centroids(element: Any) -> pd.DataFrame:
     return get_centroids(element, "own").compute()
 
 
-def circles(
+def refuse_taken(sdata: SpatialData, table: str, shapes: str, key: str, function: str) -> None:
+    """Refuse to replace elements that an earlier call of the function didn't make; ``key`` is of its ``uns``."""
+    ours = table in sdata.tables and sdata.tables[table].uns.get(key, {}).get("params", {}).get("function") == function
+    taken = [element for element in (table, shapes) if element in sdata]
+    if taken and not ours:
+        raise ValueError(f"the SpatialData has an element {taken[0]!r} that isn't of this function. Set key_added.")
+
+
+def add_spots(
+    sdata: SpatialData,
+    spots: AnnData,
+    centers: Floats,
+    radius: Floats,
+    sources: list[str | None],
+    table: str,
+    shapes: str,
+    region_key: str,
+    instance_key: str,
+) -> AnnData:
+    """Add spots as circles in the coordinates of the regions that they come from, and as a table that annotates them.
+
+    ``sources`` are the regions, one of each spot.
+    """
+    import pandas as pd
+
+    regions, code = np.unique([source or "" for source in sources], return_inverse=True)
+    names = [f"{shapes}_{region}" if len(regions) > 1 else shapes for region in regions]
+    elements = {}
+    for number, (name, region) in enumerate(zip(names, regions, strict=True)):
+        of = code == number
+        if of.any():
+            elements[name] = _circles(sdata, str(region) or None, centers[of], radius[of], spots.obs_names[of])
+    column = pd.Categorical.from_codes(code, names).remove_unused_categories()
+    spots = _link(spots, column, region_key, instance_key)
+    for name, element in elements.items():
+        sdata.shapes[name] = element
+    sdata.tables[table] = spots
+    return spots
+
+
+def _circles(
     sdata: SpatialData, source: str | None, coordinates: Floats, radius: Floats, names: pd.Index
 ) -> GeoDataFrame:
     """Circles in the coordinates of a region, with its transformations."""
@@ -116,7 +156,7 @@ def circles(
     return ShapesModel.parse(coordinates, geometry=0, radius=radius, index=names, transformations=found or None)
 
 
-def link(table: AnnData, regions: pd.Categorical, region_key: str, instance_key: str) -> AnnData:
+def _link(table: AnnData, regions: pd.Categorical, region_key: str, instance_key: str) -> AnnData:
     """Make the rows of a table annotate shapes: each the instance of its own name, in the region named for it."""
     from spatialdata.models import TableModel
 

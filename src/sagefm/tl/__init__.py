@@ -8,11 +8,13 @@ from sagefm.tl._composition import composition
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._histology import histology_embed
 from sagefm.tl._impute import impute
+from sagefm.tl._join import join_representations
 from sagefm.tl._overlap import perturbation_overlap
 from sagefm.tl._perturb import perturb_lr
 from sagefm.tl._predict_expression import predict_expression
 from sagefm.tl._sections import embed_sections
 from sagefm.tl._sensitivity import gene_sensitivity
+from sagefm.tl._superresolve import superresolve_expression
 from sagefm.tl._targets import perturb_targets
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "gene_sensitivity",
     "histology_embed",
     "impute",
+    "join_representations",
     "mofa_embed",
     "nichepca_embed",
     "perturb_lr",
@@ -32,4 +35,5 @@ __all__ = [
     "perturbation_overlap",
     "predict_expression",
     "sage_embed",
+    "superresolve_expression",
 ]

@@ -53,10 +53,16 @@ def standardize(points: NDArray[Any], slides: NDArray[np.str_]) -> NDArray[np.fl
     scaled = np.empty(points.shape, dtype=np.float32)
     for slide in np.unique(slides):
         rows = slides == slide
-        part = points[rows].astype(np.float64)
-        spread = part.std(axis=0)
-        scaled[rows] = (part - part.mean(axis=0)) / np.where(spread > 1e-6 * np.abs(part).max(initial=0), spread, 1)
+        scaled[rows] = standardize_like(points[rows], points[rows])
     return scaled
+
+
+def standardize_like(points: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float32]:
+    """Shift and scale every dimension as gives ``others`` mean 0 and variance 1."""
+    others = others.astype(np.float64)
+    spread = others.std(axis=0)
+    spread = np.where(spread > 1e-6 * np.abs(others).max(initial=0), spread, 1)
+    return np.asarray((points.astype(np.float64) - others.mean(axis=0)) / spread, dtype=np.float32)
 
 
 def silhouette(points: NDArray[Any], clusters: NDArray[Any], n_spots: int, seed: int) -> float:
