@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
+
+from sagefm.pp._counts import N_THREADS
 
 Bytes = NDArray[np.uint8]
 
@@ -28,7 +32,10 @@ def describe(patches: Bytes) -> NDArray[np.float32]:
     Stains by the separation of Ruifrok and Johnston (2001): mean, standard deviation and quantiles of each and of the
     colours; how the two stains go together; and histograms of local binary patterns (Ojala 2002) of the stains.
     """
-    return np.stack([_describe(patch) for patch in patches]).astype(np.float32)
+    if not len(patches):
+        return np.empty((0, len(names())), dtype=np.float32)
+    with ThreadPoolExecutor(N_THREADS) as pool:  # scikit-image's patterns don't hold Python's lock
+        return np.stack(list(pool.map(_describe, patches))).astype(np.float32)
 
 
 def _describe(patch: Bytes) -> NDArray[np.float64]:
