@@ -2,6 +2,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import sagefm as sg
 from sagefm.cli import main
@@ -86,6 +87,28 @@ def test_perturb(path, tmp_path, capsys):
     assert main(command) == 1  # the table is there already
     assert main([*command[:5], str(tmp_path / "out.h5ad"), "--model", "sagefm-mini"]) == 1
     assert main([*command, "--overwrite", "--interactions", "absent.csv"]) == 1
+
+
+def test_histology(tmp_path, capsys):
+    adata = sg.datasets.simulated_visium(8, 6, n_genes=300, image=True)
+    adata.obs["half"] = ["upper" if row < 4 else "lower" for row in adata.obs["array_row"]]
+    pixels = adata.uns["spatial"]["simulated"]["images"].pop("hires")
+    Image.fromarray(pixels).save(tmp_path / "he.png")
+    adata.write_h5ad(tmp_path / "slide.h5ad")
+    command = ["histology", str(tmp_path / "slide.h5ad"), "--image", str(tmp_path / "he.png"), "--size", "48"]
+    assert main([*command, "-o", str(tmp_path / "a.h5ad"), "--group-key", "half", "--genes", "20"]) == 0
+    found = ad.read_h5ad(tmp_path / "a.h5ad")
+    sg.pp.histology_patches(adata, tmp_path / "he.png", size=48)
+    sg.tl.histology_embed(adata)
+    sg.tl.predict_expression(adata, 20, group_key="half")
+    for key in ("X_histology", "histology_expression"):
+        np.testing.assert_allclose(found.obsm[key], adata.obsm[key], rtol=1e-5)
+    assert "r2" in capsys.readouterr().out
+    found.obs["half"] = "another slide"
+    found.write_h5ad(tmp_path / "reference.h5ad")
+    assert main([*command, "-o", str(tmp_path / "b.h5ad"), "--reference", str(tmp_path / "reference.h5ad")]) == 0
+    assert ad.read_h5ad(tmp_path / "b.h5ad").obsm["histology_expression"].shape == (48, 250)
+    assert main([*command, "-o", str(tmp_path / "b.h5ad")]) == 1
 
 
 def test_models(capsys):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import torch
 from scipy.stats import pearsonr
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -12,7 +13,9 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 
 import sagefm as sg
+from sagefm.models import Encoder, _vit
 from sagefm.tl import _expression
+from sagefm.tl._finetune import turn
 from sagefm.tl._points import standardize
 
 KEY = "histology_expression"
@@ -186,6 +189,17 @@ def test_wrong_input_is_refused(case):
 
 
 @pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    shape = _vit.Shape(size=48, patch=16, width=64, depth=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = _vit.build(shape)
+    return Encoder("tiny", network.requires_grad_(False).eval()).save(
+        tmp_path_factory.mktemp("vit") / "vit.safetensors"
+    )
+
+
+@pytest.fixture(scope="module")
 def painted():
     adata = sg.datasets.simulated_visium(12, 8, n_genes=600, image=True, rng=1)
     adata.obs["half"] = np.where(adata.obs["array_row"] < 6, "upper", "lower")
@@ -238,7 +252,7 @@ def test_points_are_of_a_fit_that_has_not_seen_them(painted):
     points = standardize(painted.obsm["X_histology"], np.full(painted.n_obs, "a"))
     points = points if scale == "slide" else painted.obsm["X_histology"]
     rows = (painted.obs["half"] == "lower").to_numpy()
-    fitted = _expression.Ridge().fit(points[rows], target.values, np.full(rows.sum(), "lower"))
+    fitted = _expression.Ridge().fit(points[rows], target.values, np.full(rows.sum(), "lower"), np.arange(rows.sum()))
     np.testing.assert_allclose(fitted(points[~rows]), upper.obsm[KEY], atol=1e-4)
 
 
@@ -311,6 +325,62 @@ def test_dense_map_of_a_spatialdata(painted):
     del sdata.tables["superresolved"]
     with pytest.raises(ValueError, match="isn't of this function"):
         sg.tl.superresolve_expression(sdata, 60)
+
+
+FINETUNE = {"method": "finetune", "group_key": "half", "n_epochs": 6, "learning_rate": 1e-3, "device": "cpu"}
+
+
+def test_fine_tuning_learns(painted, vit):
+    adata = painted.copy()
+    sg.tl.predict_expression(adata, 10, model=vit, batch_size=16, **FINETUNE)
+    r = adata.uns[KEY]["scores"]["r"]
+    assert r.max() > 0.3
+    assert adata.uns[KEY]["params"]["method"] == "finetune"
+    again = painted.copy()
+    sg.tl.predict_expression(again, 10, model=vit, batch_size=16, **FINETUNE)
+    np.testing.assert_array_equal(again.obsm[KEY], adata.obsm[KEY])
+    other = painted.copy()
+    sg.tl.predict_expression(other, 10, model=vit, batch_size=16, rng=1, **FINETUNE)
+    assert not np.allclose(other.obsm[KEY], adata.obsm[KEY])
+    with pytest.raises(ValueError, match="aren't kept"):
+        sg.tl.superresolve_expression(adata, 50)
+
+
+def test_fine_tuning_sees_no_held_out_counts(painted, vit):
+    changed = painted.copy()
+    rows = np.flatnonzero(changed.obs["half"] == "upper")
+    changed.X[rows] = changed.X[np.random.default_rng(0).permutation(rows)]
+    options = {**FINETUNE, "n_epochs": 1}
+    before = painted.copy()
+    genes = list(painted.obsm[KEY].columns[:3])
+    for each in (before, changed):
+        sg.tl.predict_expression(each, genes, model=vit, **options)
+    np.testing.assert_array_equal(before.obsm[KEY].iloc[rows], changed.obsm[KEY].iloc[rows])
+    others = np.setdiff1d(np.arange(changed.n_obs), rows)
+    assert not np.allclose(before.obsm[KEY].iloc[others], changed.obsm[KEY].iloc[others], atol=1e-5)
+
+
+def test_what_can_not_be_fine_tuned(painted, vit, monkeypatch):
+    with pytest.raises(ValueError, match="texture can't be fine-tuned"):
+        sg.tl.predict_expression(painted, 5, **FINETUNE)
+    with pytest.raises(ValueError, match="learning_rate"):
+        sg.tl.predict_expression(painted, 5, model=vit, **{**FINETUNE, "learning_rate": 0})
+    with pytest.raises(ValueError, match="none of 'ridge'"):
+        sg.tl.predict_expression(painted, 5, method="forest")
+    with pytest.raises(RuntimeError, match="isn't finite"):
+        sg.tl.predict_expression(painted, 5, model=vit, **{**FINETUNE, "learning_rate": 1e30})
+
+
+def test_turns_and_mirrors():
+    image = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4).float()
+    seen = {tuple(turn(image[:1], torch.tensor([kind])).ravel().tolist()) for kind in range(8)}
+    assert len(seen) == 8
+    for kind in range(4):
+        turned = image
+        for _ in range(kind):
+            turned = turned.transpose(2, 3).flip(2)
+        np.testing.assert_array_equal(turn(image, torch.tensor([kind, kind])), turned)
+        np.testing.assert_array_equal(turn(image, torch.tensor([kind + 4, kind + 4])), turned.flip(3))
 
 
 def test_joined_representations_weigh_the_same():

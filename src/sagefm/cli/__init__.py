@@ -1,4 +1,4 @@
-"""Command line: ``sagefm demo | assess | embed | impute | perturb | evaluate | models | prepare | pretrain``.
+"""``sagefm demo | assess | embed | impute | perturb | histology | evaluate | models | prepare | pretrain``.
 
 Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 interrupted.
 """
@@ -14,12 +14,12 @@ import sagefm as sg
 from sagefm import _keys
 from sagefm._files import atomic
 from sagefm._settings import logger, settings
-from sagefm.cli._files import headless, write_slide
+from sagefm.cli import _histology, _training
+from sagefm.cli._files import SLIDES, headless, read_slide, write_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-SLIDES = (".h5ad", ".zarr")
 EXPECTED = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 
 
@@ -113,48 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("models", help="list the models")
     listing.set_defaults(run=_models)
 
-    prepare = commands.add_parser("prepare", help="make a training corpus of sections")
-    prepare.add_argument("sections", type=Path, help="folder with sections, .h5ad or .zarr")
-    prepare.add_argument("-o", "--out", type=Path, required=True, help="corpus to write, .zarr")
-    prepare.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="sections to leave out")
-    prepare.add_argument("--split-by", default="donor", help="column of obs that is never split (default: %(default)s)")
-    prepare.add_argument("--split", help="random (default), paper, or a CSV file with columns group and split")
-    prepare.add_argument("--validate", nargs="+", default=[], metavar="GROUP", help="groups to validate on")
-    prepare.add_argument("--test", nargs="+", default=[], metavar="GROUP", help="groups to keep for tests")
-    prepare.add_argument("--seed", type=int, default=0, help="of a random split (default: %(default)s)")
-    prepare.add_argument("--layer", help="layer with the raw counts (default: X)")
-    prepare.add_argument("--library-key", help="column of obs that names the slide of each spot")
-    prepare.add_argument("--gene-symbols", help="column of var with the genes' symbols (default: var_names)")
-    prepare.add_argument("--min-coverage", type=float, default=0.3, help="share of the genes to ask for")
-    prepare.add_argument("--table-key", default="table", help="table of SpatialData objects (default: %(default)s)")
-    prepare.add_argument("--overwrite", action="store_true", help="replace the corpus if it exists")
-    prepare.set_defaults(run=_prepare)
-
-    pretrain = commands.add_parser("pretrain", help="train a model on a corpus")
-    pretrain.add_argument("corpus", type=Path, help="corpus that prepare wrote")
-    pretrain.add_argument("-o", "--out", type=Path, required=True, help="model to write, .safetensors")
-    pretrain.add_argument("--preset", default="mini", choices=["mini", "paper"], help="default: %(default)s")
-    pretrain.add_argument("--init", help="model to start from, name or path")
-    pretrain.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    pretrain.add_argument("--run-dir", type=Path, help="for checkpoints and logs (default: beside the model)")
-    pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    changes = pretrain.add_argument_group("changes of the preset")
-    changes.add_argument("--architecture", choices=["gcn", "sage"])
-    changes.add_argument("--hidden", type=int, nargs="+", metavar="WIDTH")
-    for name in ("dropout", "mask-fraction", "learning-rate", "weight-decay", "niche-weight"):
-        changes.add_argument(f"--{name}", type=float)
-    for name in ("batch-size", "max-epochs", "patience"):
-        changes.add_argument(f"--{name}", type=int)
-    machine = pretrain.add_argument_group("machine")
-    machine.add_argument("--accelerator", default="auto", help="auto, gpu or cpu (default: %(default)s)")
-    machine.add_argument("--devices", default="1", help="how many, or auto (default: %(default)s)")
-    machine.add_argument("--num-nodes", type=int, default=1, help="default: %(default)s")
-    machine.add_argument("--strategy", default="auto", help="of Lightning, such as ddp (default: %(default)s)")
-    machine.add_argument("--precision", default="32-true", help="such as bf16-mixed (default: %(default)s)")
-    machine.add_argument("--accumulate", type=int, default=1, help="batches a step (default: %(default)s)")
-    machine.add_argument("--shuffle-spots", type=int, help="spots in memory at a time, 58 kB each")
-    machine.add_argument("--checkpoint-steps", type=int, help="steps between checkpoints")
-    pretrain.set_defaults(run=_pretrain, interrupted="--resume goes on from the last checkpoint.")
+    _histology.add(commands)
+    _training.add(commands)
     return parser
 
 
@@ -290,79 +250,9 @@ def _models(arguments: argparse.Namespace) -> None:
         print(f"{name:16s} {entry['description']}\n{'':16s} licence: {entry['licence']}; {where}")
 
 
-def _prepare(arguments: argparse.Namespace) -> None:
-    from sagefm.tl._sections import find_sections
-
-    sections = find_sections(arguments.sections)
-    if unknown := sorted(set(arguments.exclude) - set(sections)):
-        raise ValueError(f"--exclude names {unknown}, which are not in {arguments.sections}.")
-    split = arguments.split or "random"
-    if named := arguments.validate + arguments.test:
-        if arguments.split is not None or len(set(named)) < len(named):
-            raise ValueError("--validate and --test name each group once, and go without --split.")
-        split = dict.fromkeys(arguments.validate, "validate") | dict.fromkeys(arguments.test, "test")
-    corpus = sg.train.prepare_corpus(
-        {name: file for name, file in sections.items() if name not in arguments.exclude},
-        arguments.out,
-        split=split,
-        split_by=arguments.split_by,
-        seed=arguments.seed,
-        layer=arguments.layer,
-        library_key=arguments.library_key,
-        gene_symbols=arguments.gene_symbols,
-        min_coverage=arguments.min_coverage,
-        table_key=arguments.table_key,
-        overwrite=arguments.overwrite,
-    )
-    print(corpus.sections[["split", "group", "n_spots", "coverage"]].round(3).to_string())
-
-
-def _pretrain(arguments: argparse.Namespace) -> None:
-    from dataclasses import fields, replace
-
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    changes = {field.name: given[field.name] for field in fields(sg.train.Recipe) if field.name in given}
-    if "hidden" in changes:
-        changes["hidden"] = tuple(changes["hidden"])
-    optional = {name: given[name] for name in ("shuffle_spots", "checkpoint_steps") if name in given}
-    sg.train.pretrain(
-        arguments.corpus,
-        replace(sg.train.PRESETS[arguments.preset], **changes),
-        out=arguments.out,
-        init=arguments.init,
-        resume=arguments.resume,
-        run_dir=arguments.run_dir,
-        seed=arguments.seed,
-        accelerator=arguments.accelerator,
-        devices=arguments.devices if arguments.devices == "auto" else int(arguments.devices),
-        num_nodes=arguments.num_nodes,
-        strategy=arguments.strategy,
-        precision=arguments.precision,
-        accumulate=arguments.accumulate,
-        **optional,
-    )
-
-
 def _read(arguments: argparse.Namespace, writes: Sequence[str] = SLIDES) -> AnnData:
     """Read the slide and give it the graph and genes that it lacks, after checking that the output can be written."""
-    import anndata
-
-    path: Path = arguments.input
-    for argument, known in ((path, SLIDES), (arguments.out, writes)):
-        if argument is not None and argument.suffix not in known:
-            raise ValueError(f"{argument} is not {' or '.join(known)}.")
-    if not path.exists():
-        raise FileNotFoundError(f"no slide at {path}.")
-    if arguments.out is not None and arguments.out.exists() and not arguments.overwrite:
-        raise FileExistsError(f"{arguments.out} exists already; --overwrite replaces it.")
-    if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {arguments.out.absolute().parent} to write into.")
-    if (path / "tables").is_dir():
-        raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
-    try:
-        adata = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
-    except Exception as error:  # whatever the readers raise on a damaged file
-        raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
+    adata = read_slide(arguments.input, arguments.out, overwrite=arguments.overwrite, writes=writes)
     if arguments.layer is not None and arguments.layer not in adata.layers:
         raise KeyError(f"layer {arguments.layer!r} not in the slide; it has {sorted(adata.layers)}.")
     if arguments.min_coverage is not None or arguments.gene_symbols is not None:

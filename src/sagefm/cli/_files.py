@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,31 @@ from sagefm._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+SLIDES = (".h5ad", ".zarr")
+
+
+def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequence[str] = SLIDES) -> AnnData:
+    """Read a slide, after checking that the output can be written."""
+    import anndata
+
+    for argument, known in ((path, SLIDES), (out, writes)):
+        if argument is not None and argument.suffix not in known:
+            raise ValueError(f"{argument} is not {' or '.join(known)}.")
+    if not path.exists():
+        raise FileNotFoundError(f"no slide at {path}.")
+    if out is not None and out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already; --overwrite replaces it.")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {out.absolute().parent} to write into.")
+    if (path / "tables").is_dir():
+        raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
+    try:
+        adata = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+    except Exception as error:  # whatever the readers raise on a damaged file
+        raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
+    return adata
 
 
 def write_slide(adata: AnnData, path: Path) -> None:

@@ -22,15 +22,15 @@ Floats = NDArray[np.float32]
 Fitted = Callable[[NDArray[Any]], Floats]
 
 BATCH_SIZE = 2048
-PENALTIES = np.logspace(-1, 6, 15)
+PENALTIES = np.logspace(-1, 6, 8)
 MIN_VARIANCE = 1e-10  # below this a variance is rounding
 
 
 class Learner(Protocol):
     """Something that fits expression."""
 
-    def fit(self, inputs: NDArray[Any], target: Floats, groups: NDArray[np.str_]) -> Fitted:
-        """Fit; ``groups`` tells what is held out together where parameters are chosen."""
+    def fit(self, inputs: NDArray[Any], target: Floats, groups: NDArray[np.str_], rows: NDArray[np.int64]) -> Fitted:
+        """Fit to some rows; ``groups`` tells what is held out together where parameters are chosen."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,16 @@ def check_genes(adata: AnnData, genes: int | Iterable[str]) -> int | list[str]:
 class Ridge:
     """Ridge regression of standardised features; the penalty is chosen where groups are held out."""
 
-    def fit(self, inputs: NDArray[Any], target: Floats, groups: NDArray[np.str_]) -> Fitted:
+    def fit(self, inputs: NDArray[Any], target: Floats, groups: NDArray[np.str_], rows: NDArray[np.int64]) -> Fitted:
         """Fit; of a single group, the penalty is chosen where single spots are held out."""
         from sklearn.linear_model import RidgeCV
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        penalty = RidgeCV(PENALTIES, cv=classifiers.folds(groups) or None, scoring="neg_mean_squared_error")
-        model = make_pipeline(StandardScaler(), penalty).fit(inputs.astype(np.float64), target.astype(np.float64))
+        splits = classifiers.folds(groups[rows])
+        penalty = RidgeCV(PENALTIES, cv=splits or None, scoring="neg_mean_squared_error")
+        model = make_pipeline(StandardScaler(), penalty)
+        model.fit(inputs[rows].astype(np.float64), target[rows].astype(np.float64))
 
         def predict(features: NDArray[Any]) -> Floats:
             found = model.predict(features.astype(np.float64)).reshape(len(features), -1)
@@ -114,7 +116,7 @@ def fit_folds(
     """
     for train, test in progress(classifiers.folds(groups), "Held out", unit="fit"):
         train = train[target.known[train]]
-        yield test, learner.fit(inputs[train], target.values[train], groups[train])
+        yield test, learner.fit(inputs, target.values, groups, train)
 
 
 def score_genes(

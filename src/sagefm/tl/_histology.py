@@ -132,11 +132,8 @@ class Describe:
 
     def check(self, patches: Patches) -> None:
         """Refuse patches of another size than the encoder's."""
-        if self.encoder is not None and patches.size != self.encoder.size:
-            raise ValueError(
-                f"the patches are of {patches.size} pixels, {self.encoder.name} takes {self.encoder.size}. Run "
-                f"sg.pp.histology_patches(adata, image, size={self.encoder.size}) again."
-            )
+        if self.encoder is not None:
+            check_size(self.encoder, patches)
 
     def __call__(self, patches: Patches, batch_size: int = 64) -> NDArray[np.float32]:
         """Features of all, in their order."""
@@ -145,3 +142,12 @@ class Describe:
         for numbers, pixels in progress(patches.blocks(batch_size), "Describing", unit="batch"):
             found[numbers] = _texture.describe(pixels) if encoder is None else encoder.embed(pixels, device)
         return found
+
+
+def check_size(encoder: Encoder, patches: Patches) -> None:
+    """Refuse patches of another size than the encoder's."""
+    if patches.size != encoder.size:
+        raise ValueError(
+            f"the patches are of {patches.size} pixels, {encoder.name} takes {encoder.size}. Run "
+            f"sg.pp.histology_patches(adata, image, size={encoder.size}) again."
+        )

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._scratch import Scratch
 from sagefm._settings import logger
-from sagefm._utils import check_free, get_table
+from sagefm._utils import check_free, check_whole, get_table, progress
+from sagefm.models import Encoder, load_encoder
+from sagefm.pp._histology import open_patches
+from sagefm.pp._units import check_positive
 from sagefm.tl import _classifiers as classifiers
 from sagefm.tl._expression import (
     Fitted,
@@ -26,6 +31,7 @@ from sagefm.tl._expression import (
     score_genes,
 )
 from sagefm.tl._held_out import check_same_model
+from sagefm.tl._histology import TEXTURE, check_size
 from sagefm.tl._points import get_column, get_points, standardize
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 FUNCTION = "tl.predict_expression"
+METHODS = ("ridge", "finetune")
+AT_A_TIME = 2048  # spots to predict
 
 
 def predict_expression(
@@ -41,7 +49,14 @@ def predict_expression(
     *,
     use_rep: str = _keys.HISTOLOGY_EMBEDDING,
     reference: AnnData | SpatialData | None = None,
+    method: Literal["ridge", "finetune"] = "ridge",
     scale: classifiers.Scale = "auto",
+    model: str | Path | Encoder | None = None,
+    n_epochs: int = 20,
+    learning_rate: float = 1e-5,
+    batch_size: int = 64,
+    device: str = "auto",
+    rng: int | np.random.Generator = 0,
     layer: str | None = None,
     library_key: str | None = None,
     group_key: str | None = None,
@@ -49,7 +64,7 @@ def predict_expression(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Predict expression from what the histology looks like, by ridge regression of its features.
+    """Predict expression from what the histology looks like.
 
     No spot is predicted by a fit that has seen its section: spots of ``adata`` are learned from only where others'
     groups are predicted, or a ``reference`` is what is learned from.
@@ -64,9 +79,21 @@ def predict_expression(
         Features in ``obsm``, of both objects and from the same model.
     reference
         Slides with counts to learn from; by default those of ``adata``, two groups or more.
+    method
+        ``"ridge"``, a regression of the features; or ``"finetune"``, the encoder trained along with a layer norm and
+        a linear layer on top, which wants a GPU and the patches of :func:`sagefm.pp.histology_patches`.
     scale
-        ``"slide"`` standardises the features within each slide, which takes differences in staining; ``"none"``
-        leaves them; ``"auto"`` takes what predicts held-out groups better (``"slide"`` where there is one group).
+        Of ``"ridge"``: ``"slide"`` standardises the features within each slide, which takes differences in staining;
+        ``"none"`` leaves them; ``"auto"`` takes what predicts held-out groups better (``"slide"`` where there is one
+        group).
+    model
+        Encoder to fine-tune; by default what made the features. The rest is of fine-tuning too:
+    n_epochs, learning_rate, batch_size
+        Of Adam; patches are turned and mirrored at random.
+    device
+        ``"auto"`` takes cuda, then mps, then cpu.
+    rng
+        Seed or generator.
     layer
         Layer with the raw counts; ``X`` by default.
     library_key
@@ -105,9 +132,10 @@ def predict_expression(
 
     Notes
     -----
-    The frozen-feature form of SpaFoundation's regression; its published figure is the median of the genes' r on the
-    250 most expressed genes. The penalty is chosen within what is learned from, where whole groups are held out.
-    ``scale`` is chosen on the same held-out groups that are scored, of two settings.
+    Fine-tuning is SpaFoundation's, with its defaults; its published figure is the median of the genes' r on the 250
+    most expressed genes. The penalty of the ridge regression is chosen within what is learned from, where whole groups
+    are held out; ``scale`` on the same held-out groups that are scored, of two settings. At most five folds of groups
+    are held out.
 
     Examples
     --------
@@ -120,19 +148,34 @@ def predict_expression(
     >>> adata.obsm["histology_expression"].shape
     (144, 50)
     """
+    from anndata import AnnData
+
     classifiers.check_choice("scale", scale, classifiers.SCALES)
+    classifiers.check_choice("method", method, METHODS)
+    sdata = None if isinstance(adata, AnnData) else adata
+    reference_sdata = None if reference is None or isinstance(reference, AnnData) else reference
     adata = get_table(adata, table_key, copy=copy)
     column = _keys.HISTOLOGY_RELIABILITY.format(key_added)
     check_free(adata, key_added, _keys.HISTOLOGY_EXPRESSION, ["obsm"], FUNCTION, [("var", column)])
     source = adata if reference is None else get_table(reference, table_key)
     target = read_target(source, check_genes(source, genes), layer)
-    regressions = {
-        name: Regression.of(source, target, name, use_rep, library_key, group_key)
-        for name in (["none", "slide"] if scale == "auto" else [scale])
-    }
-    groups = next(iter(regressions.values())).groups
-    if source is not adata:
-        check_same_model(source, adata, use_rep)
+    groups = get_column(source, "group_key", group_key or library_key)
+    inputs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of what is learned from and of what is predicted
+    if method == "ridge":
+        learner: Learner = Ridge()
+        for name in ("none", "slide") if scale == "auto" else (scale,):
+            of_source = features(source, name, use_rep, library_key)
+            inputs[name] = (of_source, of_source if source is adata else features(adata, name, use_rep, library_key))
+        if source is not adata:
+            check_same_model(source, adata, use_rep)
+    else:
+        made_by = adata.uns.get(use_rep, {}).get("params", {})
+        learner, encoder = _fine_tune(model or made_by.get("model"), n_epochs, learning_rate, batch_size, device, rng)
+        histology_key = made_by.get("histology_key", _keys.HISTOLOGY)
+        own = read_pixels(adata, sdata, histology_key, encoder)
+        of_source = own if source is adata else read_pixels(source, reference_sdata, histology_key, encoder)
+        inputs["none"] = (of_source, own)
+    regressions = {name: Regression(of_source, target, groups, learner) for name, (of_source, _) in inputs.items()}
     held_out = {name: found for name, regression in regressions.items() if (found := regression.held_out()) is not None}
     if source is adata and not held_out:
         raise ValueError(
@@ -147,7 +190,7 @@ def predict_expression(
     if source is adata:
         predicted = held_out[chosen]
     else:
-        predicted = regression.fit()(inputs(adata, chosen, use_rep, library_key))
+        predicted = regression.fit()(inputs[chosen][1])
     scored_on, scores = "", None
     if source is not adata:
         scores = _score_query(adata, target, predicted, layer, group_key or library_key, groups)
@@ -159,6 +202,7 @@ def predict_expression(
         scored_on = "adata" if source is adata else "reference"
     params: dict[str, Any] = {
         "function": FUNCTION,
+        "method": method,
         "use_rep": use_rep,
         "scale": chosen,
         "depth": target.depth,
@@ -198,19 +242,6 @@ class Regression:
     groups: NDArray[np.str_]
     learner: Learner
 
-    @classmethod
-    def of(
-        cls,
-        source: AnnData,
-        target: Target,
-        scale: str,
-        use_rep: str,
-        library_key: str | None,
-        group_key: str | None,
-    ) -> Regression:
-        groups = get_column(source, "group_key", group_key or library_key)
-        return cls(inputs(source, scale, use_rep, library_key), target, groups, Ridge())
-
     def folds(self) -> Iterable[tuple[NDArray[np.int64], Fitted]]:
         """Spots of some groups, and a fit to the others."""
         return fit_folds(self.inputs, self.target, self.groups, self.learner)
@@ -219,21 +250,51 @@ class Regression:
         """Every spot from a fit that hasn't seen its group; None where all are of one."""
         found = np.full((len(self.inputs), len(self.target.genes)), np.nan, dtype=np.float32)
         for test, fitted in self.folds():
-            found[test] = fitted(self.inputs[test])
+            for part in np.split(test, range(AT_A_TIME, len(test), AT_A_TIME)):  # of pixels, some hundred MB
+                found[part] = fitted(self.inputs[part])
         return None if np.isnan(found).any() else found
 
     def fit(self) -> Fitted:
         """Fit to all."""
-        known = self.target.known
-        return self.learner.fit(self.inputs[known], self.target.values[known], self.groups[known])
+        return self.learner.fit(self.inputs, self.target.values, self.groups, np.flatnonzero(self.target.known))
 
 
-def inputs(adata: AnnData, scale: str, use_rep: str, library_key: str | None) -> NDArray[Any]:
+def features(adata: AnnData, scale: str, use_rep: str, library_key: str | None) -> NDArray[Any]:
     """Features of every spot, standardised within its slide or as they are."""
     if use_rep == _keys.HISTOLOGY_EMBEDDING and use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} not in adata.obsm. Run sg.tl.histology_embed(adata) first.")
     points = get_points(adata, use_rep)
     return standardize(points, get_column(adata, "library_key", library_key)) if scale == "slide" else points
+
+
+def read_pixels(adata: AnnData, sdata: SpatialData | None, key: str, encoder: Encoder) -> NDArray[np.uint8]:
+    """Patches of all spots, shape (spots, size, size, 3); beyond the memory limit they lie in a file."""
+    slides = open_patches(adata, sdata, key)
+    for _, patches in slides:
+        check_size(encoder, patches)
+    found: NDArray[np.uint8] = Scratch().empty((adata.n_obs, encoder.size, encoder.size, 3), np.uint8)
+    for rows, patches in slides:
+        for numbers, pixels in progress(patches.blocks(), "Reading", unit="batch"):
+            found[rows[numbers]] = pixels
+    return found
+
+
+def _fine_tune(
+    model: Any, n_epochs: int, learning_rate: float, batch_size: int, device: str, rng: int | np.random.Generator
+) -> tuple[Learner, Encoder]:
+    try:
+        from sagefm.tl._finetune import FineTune
+    except ModuleNotFoundError as error:
+        if error.name != "lightning":
+            raise
+        raise ModuleNotFoundError("fine-tuning needs Lightning: pip install 'sagefm[histology]'.") from error
+    n_epochs, batch_size = check_whole("n_epochs", n_epochs, 1), check_whole("batch_size", batch_size, 1)
+    learning_rate = check_positive("learning_rate", learning_rate)
+    if model is None or model == TEXTURE:
+        raise ValueError("texture can't be fine-tuned: pass model, a vision transformer as 'spafoundation' or a path.")
+    encoder = load_encoder(model)
+    seed = int(np.random.default_rng(rng).integers(2**31))
+    return FineTune(encoder, n_epochs, learning_rate, batch_size, device, seed), encoder
 
 
 def _error(target: Target, predicted: Floats) -> float:

@@ -20,11 +20,11 @@ from sagefm.pp._histology import open_patches
 from sagefm.pp._patches import Patches, glass_density, tissue_fraction
 from sagefm.pp._regions import add_spots, find_regions, refuse_taken
 from sagefm.pp._units import check_positive, find_scales
-from sagefm.tl._expression import Fitted, Floats, read_target
+from sagefm.tl._expression import Fitted, Floats, Ridge, read_target
 from sagefm.tl._histology import Describe
 from sagefm.tl._points import get_column, get_points, standardize_like
 from sagefm.tl._predict_expression import FUNCTION as PREDICTED
-from sagefm.tl._predict_expression import Regression
+from sagefm.tl._predict_expression import Regression, features
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -200,7 +200,13 @@ class OfSpots:
         self.target = read_target(source, list(predicted.columns), params.get("layer"), params["depth"])
         self._scale, library_key = params["scale"], params.get("library_key")
         self._points, self._slides = get_points(adata, self.use_rep), get_column(adata, "library_key", library_key)
-        regression = Regression.of(source, self.target, self._scale, self.use_rep, library_key, params.get("group_key"))
+        if params["method"] != "ridge":
+            raise ValueError(
+                "fits of method='finetune' aren't kept. Run sg.tl.predict_expression(adata, method='ridge') first."
+            )
+        groups = get_column(source, "group_key", params.get("group_key", library_key))
+        inputs = features(source, self._scale, self.use_rep, library_key)
+        regression = Regression(inputs, self.target, groups, Ridge())
         self._fits: list[Fitted] = []
         self._fit_of = np.zeros(adata.n_obs, dtype=int)
         if reference is None:
