@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy import sparse
 
 import sagefm as sg
@@ -48,6 +49,7 @@ class Kit:
     model: sg.models.Model = field(repr=False)
     absent: str
     pseudospots: ad.AnnData = field(repr=False)
+    image: Path = field(repr=False)
 
 
 def make_kit(slide: ad.AnnData) -> Kit:
@@ -68,7 +70,17 @@ def make_kit(slide: ad.AnnData) -> Kit:
     bins = slide.copy()
     spots = sg.pp.pseudospots(bins, **PSEUDOSPOTS)
     spots.obs["seen"] = np.arange(float(spots.n_obs))
-    return Kit(sg.models.Model("small", network, vocabulary, gene_mean=gene_mean), human.symbols[lacking[0]], spots)
+    model = sg.models.Model("small", network, vocabulary, gene_mean=gene_mean)
+    return Kit(model, human.symbols[lacking[0]], spots, _paint(slide))
+
+
+def _paint(slide: ad.AnnData) -> Path:
+    """Image of nothing but tissue that covers the spots."""
+    width, height = (slide.obsm["spatial"].max(axis=0) + 100).astype(int)
+    pixels = np.random.default_rng(0).integers(60, 200, (height, width, 3), dtype=np.uint8)
+    path = Path(tempfile.mkdtemp()) / "he.png"
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def plain_slide() -> ad.AnnData:
@@ -184,8 +196,26 @@ FUNCTIONS: dict[str, Function] = {
         "obsm/sage_composition uns/sage_composition",
         "embedding likelihood donors",
     ),
+    "tl.predict_expression": _function(
+        lambda a, k: sg.tl.predict_expression(a, ["KRT8", "DCN"], use_rep="X_sage", group_key="donor", scale="none"),
+        "obsm/histology_expression uns/histology_expression var/histology_expression_reliability",
+        "counts names embedding donors",
+    ),
+    "pp.histology_patches": _function(
+        lambda a, k: sg.pp.histology_patches(a, k.image, size=32),
+        "obs/histology_tissue obs/histology_padded uns/histology",
+        "coordinates spots",
+    ),
+    "tl.histology_embed": _function(
+        lambda a, k: sg.tl.histology_embed(a), "obsm/X_histology uns/X_histology", "coordinates spots"
+    ),
     "tl.nichepca_embed": _function(
         lambda a, k: sg.tl.nichepca_embed(a, n_components=5), "obsm/X_nichepca uns/X_nichepca", "counts graph"
+    ),
+    "tl.join_representations": _function(
+        lambda a, k: sg.tl.join_representations(a, ["X_sage", "X_nichepca"], library_key="library"),
+        "obsm/X_joined uns/X_joined",
+        "embedding library",
     ),
     "tl.mofa_embed": _function(
         lambda a, k: sg.tl.mofa_embed(a, n_factors=2, n_iterations=2), "obsm/X_mofa uns/X_mofa", "counts"
@@ -570,6 +600,9 @@ NO_EMBEDDING = {
     "tl.mofa_embed": REFUSED,
     "benchmark.compare_imputation": REFUSED,
 }
+OFF_THE_IMAGE = {"pp.histology_patches": REFUSED}
+NO_TARGET = {"tl.predict_expression": REFUSED}
+FEW_SPOTS = {"tl.join_representations": FINE}
 FEW_GENES = {
     "pp.assess": FINE,
     "pp.pseudospots": FINE,
@@ -584,11 +617,11 @@ NO_GAPS = {**THREE_SAMPLES, "tl.cluster_composition": REFUSED}
 DRAWN = {"pl.cluster": FINE}
 NAMES = {"tl.annotate": REFUSED}  # classes become names of columns
 COUNTED = {"tl.cluster_composition": FINE}
-IN_ONE = {**ON_TOP, "tl.impute": REFUSED}
+IN_ONE = {**ON_TOP, **OFF_THE_IMAGE, "tl.impute": REFUSED}
 NO_SCORES = {"tl.annotate": FINE, "tl.composition": FINE}  # nothing is held out, which they say
 NO_GENES = {"pp.assess": FINE, "pp.pseudospots": FINE}
 BARE = {"pl.imputation": FINE, "pl.perturbation_overlap": SAME, "pl.perturbation_scatter": FINE}
-TOO_FEW = {**NO_EMBEDDING, "tl.cluster_markers": REFUSED}
+TOO_FEW = {**NO_EMBEDDING, **NO_TARGET, "tl.cluster_markers": REFUSED}
 
 ODDITIES: list[Oddity] = [
     # Containers and number types that say the same.
@@ -741,7 +774,13 @@ ODDITIES: list[Oddity] = [
         REFUSED,
         "not finite",
     ),
-    _odd("tiny coordinates", _set("obsm", "spatial", lambda c: c * 1e-300), "coordinates", FINE, but=ON_TOP),
+    _odd(
+        "tiny coordinates",
+        _set("obsm", "spatial", lambda c: c * 1e-300),
+        "coordinates",
+        FINE,
+        but={**ON_TOP, **OFF_THE_IMAGE},
+    ),
     _odd("float16 coordinates", _set("obsm", "spatial", lambda c: c.astype(np.float16)), "coordinates", FINE),
     _odd("rows and columns exchanged", lambda a: _exchange(a), "array", REFUSED),
     _odd("places on the array as text", _column("array_row", lambda c: c.astype(str)), "array", FINE),
@@ -755,7 +794,14 @@ ODDITIES: list[Oddity] = [
     # Libraries and donors.
     _odd("no such library", _drop("obs", "library"), "library", REFUSED, "library"),
     _odd("a spot of no library", _column("library", _series(3, np.nan)), "library", REFUSED, "missing"),
-    _odd("a library of three spots", _column("library", _series([0, 1, 2], "tiny")), "library", REFUSED, "tiny"),
+    _odd(
+        "a library of three spots",
+        _column("library", _series([0, 1, 2], "tiny")),
+        "library",
+        REFUSED,
+        "tiny",
+        but=FEW_SPOTS,
+    ),
     _odd("levels that no spot has", _column("library", lambda c: c.cat.add_categories(["none"])), "library", SAME),
     _odd("numbered libraries", _column("library", lambda c: c.cat.codes.astype(int)), "library", FINE),
     _odd("libraries yes or no", _column("library", lambda c: (c == "left").to_numpy()), "library", FINE),

@@ -34,7 +34,9 @@ def test_downloads_in_the_clear_are_refused(tmp_path):
 def test_models_that_are_downloaded_have_a_digest():
     from sagefm.models._registry import registry
 
-    assert all(re.fullmatch(r"[0-9a-f]{64}", entry.sha256) for entry in registry().values())
+    without = [name for name, entry in registry().items() if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256)]
+    # Its authors state none; the first that comes is recorded and held to (test_encoders).
+    assert without == ["spafoundation"]
 
 
 def test_a_run_opens_no_connection(monkeypatch):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sagefm._utils import progress, shorten
 from sagefm.pp._counts import Counts
+from sagefm.pp._genes import hint_at_names
 from sagefm.tl import _classifiers as classifiers
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def check_genes(adata: AnnData, genes: int | Iterable[str]) -> int | list[str]:
     if not names or len(set(names)) < len(names):
         raise ValueError("genes has to name at least one gene, each once.")
     if missing := [gene for gene in names if gene not in adata.var_names]:
-        raise KeyError(f"genes {shorten(missing)} not in adata.var_names of the slide to learn from.")
+        raise KeyError(f"genes {shorten(missing)} not in var_names of what is learned from. {hint_at_names(adata)}")
     return names
 
 
@@ -116,6 +117,8 @@ def fit_folds(
     """
     for train, test in progress(classifiers.folds(groups), "Held out", unit="fit"):
         train = train[target.known[train]]
+        if len(train) < 2:
+            raise ValueError("one group alone has counts, so there is nothing to predict it from. Pass a reference.")
         yield test, learner.fit(inputs, target.values, groups, train)
 
 
