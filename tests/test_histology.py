@@ -341,7 +341,7 @@ def test_embedding_refusals(slide):
     with pytest.raises(KeyError, match=r"Run sg\.pp\.histology_patches"):
         sg.tl.histology_embed(slide)
     sg.pp.histology_patches(slide, size=SIZE)
-    with pytest.raises(ValueError, match="'resnet' is not known"):
+    with pytest.raises(ValueError, match="'unknown encoder 'resnet'"):
         sg.tl.histology_embed(slide, "resnet")
     slide.obsm["X_mine"] = np.ones((slide.n_obs, 2))
     with pytest.raises(ValueError, match="X_mine"):

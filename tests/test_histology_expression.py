@@ -417,3 +417,33 @@ def test_what_can_not_be_joined(use_reps, options, error, message):
     with pytest.raises(error, match=message):
         sg.tl.join_representations(adata, use_reps, **options)
     assert "X_joined" not in adata.obsm
+
+
+def test_histology_expression_and_both_in_the_protocol(tmp_path):
+    """Clusters and labels from the image, from counts, and from both, where donors are held out."""
+    for number in range(3):
+        adata = sg.datasets.simulated_visium(9, 8, n_genes=8000, image=True, rng=number)
+        adata.obs["donor"] = f"d{number}"
+        sg.pp.neighborhood_graph(adata)
+        sg.tl.sage_embed(adata, "sagefm-mini", device="cpu")
+        sg.pp.histology_patches(adata, size=48)
+        sg.tl.histology_embed(adata)
+        sg.tl.join_representations(adata)
+        adata.write_h5ad(tmp_path / f"section{number}.h5ad")
+    keys = ["X_sage", "X_histology", "X_joined"]
+    config = {
+        "sections": str(tmp_path),
+        "label_key": "domain",
+        "tasks": ["clustering", "annotation"],
+        "classifiers": ["forest"],
+        "n_bootstraps": 1,
+        "n_repeats": 1,
+        "n_clusters": 4,
+        "representations": [{"name": key, "obsm": key} for key in keys],
+    }
+    sg.benchmark.run_protocol(config, tmp_path / "report")
+    annotation = pd.read_csv(tmp_path / "report" / "results" / "annotation.csv")
+    overall = annotation.groupby("representation")["accuracy"].mean()
+    assert set(overall.index) == set(keys)
+    assert overall["X_histology"] > 0.8, "the planted textures"
+    assert overall["X_joined"] > overall["X_sage"] - 0.02

@@ -149,7 +149,7 @@ def test_columns_on_disk_are_told(slide, tmp_path, log):
 
 @pytest.mark.parametrize("limit", [0, 1e4, 1e5, 1e9])
 def test_scratch_holds_what_it_is_given(limit):
-    matrix = sparse.random(500, 40, density=0.2, format="csr", dtype=np.float32, rng=0)
+    matrix = sparse.random(500, 40, density=0.2, format="csr", dtype=np.float32, random_state=0)
     scratch = Scratch(limit)
     held = scratch.csr((matrix[start : start + 60] for start in range(0, 500, 60)), 40)
     assert (held != matrix).nnz == 0

@@ -6,6 +6,8 @@ from sagefm.pl._benchmark import benchmark_violin
 from sagefm.pl._cluster_genes import cluster_composition, cluster_markers
 from sagefm.pl._embedding import cluster
 from sagefm.pl._heterogeneity import centroid_distances, distance_error
+from sagefm.pl._histology import histology_patches
+from sagefm.pl._histology_expression import predicted_expression, superresolved_expression
 from sagefm.pl._imputation import imputation
 from sagefm.pl._missingness import missingness_curve
 from sagefm.pl._perturb import (
@@ -29,14 +31,17 @@ __all__ = [
     "composition",
     "distance_error",
     "dose_response",
+    "histology_patches",
     "imputation",
     "missingness_curve",
     "perturbation_lollipop",
     "perturbation_overlap",
     "perturbation_scatter",
     "perturbation_spatial",
+    "predicted_expression",
     "reliability",
     "sensitivity_heatmap",
+    "superresolved_expression",
     "target_controls",
     "target_effects",
 ]

@@ -224,7 +224,7 @@ def fit(
         )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _AtomicCheckpointIO()
-        with _interruptible(trainer):
+        with _interruptible(trainer, "resume=True goes on from the last checkpoint"):
             trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     if recipe.average_from is None and validates and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
@@ -365,8 +365,11 @@ def _loggers(folder: Path) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, where Lightning exits the interpreter and ignores further ones."""
+def _interruptible(trainer: lightning.Trainer, mend: str) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, where Lightning exits the interpreter and ignores further ones.
+
+    ``mend`` says how to go on.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -374,7 +377,7 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
     except SystemExit:
         if not trainer.interrupted:
             raise
-        logger.info("Interrupted at step %d; resume=True goes on from the last checkpoint.", trainer.global_step)
+        logger.info("Interrupted at step %d; %s.", trainer.global_step, mend)
         raise KeyboardInterrupt from None
     finally:
         if in_main_thread:

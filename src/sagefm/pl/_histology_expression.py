@@ -1,0 +1,291 @@
+"""Figures of expression that was predicted from histology."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sagefm import _keys
+from sagefm._utils import get_stored, get_table, shorten
+from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+from sagefm.pp._counts import Counts
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+N_GENES = 3
+BATCH_SIZE = 2_048
+
+
+def predicted_expression(
+    adata: AnnData | SpatialData,
+    genes: str | Sequence[str] | None = None,
+    *,
+    expression_key: str = _keys.HISTOLOGY_EXPRESSION,
+    layer: str | None = None,
+    library_key: str | None = None,
+    library_id: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    cmap: str = "viridis",
+    table_key: str = "table",
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Show measured genes beside what the histology says of them, on the tissue.
+
+    Both maps of a gene share one colour scale, over what 98 % of the values of both span. A prediction is a mean, so
+    its map is paler where it knows less.
+
+    Parameters
+    ----------
+    adata
+        Slides after :func:`sagefm.tl.predict_expression`.
+    genes
+        Genes that were predicted; by default the three with the best reliability.
+    expression_key
+        Where :func:`sagefm.tl.predict_expression` wrote, its ``key_added``.
+    layer
+        Layer with the raw counts; by default the one that was learned from.
+    library_key
+        Column of ``obs`` with the slide of each spot; by default the one that was predicted with.
+    library_id
+        Which slide to show; needed where there are several.
+    spatial_key
+        Coordinates in ``obsm``.
+    cmap
+        Colour map.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    show
+        Show the figure; else return it.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    ``None``, or the figure: one row per gene, with its measured and its predicted ``log1p`` counts at the common depth,
+    and the Pearson r of both where groups were held out.
+
+    Raises
+    ------
+    KeyError
+        If a gene was not predicted, there is no such slide, or the coordinates or counts are missing.
+    ValueError
+        If there are several slides and none was chosen.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=8, n_cols=8, n_genes=300, image=True)
+    >>> sg.pp.histology_patches(adata, size=64)
+    >>> sg.tl.histology_embed(adata)
+    >>> adata.obs["half"] = (adata.obs["array_row"] < 4).astype(str)
+    >>> sg.tl.predict_expression(adata, 20, group_key="half")
+    >>> figure = sg.pl.predicted_expression(adata, show=False)
+    """
+    import matplotlib.pyplot as plt
+
+    adata = get_table(adata, table_key)
+    run = "sg.tl.predict_expression(adata)"
+    params = get_stored(adata, (expression_key, "params"), Mapping, ["depth"], run)
+    table = adata.obsm.get(expression_key)
+    if not isinstance(table, pd.DataFrame):
+        raise KeyError(f"no table in adata.obsm[{expression_key!r}]. Run {run} first.")
+    scores = adata.uns[expression_key].get("scores", pd.DataFrame({"r": np.nan}, index=table.columns))
+    names = _genes(genes, scores["r"], f"adata.obsm[{expression_key!r}]")
+    rows = _slide(adata, library_key or params.get("library_key"), library_id)
+    coordinates = get_coordinates(adata, spatial_key)[rows]
+    layer = params.get("layer") if layer is None else layer
+    measured = _measured(adata, [name for name in names if name in adata.var_names], layer, params["depth"])
+
+    figure, axes = plt.subplots(len(names), 2, figsize=(9, 3.8 * len(names)), squeeze=False, layout="constrained")
+    for (left, right), name in zip(axes, names, strict=True):
+        predicted = table[name].to_numpy(dtype=float)[rows]
+        counted = measured[name][rows] if name in measured else np.full(len(rows), np.nan)
+        low, high = _limits(np.concatenate([counted, predicted]))
+        draw = partial(draw_spots, label="log1p counts", vmin=low, vmax=high, cmap=cmap)
+        if np.isfinite(counted).any():
+            draw(left, coordinates, counted, title=f"{name}, measured")
+        else:
+            left.text(0.5, 0.5, f"{name} was not measured", ha="center", va="center")
+            left.axis("off")
+        of = ", reference" if params.get("scored_on") == "reference" else ""
+        draw(right, coordinates, predicted, title=f"{name}, predicted ({_quality(scores['r'][name])}{of})")
+    if library_id is not None:
+        figure.suptitle(str(library_id))
+    return finish(figure, show, save)
+
+
+def superresolved_expression(
+    adata: AnnData | SpatialData,
+    genes: str | Sequence[str] | None = None,
+    *,
+    key: str = _keys.SUPERRESOLVED,
+    library_key: str | None = None,
+    library_id: str | None = None,
+    cmap: str = "viridis",
+    table_key: str = "table",
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Show the dense map of expression between the spots.
+
+    Parameters
+    ----------
+    adata
+        What :func:`sagefm.tl.superresolve_expression` returned; of a ``SpatialData`` its table, by ``table_key``.
+    genes
+        Genes of the map; by default the three with the best reliability.
+    key
+        Name of the record, the ``key_added`` of :func:`sagefm.tl.superresolve_expression`.
+    library_key
+        Column of ``obs`` with the slide of each point.
+    library_id
+        Which slide to show; needed where there are several.
+    cmap
+        Colour map.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``, such as ``"superresolved"``.
+    show
+        Show the figure; else return it.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    ``None``, or the figure: a map per gene, a pixel per point, under the Pearson r of spots that were held out. Between
+    the spots nothing is measured, so r says nothing of the detail there.
+
+    Raises
+    ------
+    KeyError
+        If the table is no dense map, or there is no such gene or slide.
+    ValueError
+        If there are several slides and none was chosen.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=8, n_cols=8, n_genes=300, image=True)
+    >>> sg.pp.histology_patches(adata, size=64)
+    >>> sg.tl.histology_embed(adata)
+    >>> adata.obs["half"] = (adata.obs["array_row"] < 4).astype(str)
+    >>> sg.tl.predict_expression(adata, 20, group_key="half")
+    >>> dense = sg.tl.superresolve_expression(adata, 80)
+    >>> figure = sg.pl.superresolved_expression(dense, show=False)
+    """
+    import matplotlib.pyplot as plt
+
+    adata = get_table(adata, table_key)
+    run = "dense = sg.tl.superresolve_expression(adata)"
+    params = get_stored(adata, (key, "params"), Mapping, ["stride", "microns_per_unit"], run)
+    r = adata.var.get("reliability", pd.Series(np.nan, index=adata.var_names))
+    names = _genes(genes, r, "the dense map")
+    steps = params["stride"] / np.atleast_1d(np.asarray(params["microns_per_unit"], dtype=float))
+    library_key = library_key or params.get("library_key")
+    if library_key is None and len(steps) > 1:
+        raise ValueError(f"the map is of {len(steps)} slides: set library_key to their column of obs, and library_id.")
+    rows = _slide(adata, library_key, library_id)
+    points = adata[rows]
+    coordinates = get_coordinates(points, _keys.SPATIAL)
+
+    shape = -(-len(names) // N_GENES), min(len(names), N_GENES)
+    figure, axes = plt.subplots(*shape, figsize=(4.6 * shape[1], 4.2 * shape[0]), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, name in zip(axes.flat, names, strict=False):
+        _draw_grid(ax, coordinates, np.asarray(points.obs_vector(name), dtype=float), steps, cmap)
+        ax.set_title(f"{name}\n{_quality(r[name])}")
+    about = ["Predicted from the histology. Between the spots nothing was measured:", "r is that of held-out spots."]
+    figure.supxlabel(("\n" if shape[1] == 1 else " ").join(about), fontsize="small")
+    if library_id is not None:
+        figure.suptitle(str(library_id))
+    return finish(figure, show, save)
+
+
+def _genes(genes: str | Sequence[str] | None, r: pd.Series, where: str) -> list[str]:
+    """Those asked for, or the best predicted."""
+    if genes is None:
+        return [str(name) for name in r.sort_values(ascending=False, kind="stable").index[:N_GENES]]
+    names = [genes] if isinstance(genes, str) else list(genes)
+    if not names:
+        raise ValueError("genes is empty: name at least one.")
+    if unknown := [name for name in names if name not in r.index]:
+        raise KeyError(f"genes {shorten(unknown)} not in {where}; it has {shorten(r.index)}.")
+    return names
+
+
+def _slide(adata: AnnData, library_key: str | None, library_id: str | None) -> NDArray[np.int64]:
+    """Rows of one slide."""
+    if library_key is None:
+        if library_id is not None:
+            raise ValueError(f"library_id={library_id!r} is one of which column of obs? Set library_key.")
+        return np.arange(adata.n_obs)
+    if library_key not in adata.obs:
+        raise KeyError(f"library_key={library_key!r} not in adata.obs.")
+    column = adata.obs[library_key].astype(str).to_numpy()
+    libraries = list(dict.fromkeys(column))
+    if library_id is None and len(libraries) > 1:
+        raise ValueError(f"one slide at a time: set library_id to one of {libraries}.")
+    if library_id is not None and str(library_id) not in libraries:
+        raise KeyError(f"library_id={library_id!r} not in adata.obs[{library_key!r}]; it has {libraries}.")
+    return np.flatnonzero(column == (libraries[0] if library_id is None else str(library_id)))
+
+
+def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float) -> dict[str, NDArray[np.float64]]:
+    """log1p counts of genes at a common depth, as they were learned from; NaN where a spot has no counts."""
+    if not genes or (layer is None and adata.X is None):
+        return {}
+    counts = Counts(adata, np.arange(adata.n_vars), layer)
+    columns = adata.var_names.get_indexer(genes)
+    parts = []
+    for start in range(0, adata.n_obs, BATCH_SIZE):
+        block = counts.raw_rows(slice(start, min(start + BATCH_SIZE, adata.n_obs)))
+        totals = np.asarray(block.sum(axis=1), dtype=float)
+        parts.append(np.log1p(block[:, columns].toarray() * (depth / np.where(totals > 0, totals, np.nan))))
+    return dict(zip(genes, np.concatenate(parts).T, strict=True))
+
+
+def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    """What nearly all of the values span."""
+    low, high = np.nanpercentile(values, (1, 99))
+    return float(low), float(high if high > low else low + 1)
+
+
+def _quality(r: float) -> str:
+    return f"held-out r = {r:.2f}" if np.isfinite(r) else "held-out r not known"
+
+
+def _draw_grid(
+    ax: Axes, coordinates: NDArray[np.float64], values: NDArray[np.float64], steps: NDArray[np.float64], cmap: str
+) -> None:
+    """Draw points of a square grid as the pixels of an image, y downwards."""
+    from scipy.spatial import cKDTree
+
+    nearest = np.median(cKDTree(coordinates).query(coordinates, k=2)[0][:, 1])
+    step = steps[np.abs(steps - nearest).argmin()]  # slides may have units of their own
+    low = coordinates.min(axis=0)
+    columns, rows = np.rint((coordinates - low) / step).astype(int).T
+    raster = np.full((rows.max() + 1, columns.max() + 1), np.nan)
+    raster[rows, columns] = values
+    left, top = low - step / 2
+    right, bottom = left + step * raster.shape[1], top + step * raster.shape[0]
+    vmin, vmax = _limits(values)
+    image = ax.imshow(
+        raster,
+        extent=(left, right, bottom, top),
+        vmin=vmin,
+        vmax=vmax,
+        cmap=cmap,
+        interpolation="nearest",
+    )
+    ax.figure.colorbar(image, ax=ax, shrink=0.7, label="log1p counts")
