@@ -28,7 +28,7 @@ CLASSES = {
     if inspect.isclass(getattr(module, name))
 }
 ON_A_TABLE = {"pl.missingness_curve", "pl.centroid_distances", "pl.distance_error", "pl.benchmark_violin"}
-MAKES_ANOTHER = {"pp.pseudospots"}
+MAKES_ANOTHER = {"pp.pseudospots", "tl.superresolve_expression"}
 ON_FILES = {"tl.embed_sections"}
 ON_ADATA = {
     name: function

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sagefm import _keys
 from sagefm._utils import check_whole, get_table, shorten
 from sagefm.pl._spatial import finish
-from sagefm.pp._histology import open_patches
+from sagefm.pp._histology import get_params, open_patches
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -142,11 +142,10 @@ def _choose(
 
 def _read(adata: AnnData, sdata: SpatialData | None, key: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Pixels of the patches, and which of them leave the image."""
-    slides = open_patches(adata, sdata, key)
-    size = slides[0][1].size
+    size = get_params(adata, key)["size"]
     found = np.empty((adata.n_obs, size, size, 3), dtype=np.uint8)
     padded = np.zeros(adata.n_obs, dtype=bool)
-    for rows, patches in slides:
+    for rows, patches in open_patches(adata, sdata, key):
         padded[rows] = patches.padded
         for numbers, pixels in patches.blocks():
             found[rows[numbers]] = pixels

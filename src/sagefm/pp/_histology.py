@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_table, progress
 from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
-from sagefm.pp._image import find_source, open_image
+from sagefm.pp._image import Image, find_source, open_image
 from sagefm.pp._neighbors import Floats, Ints
 from sagefm.pp._patches import Patches, glass_density, tissue_fraction
 from sagefm.pp._regions import find_regions, region_library
@@ -145,6 +146,7 @@ def histology_patches(
         padded[slide.rows] = patches.padded
         _check_tissue(adata, slide, patches, tissue[slide.rows], glass, min_tissue)
         rows_of_table.append({"slide": slide.label or "", **slide.source, "width": patches.width})
+        del slide.image, patches
     params: dict[str, object] = {"function": FUNCTION, "size": size, "spatial_key": spatial_key}
     options = {"mpp": mpp, "library_key": library_key, "microns_per_unit": microns_per_unit}
     params |= {key: value for key, value in options.items() if value is not None}  # None can't be saved everywhere
@@ -180,7 +182,12 @@ class _Slide:
         self.source = find_source(image, adata, sdata, label)
         if region is not None:
             self.source["region"] = region
-        self.image = open_image(self.source, adata, sdata)
+        self._open = partial(open_image, self.source, adata, sdata)
+
+    @cached_property
+    def image(self) -> Image:
+        """The image, opened when it is looked at; it may take much memory."""
+        return self._open()
 
 
 def _slides(
@@ -211,16 +218,24 @@ def _slides(
     return slides
 
 
-def open_patches(adata: AnnData, sdata: SpatialData | None, key: str) -> list[tuple[Ints, Patches]]:
-    """Rows and patches of each slide, as :func:`histology_patches` recorded them, at the spots' coordinates now."""
+def get_params(adata: AnnData, key: str) -> dict[str, Any]:
+    """What :func:`histology_patches` was called with."""
     record = adata.uns.get(key)
     params = record.get("params", {}) if isinstance(record, Mapping) else {}
     if params.get("function") != FUNCTION:
         raise KeyError(f"{key!r} not in adata.uns. Run sg.pp.histology_patches(adata, image) first.")
+    return dict(params)
+
+
+def open_patches(adata: AnnData, sdata: SpatialData | None, key: str) -> Iterator[tuple[Ints, Patches]]:
+    """Rows and patches of each slide, as :func:`histology_patches` recorded them, at the spots' coordinates now.
+
+    Slide by slide, for an image may take much memory.
+    """
+    params, record = get_params(adata, key), adata.uns[key]
     library_key, spatial_key = params.get("library_key"), params["spatial_key"]
     found, _ = find_coordinates(adata, spatial_key, sdata)
     sources = record["images"].set_index("slide").to_dict(orient="index")
-    opened = []
     for name, rows in split_libraries(adata, library_key):
         label = "" if library_key is None else str(adata.obs[library_key].iloc[rows[0]])
         if label not in sources:
@@ -228,8 +243,7 @@ def open_patches(adata: AnnData, sdata: SpatialData | None, key: str) -> list[tu
         source = {key: value for key, value in sources[label].items() if value != ""}
         image = open_image(source, adata, sdata)
         xy = check_coordinates(adata, found, spatial_key, rows, name)[:, :2]
-        opened.append((rows, Patches(image, image.locate(xy), int(source["width"]), int(params["size"]))))
-    return opened
+        yield rows, Patches(image, image.locate(xy), int(source["width"]), int(params["size"]))
 
 
 def _check_place(slide: _Slide, patches: Patches) -> None:

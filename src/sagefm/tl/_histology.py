@@ -12,7 +12,7 @@ from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_device, get_table, progress
 from sagefm.models import Encoder, load_encoder
-from sagefm.pp._histology import open_patches
+from sagefm.pp._histology import get_params, open_patches
 from sagefm.pp._patches import Patches
 from sagefm.tl import _texture
 
@@ -104,11 +104,9 @@ def histology_embed(
     sdata = None if isinstance(adata, AnnData) else adata
     adata = get_table(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.HISTOLOGY_EMBEDDING, ["obsm"], "tl.histology_embed")
-    slides = open_patches(adata, sdata, histology_key)
-    for _, patches in slides:
-        describe.check(patches)
+    describe.check(get_params(adata, histology_key)["size"])
     features = np.empty((adata.n_obs, describe.width), dtype=np.float32)
-    for rows, patches in slides:
+    for rows, patches in open_patches(adata, sdata, histology_key):
         features[rows] = describe(patches, batch_size)
     params = {"function": "tl.histology_embed", "model": describe.name, "histology_key": histology_key}
     adata.obsm[key_added] = features
@@ -130,10 +128,10 @@ class Describe:
         is_path = isinstance(model, str | Path) and self.encoder is not None and str(model) != self.encoder.name
         self.name = str(Path(str(model)).expanduser().resolve()) if is_path else getattr(self.encoder, "name", TEXTURE)
 
-    def check(self, patches: Patches) -> None:
+    def check(self, size: int) -> None:
         """Refuse patches of another size than the encoder's."""
         if self.encoder is not None:
-            check_size(self.encoder, patches)
+            check_size(self.encoder, size)
 
     def __call__(self, patches: Patches, batch_size: int = 64) -> NDArray[np.float32]:
         """Features of all, in their order."""
@@ -144,10 +142,10 @@ class Describe:
         return found
 
 
-def check_size(encoder: Encoder, patches: Patches) -> None:
+def check_size(encoder: Encoder, size: int) -> None:
     """Refuse patches of another size than the encoder's."""
-    if patches.size != encoder.size:
+    if size != encoder.size:
         raise ValueError(
-            f"the patches are of {patches.size} pixels, {encoder.name} takes {encoder.size}. Run "
+            f"the patches are of {size} pixels, {encoder.name} takes {encoder.size}. Run "
             f"sg.pp.histology_patches(adata, image, size={encoder.size}) again."
         )

@@ -16,7 +16,7 @@ from sagefm._scratch import Scratch
 from sagefm._settings import logger
 from sagefm._utils import check_free, check_whole, get_table, progress
 from sagefm.models import Encoder, load_encoder
-from sagefm.pp._histology import open_patches
+from sagefm.pp._histology import get_params, open_patches
 from sagefm.pp._units import check_positive
 from sagefm.tl import _classifiers as classifiers
 from sagefm.tl._expression import (
@@ -269,11 +269,9 @@ def features(adata: AnnData, scale: str, use_rep: str, library_key: str | None) 
 
 def read_pixels(adata: AnnData, sdata: SpatialData | None, key: str, encoder: Encoder) -> NDArray[np.uint8]:
     """Patches of all spots, shape (spots, size, size, 3); beyond the memory limit they lie in a file."""
-    slides = open_patches(adata, sdata, key)
-    for _, patches in slides:
-        check_size(encoder, patches)
+    check_size(encoder, get_params(adata, key)["size"])
     found: NDArray[np.uint8] = Scratch().empty((adata.n_obs, encoder.size, encoder.size, 3), np.uint8)
-    for rows, patches in slides:
+    for rows, patches in open_patches(adata, sdata, key):
         for numbers, pixels in progress(patches.blocks(), "Reading", unit="batch"):
             found[rows[numbers]] = pixels
     return found

@@ -16,7 +16,7 @@ from sagefm._settings import logger
 from sagefm._utils import check_key, get_table
 from sagefm.models import Encoder
 from sagefm.pp._graph import split_libraries
-from sagefm.pp._histology import open_patches
+from sagefm.pp._histology import get_params, open_patches
 from sagefm.pp._patches import Patches, glass_density, tissue_fraction
 from sagefm.pp._regions import add_spots, find_regions, refuse_taken
 from sagefm.pp._units import check_positive, find_scales
@@ -66,7 +66,8 @@ def superresolve_expression(
     microns_per_unit
         µm per unit of the coordinates; by default from Space Ranger's scale factors.
     min_tissue
-        Points whose patch is less tissue than this are left out.
+        Points whose patch is less tissue than this are left out; fat is hardly more than glass. So are points that are
+        farther from every spot than spots are from each other.
     expression_key
         Which prediction of spots.
     device
@@ -105,7 +106,9 @@ def superresolve_expression(
     Notes
     -----
     A patch is wider than the stride (224 pixels of 0.5 µm are 112 µm), so neighbouring points share most of what they
-    see; detail finer than a patch is smoothed.
+    see; detail finer than a patch is smoothed. Where groups part a slide, the map has a seam between what different
+    fits predict. Every point is a patch to describe, as of :func:`histology_embed`: halving the stride takes four times
+    as long.
 
     Examples
     --------
@@ -130,37 +133,39 @@ def superresolve_expression(
     of_spots = OfSpots(adata, expression_key, None if reference is None else get_table(reference, table_key))
     made_by = _made_by(adata, of_spots.use_rep)
     describe = Describe(made_by["model"] if model is None else model, device)
-    slides = open_patches(adata, sdata, made_by["histology_key"])
-    cut = adata.uns[made_by["histology_key"]]["params"]
+    cut = get_params(adata, made_by["histology_key"])
+    describe.check(cut["size"])
     library_key = cut.get("library_key")
-    labels = [None if library_key is None else str(adata.obs[library_key].iloc[rows[0]]) for rows, _ in slides]
+    libraries = split_libraries(adata, library_key)
+    labels = [None if library_key is None else str(adata.obs[library_key].iloc[rows[0]]) for _, rows in libraries]
     if microns_per_unit is None:
         microns_per_unit = cut.get("microns_per_unit")
     scales = find_scales(adata, labels, microns_per_unit)
-    for _, patches in slides:
-        describe.check(patches)
-    grids = [
-        _over_tissue(patches, rows, stride / scale, min_tissue)
-        for (rows, patches), scale in zip(slides, scales, strict=True)
-    ]
-    if not (n_points := sum(len(grid.patches) for grid in grids)):
-        raise ValueError(f"no point has min_tissue={min_tissue} of tissue in its patch.")
-    logger.info("Describing %d points, %g µm apart.", n_points, stride)
     parts = []
-    for grid, label in zip(grids, labels, strict=True):
+    slides = open_patches(adata, sdata, made_by["histology_key"])
+    for (rows, patches), label, scale in zip(slides, labels, scales, strict=True):
+        grid = _over_tissue(patches, rows, stride / scale, min_tissue)
+        if not len(grid.patches):
+            raise ValueError(
+                f"no point of {'the slide' if label is None else label} has min_tissue={min_tissue} of tissue in its "
+                "patch. Set a smaller one."
+            )
+        logger.info("Describing %d points, %g µm apart.", len(grid.patches), stride)
         found = of_spots.predict(describe(grid.patches, batch_size), grid.spots)
         obs = pd.DataFrame({_keys.HISTOLOGY_TISSUE.format(_keys.HISTOLOGY): grid.tissue})
         obs[_keys.NEAREST_SPOT] = adata.obs_names[grid.spots].to_numpy()
         if library_key is not None:
             obs[library_key] = label
         obs.index = pd.Index([f"{'' if label is None else f'{label}_'}{y:05d}x{x:05d}" for x, y in grid.place])
-        parts.append((found, obs, grid.patches.image.coordinates(grid.patches.centers)))
+        parts.append((found, obs, patches.image.coordinates(grid.patches.centers)))
     values, obs_of, xy = zip(*parts, strict=True)
     obs = pd.concat(obs_of)
     if library_key is not None:
         obs[library_key] = pd.Categorical(obs[library_key])
     params: dict[str, Any] = {"function": FUNCTION, "stride": stride, "model": describe.name, "min_tissue": min_tissue}
     params |= {"expression_key": expression_key, "microns_per_unit": scales}
+    if library_key is not None:
+        params["library_key"] = library_key
     recorded = {"params": params}
     var = pd.DataFrame(index=pd.Index(of_spots.target.genes))
     if of_spots.scores is not None:
@@ -172,8 +177,8 @@ def superresolve_expression(
         dense.uns[_keys.SPATIAL] = dict(images)
     logger.info("Predicted %d genes at %d points.", dense.n_vars, dense.n_obs)
     if sdata is not None:
-        sizes = [len(grid.patches) for grid in grids]
-        regions = find_regions(adata, split_libraries(adata, library_key), library_key)
+        sizes = [len(found) for found in values]
+        regions = find_regions(adata, libraries, library_key)
         sources = [region for region, size in zip(regions, sizes, strict=True) for _ in range(size)]
         radius = np.repeat(stride / 2 / np.array(scales), sizes)
         dense = add_spots(sdata, dense, np.vstack(xy), radius, sources, *_element_names(key_added))
@@ -200,7 +205,7 @@ class OfSpots:
         self.target = read_target(source, list(predicted.columns), params.get("layer"), params["depth"])
         self._scale, library_key = params["scale"], params.get("library_key")
         self._points, self._slides = get_points(adata, self.use_rep), get_column(adata, "library_key", library_key)
-        if params["method"] != "ridge":
+        if params.get("method", "ridge") != "ridge":
             raise ValueError(
                 "fits of method='finetune' aren't kept. Run sg.tl.predict_expression(adata, method='ridge') first."
             )
@@ -255,7 +260,7 @@ class Grid:
 
 
 def _over_tissue(patches: Patches, rows: NDArray[np.int64], step: float, min_tissue: float) -> Grid:
-    """Square grid over the spots' bounding box, ``step`` in the unit of their coordinates, where there is tissue."""
+    """Square grid, ``step`` in the unit of the spots' coordinates, where there is tissue and a spot not far."""
     from scipy.spatial import cKDTree
 
     xy = patches.image.coordinates(patches.centers)
@@ -268,8 +273,10 @@ def _over_tissue(patches: Patches, rows: NDArray[np.int64], step: float, min_tis
     over = replace(patches, centers=patches.image.locate(points))
     tissue = tissue_fraction(over, glass_density(patches.image))
     kept = tissue >= min_tissue
-    nearest = cKDTree(xy).query(points[kept])[1]
-    return Grid(replace(over, centers=over.centers[kept]), place[kept], tissue[kept], rows[nearest])
+    distance, nearest = cKDTree(xy).query(points)
+    spacing = np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]) if len(xy) > 1 else np.inf
+    kept &= distance <= spacing * (1 + 1e-9)
+    return Grid(replace(over, centers=over.centers[kept]), place[kept], tissue[kept], rows[nearest[kept]])
 
 
 def _made_by(adata: AnnData, use_rep: str) -> dict[str, Any]:

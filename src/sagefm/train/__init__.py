@@ -1,6 +1,6 @@
 """Training: a corpus of sections, and pretraining on it. Needs ``pip install sagefm[train]``."""
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from sagefm.train._calibrate import calibrate
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
     if name not in WITH_LIGHTNING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = import_module(f"sagefm.train.{WITH_LIGHTNING[name]}")
+        module = importlib.import_module(f"sagefm.train.{WITH_LIGHTNING[name]}")
     except ModuleNotFoundError as error:
         if error.name != "lightning":
             raise

@@ -283,14 +283,13 @@ def gather(
     scratch, found = Scratch(), []
     for number, slide in enumerate(progress(slides, "Reading", unit="slide")):
         adata, sdata = _open(slide, table_key)
-        opened = open_patches(adata, sdata, histology_key)
-        shares = [len(rows) / adata.n_obs for rows, _ in opened]
         wanted = PER_SPOT * adata.n_obs if n_patches is None else n_patches
-        for section, ((_, patches), share) in enumerate(zip(opened, shares, strict=True)):
-            places = draw_places(patches, max(1, round(wanted * share)), np.random.default_rng((seed, number, section)))
+        for section, (rows, patches) in enumerate(open_patches(adata, sdata, histology_key)):
+            share = max(1, round(wanted * len(rows) / adata.n_obs))
+            places = draw_places(patches, share, np.random.default_rng((seed, number, section)))
             pixels = scratch.empty((len(places), size, size, 3), np.uint8)
-            for rows, part in replace(patches, centers=places, size=size).blocks():
-                pixels[rows] = part
+            for numbers, part in replace(patches, centers=places, size=size).blocks():
+                pixels[numbers] = part
             found.append(pixels)
     logger.info("Read %d patches of %d sections.", sum(map(len, found)), len(found))
     return found
