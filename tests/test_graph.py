@@ -387,3 +387,16 @@ def test_missing_regions_are_named(change, message):
     table = sdata.tables["table"]
     assert not table.obsm
     assert not table.obsp
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e5])
+def test_ties_dont_hang_on_the_unit_of_coordinates(scale):
+    """Whatever order spots come in, and however small their coordinates."""
+    lattice = np.stack(np.meshgrid(np.arange(9), np.arange(9)), axis=2).reshape(-1, 2).astype(float)
+    order = np.random.default_rng(0).permutation(len(lattice))
+    graphs = []
+    for coordinates in (lattice, lattice[order] * scale):
+        adata = ad.AnnData(np.ones((len(lattice), 2), dtype=np.float32), obsm={"spatial": coordinates})
+        sg.pp.neighborhood_graph(adata, "knn")
+        graphs.append(adata.obsp["sage_connectivities"].toarray())
+    np.testing.assert_array_equal(graphs[1], graphs[0][np.ix_(order, order)])
