@@ -396,7 +396,7 @@ def test_ties_dont_hang_on_the_unit_of_coordinates(scale):
     order = np.random.default_rng(0).permutation(len(lattice))
     graphs = []
     for coordinates in (lattice, lattice[order] * scale):
-        adata = ad.AnnData(np.ones((len(lattice), 2), dtype=np.float32), obsm={"spatial": coordinates})
+        adata = AnnData(np.ones((len(lattice), 2), dtype=np.float32), obsm={"spatial": coordinates})
         sg.pp.neighborhood_graph(adata, "knn")
         graphs.append(adata.obsp["sage_connectivities"].toarray())
     np.testing.assert_array_equal(graphs[1], graphs[0][np.ix_(order, order)])
