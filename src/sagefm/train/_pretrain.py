@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
-import threading
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +9,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
@@ -31,19 +24,10 @@ from sagefm.train._niche import Niche
 from sagefm.train._recipe import PRESETS, Recipe
 from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS
+from sagefm.train._trainer import interruptible, loggers, quiet
 
 # Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
 START_GAIN = 0.7
-# What Lightning warns of that is meant so, or its own affair.
-ADVICE = (
-    ".*does not have many workers",
-    ".*lr_scheduler.step",
-    ".*treespec",
-    ".*smaller than the logging interval",
-    ".*sync_dist",  # every process validates on everything
-    ".*Checkpoint directory .* exists",
-    ".*dataloader is not resumable",  # ours goes on where it was
-)
 
 
 def pretrain(
@@ -209,12 +193,12 @@ def fit(
         callbacks.append(best)
     if recipe.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
-    with _quiet():
+    with quiet():
         trainer = lightning.Trainer(
             max_epochs=recipe.max_epochs,
             log_every_n_steps=10,
             callbacks=callbacks,
-            logger=_loggers(folder),
+            logger=loggers(folder),
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -224,7 +208,7 @@ def fit(
         )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _AtomicCheckpointIO()
-        with _interruptible(trainer, "resume=True goes on from the last checkpoint"):
+        with interruptible(trainer, "resume=True goes on from the last checkpoint"):
             trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     if recipe.average_from is None and validates and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
@@ -354,41 +338,3 @@ class _TailAverage(WeightAveraging):
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.current_epoch > self._first_epoch:
             super().on_validation_epoch_end(trainer, pl_module)
-
-
-def _loggers(folder: Path) -> list[Any]:
-    """CSV always, TensorBoard where it is installed."""
-    loggers: list[Any] = [CSVLogger(folder, name="logs")]
-    with contextlib.suppress(ModuleNotFoundError):
-        loggers.append(TensorBoardLogger(folder, name="tensorboard"))
-    return loggers
-
-
-@contextlib.contextmanager
-def _interruptible(trainer: lightning.Trainer, mend: str) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, where Lightning exits the interpreter and ignores further ones.
-
-    ``mend`` says how to go on.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        logger.info("Interrupted at step %d; %s.", trainer.global_step, mend)
-        raise KeyboardInterrupt from None
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's advice on things that are meant."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in ADVICE:
-            warnings.filterwarnings("ignore", message)
-        yield

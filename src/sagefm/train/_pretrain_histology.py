@@ -22,7 +22,7 @@ from sagefm.models._vit import Shape
 from sagefm.pp._histology import open_patches
 from sagefm.pp._patches import Patches, glass_density, tissue_fraction
 from sagefm.train._ibot import IBOT
-from sagefm.train._pretrain import _interruptible, _loggers, _quiet
+from sagefm.train._trainer import interruptible, loggers, quiet
 from sagefm.train._views import Jitter
 
 if TYPE_CHECKING:
@@ -239,12 +239,12 @@ def pretrain_histology(
         torch.manual_seed(seed)
         module = IBOT(recipe, patches, seed=seed, backbone=backbone)
     folder = out.with_suffix("") if run_dir is None else Path(run_dir)
-    with _quiet():
+    with quiet():
         trainer = lightning.Trainer(
             max_epochs=recipe.epochs,
             gradient_clip_val=recipe.clip,
             log_every_n_steps=10,
-            logger=_loggers(folder),
+            logger=loggers(folder),
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=settings.progress_bars,
@@ -254,7 +254,7 @@ def pretrain_histology(
             precision=precision,
             **trainer_options,
         )
-        with _interruptible(trainer, "nothing was written"):
+        with interruptible(trainer, "nothing was written"):
             trainer.fit(module)
     training = {
         "preset": preset if isinstance(preset, str) else "own",
