@@ -204,6 +204,12 @@ def test_without_transformers(monkeypatch, tmp_path):
         sg.models.load_encoder("spafoundation")
 
 
+def test_with_transformers_of_other_names(monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.8.1")
+    with pytest.raises(ImportError, match="5.8.1 names the parts of a ViT differently; 5.9 or later"):
+        sg.models.load_encoder("spafoundation")
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Loopback server of a file in the published layout, registered as spafoundation."""

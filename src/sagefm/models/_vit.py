@@ -16,6 +16,7 @@ from sagefm.models._registry import ENCODER
 if TYPE_CHECKING:
     from transformers import ViTModel
 
+LEAST_TRANSFORMERS = (5, 9)  # the first with the names below
 HEAD_WIDTH = 64  # of every published ViT
 EPS = 1e-6  # of the layer norms of timm and of the published systems; transformers' default is another
 
@@ -71,13 +72,16 @@ def build(shape: Shape, *, masked: bool = False) -> ViTModel:
 
 def require_transformers() -> None:
     """Say how to get the library that ViTs need."""
+    mend = "pip install 'sagefm[histology]', or use model='texture', which needs nothing."
     try:
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as error:
+        raise ImportError(f"vision transformers need the package transformers. {mend}") from error
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < LEAST_TRANSFORMERS:
         raise ImportError(
-            "vision transformers need the package transformers. pip install 'sagefm[histology]', or use "
-            "model='texture', which needs nothing."
-        ) from error
+            f"transformers {transformers.__version__} names the parts of a ViT differently; "
+            f"{'.'.join(map(str, LEAST_TRANSFORMERS))} or later is needed. {mend}"
+        )
 
 
 def read(path: Path) -> tuple[ViTModel, dict[str, Any]]:
