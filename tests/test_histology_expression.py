@@ -148,6 +148,16 @@ def test_a_slide_without_counts_is_predicted_from_a_reference():
     assert reference.uns[KEY]["params"]["scored_on"] == "reference"
 
 
+def test_groups_of_any_name_can_be_saved(tmp_path):
+    adata = planted()
+    adata.obs["section"] = adata.obs["section"].str.replace("s", "donor/")
+    sg.tl.predict_expression(adata, 5, library_key="section")
+    assert "r_donor|0" in adata.uns[KEY]["scores"]
+    adata.write_h5ad(tmp_path / "slide.h5ad")
+    read = ad.read_h5ad(tmp_path / "slide.h5ad")
+    pd.testing.assert_frame_equal(read.uns[KEY]["scores"], adata.uns[KEY]["scores"])
+
+
 def test_nothing_to_score(log):
     adata = planted()
     one, other = (adata[adata.obs["section"] == name].copy() for name in ("s0", "s1"))

@@ -130,7 +130,10 @@ def score_genes(
     ``mean`` is what each gene's mean in the spots that were learned from would have predicted, shape as ``truth``.
     """
     names = np.unique(groups)
-    by_group = {f"r_{name}": gene_r(truth[groups == name], predicted[groups == name]) for name in names}
+    # No file takes a column named with a slash.
+    by_group = {
+        f"r_{name.replace('/', '|')}": gene_r(truth[groups == name], predicted[groups == name]) for name in names
+    }
     table = pd.DataFrame(by_group, index=pd.Index(genes, name="gene"))
     # Within groups: the mean predicts none of that, and counts 0.
     table.insert(0, "r", table.mean(axis=1))

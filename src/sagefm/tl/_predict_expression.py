@@ -66,8 +66,9 @@ def predict_expression(
 ) -> AnnData | None:
     """Predict expression from what the histology looks like.
 
-    No spot is predicted by a fit that has seen its section: spots of ``adata`` are learned from only where others'
-    groups are predicted, or a ``reference`` is what is learned from.
+    Without a ``reference``, no spot is predicted by a fit that has seen its group: spots of ``adata`` are learned from
+    only where other groups are predicted. A reference should be of other sections, best of other donors: groups that
+    both have are predicted, but not scored.
 
     Parameters
     ----------
