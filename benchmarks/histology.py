@@ -1,12 +1,14 @@
 """Expression from histology on real sections: what texture, random and pretrained vision transformers tell of it.
 
-    python benchmarks/histology.py DATA [--sections NAME ...] [--encoder FILE --trained-on NAME ...] [--vit-b]
+    python benchmarks/histology.py DATA [--sections NAME ...] [--encoder FILE --trained-on NAME ... --finetune RATE ...]
+        [--vit-b]
 
 DATA holds sections as ``NAME.h5ad`` and their images as ``images/NAME.jpg``, of one donor. Each section is predicted
 by ridge regression of the others (``sg.tl.predict_expression``). Reported are the median and mean over the 250 most
 expressed genes of Pearson's r within the section that was left out, the share of genes whose squared error is below
 that of their mean, and patches a second. The mean alone, which is the neighbour-free baseline, has r = 0 by definition.
 With ``--trained-on``, sections that the encoder has seen in pretraining are told apart from those that it hasn't.
+``--finetune RATE ...`` adds the encoder trained along at these learning rates, on the same patches.
 
     python benchmarks/histology.py DATA --labelled NAME ...
 
@@ -67,15 +69,25 @@ def score(adata: ad.AnnData, name: str, model: str | Path | Encoder, data: Path,
     sg.tl.histology_embed(adata, model)
     seconds = time.perf_counter() - started
     sg.tl.predict_expression(adata, library_key="section")
+    return {**row(adata, name), "patches/s": adata.n_obs / seconds}
+
+
+def finetune(adata: ad.AnnData, encoder: Encoder, rate: float) -> dict[str, object]:
+    """One row of the table: the encoder trained along, on the patches that it has just described."""
+    sg.tl.predict_expression(adata, library_key="section", method="finetune", model=encoder, learning_rate=rate)
+    return row(adata, f"{encoder.name}, fine-tuned at {rate:g}")
+
+
+def row(adata: ad.AnnData, name: str) -> dict[str, object]:
+    """Scores over genes."""
     scores = adata.uns["histology_expression"]["scores"]
-    print(f"{name}: {adata.n_obs} spots", flush=True)
+    print(f"{name}: {adata.n_obs} spots, median r {scores['r'].median():.3f}", flush=True)
     return {
         "features": name,
-        "scale": adata.uns["histology_expression"]["params"]["scale"],
+        "scale": adata.uns["histology_expression"]["params"].get("scale"),
         "median r": scores["r"].median(),
         "mean r": scores["r"].mean(),
         "better than their mean": (scores["r2"] > 0).mean(),
-        "patches/s": adata.n_obs / seconds,
         **{section.removeprefix("r_"): scores[section].median() for section in scores.filter(like="r_")},
     }
 
@@ -90,6 +102,7 @@ def compare(arguments: argparse.Namespace) -> None:
             encoder.size, encoder.network.config.patch_size, encoder.width, encoder.network.config.num_hidden_layers
         )
         rows.append(score(adata, encoder.name, encoder, arguments.data, encoder.size))
+        rows += [finetune(adata, encoder, rate) for rate in arguments.finetune]
         for seed in range(arguments.seeds):
             rows.append(score(adata, f"the same, random ({seed})", random(shape, seed), arguments.data, shape.size))
     if arguments.vit_b:
@@ -181,6 +194,7 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", default=[f"her2st_C{i}" for i in range(2, 7)])
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--trained-on", nargs="+", default=[])
+    parser.add_argument("--finetune", type=float, nargs="+", default=[], metavar="RATE", help="train the encoder along")
     parser.add_argument("--vit-b", action="store_true", help="a random one too: 86 million weights, slow on a CPU")
     parser.add_argument("--seeds", type=int, default=1, help="of random encoders (default: %(default)s)")
     parser.add_argument("--labelled", nargs="+", metavar="NAME", help="sections with obs['pathologist']")
