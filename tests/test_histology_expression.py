@@ -131,7 +131,7 @@ def test_staining_is_taken_where_that_helps():
     assert adata.uns[KEY]["scores"]["r"].median() > 0.8
 
 
-def test_a_slide_without_counts_is_predicted_from_a_reference():
+def test_a_slide_without_counts_is_predicted_from_a_reference(log, monkeypatch):
     adata = planted()
     reference, query = (adata[adata.obs["section"].isin(names)].copy() for names in (["s0", "s1", "s2"], ["s3"]))
     truth = query.copy()
@@ -139,12 +139,17 @@ def test_a_slide_without_counts_is_predicted_from_a_reference():
     sg.tl.predict_expression(query, 10, reference=reference, library_key="section", scale="none")
     assert query.uns[KEY]["params"]["scored_on"] == "reference"
     assert list(query.uns[KEY]["scores"].columns) == ["r", "r2", "r_s0", "r_s1", "r_s2"]
+    fits = []
+    monkeypatch.setattr(_expression.Ridge, "fit", lambda *args, fit=_expression.Ridge.fit: fits.append(1) or fit(*args))
     sg.tl.predict_expression(truth, 10, reference=reference, library_key="section", scale="none")
+    assert len(fits) == 1, "nothing hangs on groups of the reference that are held out"
     assert truth.uns[KEY]["params"]["scored_on"] == "adata"
     assert truth.uns[KEY]["scores"]["r"].median() > 0.7
     pd.testing.assert_frame_equal(truth.obsm[KEY], query.obsm[KEY])
     # Spots of the reference itself don't count.
+    assert "the reference has too" not in log.text
     sg.tl.predict_expression(reference, 10, reference=adata, library_key="section", scale="none")
+    assert "are of groups that the reference has too (s0, s1, s2)" in log.text
     assert reference.uns[KEY]["params"]["scored_on"] == "reference"
 
 

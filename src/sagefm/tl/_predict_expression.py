@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,14 +170,17 @@ def predict_expression(
         if source is not adata:
             check_same_model(source, adata, use_rep)
     else:
-        made_by = adata.uns.get(use_rep, {}).get("params", {})
+        recorded_rep = adata.uns.get(use_rep)
+        made_by = recorded_rep.get("params", {}) if isinstance(recorded_rep, Mapping) else {}
         learner, encoder = _fine_tune(model or made_by.get("model"), n_epochs, learning_rate, batch_size, device, rng)
         histology_key = made_by.get("histology_key", _keys.HISTOLOGY)
         own = read_pixels(adata, sdata, histology_key, encoder)
         of_source = own if source is adata else read_pixels(source, reference_sdata, histology_key, encoder)
         inputs["none"] = (of_source, own)
     regressions = {name: Regression(of_source, target, groups, learner) for name, (of_source, _) in inputs.items()}
-    held_out = {name: found for name, regression in regressions.items() if (found := regression.held_out()) is not None}
+    held_out: dict[str, Floats] = {}
+    if source is adata or len(regressions) > 1:  # a fit for each group is costly where nothing hangs on it
+        held_out = _held_out(regressions)
     if source is adata and not held_out:
         raise ValueError(
             "all spots are of one group, and a section is never predicted by a fit that has seen it. Set library_key "
@@ -196,7 +199,7 @@ def predict_expression(
     if source is not adata:
         scores = _score_query(adata, target, predicted, layer, group_key or library_key, groups)
         scored_on = "adata"
-    if scores is None and held_out:
+    if scores is None and (held_out := held_out or _held_out(regressions)):
         known = target.known
         mean = _means_elsewhere(target, groups)[known]
         scores = score_genes(target.values[known], held_out[chosen][known], groups[known], target.genes, mean)
@@ -258,6 +261,12 @@ class Regression:
     def fit(self) -> Fitted:
         """Fit to all."""
         return self.learner.fit(self.inputs, self.target.values, self.groups, np.flatnonzero(self.target.known))
+
+
+def _held_out(regressions: dict[str, Regression]) -> dict[str, Floats]:
+    """Every spot from a fit that hasn't seen its group, for each kind of features; none where there is one group."""
+    found = {name: regression.held_out() for name, regression in regressions.items()}
+    return {name: predicted for name, predicted in found.items() if predicted is not None}
 
 
 def features(adata: AnnData, scale: str, use_rep: str, library_key: str | None) -> NDArray[Any]:
@@ -324,7 +333,14 @@ def _score_query(
         return None
     own = read_target(adata, target.genes, layer, target.depth)
     groups = get_column(adata, "group_key", key if key is not None and key in adata.obs else None)
-    rows = own.known & (True if key is None else ~np.isin(groups, reference_groups))
+    seen = np.isin(groups, reference_groups) & (key is not None)
+    if seen.any():
+        logger.warning(
+            "%d spots are of groups that the reference has too (%s): the fit has seen these, so they aren't scored.",
+            seen.sum(),
+            ", ".join(np.unique(groups[seen])[:5]),
+        )
+    rows = own.known & ~seen
     if not rows.any():
         return None
     mean = np.broadcast_to(target.values[target.known].mean(axis=0), predicted.shape)
