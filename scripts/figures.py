@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from scanpy.get import obs_df
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_dense_adj
@@ -63,7 +64,7 @@ def overview(adata: ad.AnnData, gene: str = "CD74") -> Figure:
         axes["clusters"].scatter(x[inside], y[inside], s=17, color=f"C{i}", label=cluster, linewidths=0)
     axes["clusters"].set_title("clusters of the embedding")
     for name, layer in (("measured", None), ("predicted", "sage_imputed")):
-        values = adata.obs_vector(gene, layer=layer)
+        values = obs_df(adata, [gene], layer=layer)[gene]
         drawn = axes[name].scatter(x, y, c=values if layer else np.log1p(values), s=17, linewidths=0)
         rows[0].colorbar(drawn, ax=axes[name], shrink=0.7, label="log1p counts")
         axes[name].set_title(f"{gene}, {name}")

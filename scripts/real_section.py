@@ -16,6 +16,7 @@ from figures import save
 from left_out import model_without, section_files
 from matplotlib import pyplot as plt
 from PIL import Image
+from scanpy.get import obs_df
 
 import sagefm as sg
 
@@ -64,7 +65,7 @@ def main() -> None:
     shown = [(axes[0, 1], GENES[0], None), (axes[0, 2], GENES[0], "sage_imputed")]
     shown += [(axes[1, 1], GENES[1], None), (axes[1, 2], GENES[1], "sage_imputed")]
     for ax, gene, layer in shown:
-        values = np.asarray(adata.obs_vector(gene, layer=layer))
+        values = obs_df(adata, [gene], layer=layer)[gene]
         drawn = ax.scatter(x, y, c=values if layer else np.log1p(values), s=5, linewidths=0)
         figure.colorbar(drawn, ax=ax, shrink=0.7, label="log1p counts")
         ax.set_title(f"{gene}, {'predicted' if layer else 'measured'}")

@@ -4,6 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from scanpy.get import obs_df
 
 import sagefm as sg
 
@@ -25,14 +26,18 @@ def spots(ax):
     return collection
 
 
+def values(adata, gene, layer=None):
+    return obs_df(adata, [gene], layer=layer)[gene]
+
+
 def test_imputation_shows_measured_beside_predicted(done):
     figure = sg.pl.imputation(done, ["KRT8", "COL1A1"], show=False)
     panels = [ax for ax in figure.axes if ", " in ax.get_title() and "r =" not in ax.get_title()]
     assert [ax.get_title() for ax in panels] == [
         f"{gene}, {what}" for gene in ("KRT8", "COL1A1") for what in ("measured", "predicted")
     ]
-    np.testing.assert_allclose(spots(panels[0]).get_array(), np.log1p(done.obs_vector("KRT8")), rtol=1e-6)
-    np.testing.assert_allclose(spots(panels[3]).get_array(), done.obs_vector("COL1A1", layer="sage_imputed"))
+    np.testing.assert_allclose(spots(panels[0]).get_array(), np.log1p(values(done, "KRT8")), rtol=1e-6)
+    np.testing.assert_allclose(spots(panels[3]).get_array(), values(done, "COL1A1", "sage_imputed"))
     for measured, predicted in zip(panels[::2], panels[1::2], strict=True):
         assert spots(measured).get_clim() == spots(predicted).get_clim()
     np.testing.assert_allclose(spots(panels[0]).get_offsets(), done.obsm["spatial"])
@@ -48,7 +53,7 @@ def test_imputation_sets_measured_against_predicted(done, tiny):
     row = done.uns["sage_imputed"]["reliability"].loc["COL1A1"]
     _, ax = scatters(sg.pl.imputation(done, ["KRT8", "COL1A1"], show=False))
     lines, points = ax.collections
-    found = np.column_stack([done.obs_vector("COL1A1", layer="sage_imputed"), np.log1p(done.obs_vector("COL1A1"))])
+    found = np.column_stack([values(done, "COL1A1", "sage_imputed"), np.log1p(values(done, "COL1A1"))])
     np.testing.assert_allclose(points.get_offsets(), found, rtol=1e-5)
     ends = np.array([segment[:, 1] for segment in lines.get_segments()])
     for at, key in enumerate(("sage_imputed_lower", "sage_imputed_upper")):
@@ -85,7 +90,7 @@ def test_imputation_of_a_model_with_its_own_vocabulary(slide):
     figure = sg.pl.imputation(slide, ["KRT8", absent], show=False)
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert [t for t in titles if "r =" not in t] == ["KRT8, measured", "KRT8, predicted", f"{absent}, predicted"]
-    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(slide.obs_vector("KRT8")), rtol=1e-6)
+    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(values(slide, "KRT8")), rtol=1e-6)
 
 
 def test_imputation_says_what_to_expect_of_an_absent_gene(done):
@@ -127,7 +132,7 @@ def test_imputation_shows_what_was_read(done, tiny):
     done.X = done.X.log1p()
     sg.tl.impute(done, "KRT8", tiny, layer="counts")
     figure = sg.pl.imputation(done, "KRT8", show=False)
-    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(done.obs_vector("KRT8", layer="counts")))
+    np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(values(done, "KRT8", "counts")))
     del done.layers["counts"]
     with pytest.raises(KeyError, match="no longer in adata.layers"):
         sg.pl.imputation(done, "KRT8")
@@ -248,6 +253,9 @@ def test_dose_response_starts_at_zero(perturbed):
     own = doses[doses["pair"] == "TGFB1|TGFBR2"]
     np.testing.assert_allclose(line.get_xdata(), own["dose"])
     np.testing.assert_allclose(line.get_ydata(), own["mean"] - own["mean"].iloc[0])
+    perturbed.uns["perturb_lr"]["doses"] = doses[doses["pair"] != "TGFB1|TGFBR2"]
+    with pytest.raises(KeyError, match=r"no doses of 'TGFB1.TGFBR2'. Run sg.tl.perturb_lr"):
+        sg.pl.dose_response(perturbed, ["TGFB1|TGFBR2"])
     del perturbed.uns["perturb_lr"]["doses"]
     with pytest.raises(KeyError, match="n_levels above 2"):
         sg.pl.dose_response(perturbed)
@@ -281,6 +289,9 @@ def test_targets_and_their_controls(perturbed, tmp_path):
     diamonds = [c for c in ax.collections if len(c.get_offsets()) == 1]
     pooled = tests[tests["replicate"] == "pooled"]
     np.testing.assert_allclose([d.get_offsets()[0, 1] for d in diamonds], pooled["mean_target"])
+    perturbed.uns["perturb_targets"]["tests"] = tests[(tests["gene"] != "CXCL12") | (tests["replicate"] != "pooled")]
+    with pytest.raises(KeyError, match="no pooled row of 'CXCL12'. Run sg.tl.perturb_targets"):
+        sg.pl.target_controls(perturbed)
 
 
 def test_sensitivity_heatmap(perturbed):

@@ -73,7 +73,7 @@ def measured(adata, gene):
     plain = ad.AnnData(adata.X.copy(), var=adata.var[[]])
     sc.pp.normalize_total(plain, target_sum=adata.uns["histology_expression"]["params"]["depth"])
     sc.pp.log1p(plain)
-    return plain.obs_vector(gene)
+    return sc.get.obs_df(plain, [gene])[gene]
 
 
 def test_a_gallery_shows_the_pixels_of_its_spots(slide):
@@ -279,7 +279,7 @@ def test_a_dense_map_has_a_pixel_for_each_point(dense, tmp_path):
     for ax, gene in zip(panels, ("ERBB2", "CD74"), strict=True):
         raster, (left, _, _, top) = ax.images[0].get_array(), ax.images[0].get_extent()
         columns, rows = ((dense.obsm["spatial"] - [left, top]) / 40).astype(int).T
-        np.testing.assert_allclose(raster[rows, columns], dense.obs_vector(gene))
+        np.testing.assert_allclose(raster[rows, columns], sc.get.obs_df(dense, [gene])[gene])
         assert (~np.ma.getmaskarray(np.ma.masked_invalid(raster))).sum() == dense.n_obs  # white elsewhere
         assert ax.yaxis_inverted()  # as images are
     assert (tmp_path / "map.png").stat().st_size > 10_000

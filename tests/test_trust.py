@@ -8,6 +8,7 @@ import literal
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import torch
 from conftest import random_model
 from hypothesis import given, settings
@@ -88,8 +89,8 @@ def test_an_interval_is_split_conformal(large, sage):
     """One gene by hand: sorted misfits of the other tiles, the k-th of them."""
     adata, gene = large.copy(), frequent(large, 3)[2]
     sg.tl.impute(adata, gene, sage, intervals=0.9)
-    p = adata.obs_vector(gene, layer="sage_imputed").astype(float)
-    t = np.log1p(adata.obs_vector(gene))
+    p = sc.get.obs_df(adata, [gene], layer="sage_imputed")[gene].astype(float)
+    t = np.log1p(sc.get.obs_df(adata, [gene])[gene])
     part = spatial_blocks(adata, adata.obsp["sage_connectivities"]) % 5
     for spot in (0, 99, 300, adata.n_obs - 1):
         others = sorted(misfit(p, t)[part != part[spot]])

@@ -184,6 +184,7 @@ def superresolved_expression(
     >>> figure = sg.pl.superresolved_expression(dense, show=False)
     """
     import matplotlib.pyplot as plt
+    from scanpy.get import obs_df
 
     adata = get_table(adata, table_key)
     run = "dense = sg.tl.superresolve_expression(adata)"
@@ -203,7 +204,7 @@ def superresolved_expression(
     for ax in axes.flat:
         ax.axis("off")
     for ax, name in zip(axes.flat, names, strict=False):
-        _draw_grid(ax, coordinates, np.asarray(points.obs_vector(name), dtype=float), steps, cmap)
+        _draw_grid(ax, coordinates, obs_df(points, [name])[name].to_numpy(dtype=float), steps, cmap)
         ax.set_title(f"{name}\n{_quality(r[name])}")
     about = ["Predicted from the histology. Between the spots nothing was measured:", "r is that of held-out spots."]
     figure.supxlabel(("\n" if shape[1] == 1 else " ").join(about), fontsize="small")

@@ -332,6 +332,8 @@ def dose_response(
     results = run_pairs(table_in(adata, key, ["status", "mean_delta"]))
     doses = table_in(adata, key, ["pair", "level", "dose", "mean"], "doses")
     shown = _chosen(results, pairs, n_pairs, by="mean_delta")
+    if lacking := [name for name in shown if not (doses["pair"] == name).any()]:
+        raise KeyError(f"there are no doses of {shorten(lacking)}. Run sg.tl.perturb_lr again.")
     ax = get_axes(ax, (5.4, 3.8))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     grey = np.linspace(0.0, 0.75, max(len(shown), 2))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table
+from sagefm._utils import get_stored, get_table, shorten
 from sagefm.pl._axes import finish, get_axes, tidy
 from sagefm.pl._recorded import RUN, UP, overlap_in, run_pairs, sign_of, table_in
 
@@ -133,6 +133,8 @@ def target_controls(
     columns = ["gene", "replicate", "mean_target", "mean_control", "pval"]
     tests = table_in(adata, key, columns, "tests", default=_keys.PERTURB_TARGETS)
     genes = list(dict.fromkeys(tests["gene"]))
+    if lacking := [gene for gene in genes if not ((tests["gene"] == gene) & (tests["replicate"] == "pooled")).any()]:
+        raise KeyError(f"the tests have no pooled row of {shorten(lacking)}. Run sg.tl.perturb_targets again.")
     ax = get_axes(ax, (2.0 + 0.65 * len(genes), 4.0))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for x, gene in enumerate(genes):
