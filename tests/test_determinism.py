@@ -6,6 +6,7 @@ import sys
 
 import anndata as ad
 import catalogue
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -204,9 +205,8 @@ print(joblib.hash(parts))
 
 def test_another_process_gives_the_same_bits():
     """Python draws another order of sets in each process."""
-    digests = []
-    for seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", PIPELINE], env=env, capture_output=True, text=True, check=True)
-        digests.append(done.stdout.strip().splitlines()[-1])
-    assert digests[0] == digests[1]
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", PIPELINE], env=env, capture_output=True, text=True, check=True)
+    here: dict[str, object] = {}
+    exec(PIPELINE, here)
+    assert done.stdout.strip().splitlines()[-1] == joblib.hash(here["parts"])

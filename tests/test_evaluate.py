@@ -15,6 +15,7 @@ from scipy.spatial.distance import cosine
 import sagefm as sg
 from sagefm.benchmark import _tasks
 from sagefm.cli import main
+from sagefm.tl import _classifiers as classifiers
 from sagefm.tl import _composition as compositions
 
 
@@ -176,6 +177,7 @@ class Brief(compositions.Learner):
 @pytest.fixture
 def config(folder_of_slides, tmp_path, monkeypatch):
     monkeypatch.setattr(compositions, "Learner", Brief)
+    monkeypatch.setattr(classifiers, "N_TREES", 10)
     path = tmp_path / "config.toml"
     path.write_text(
         f"""

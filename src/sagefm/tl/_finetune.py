@@ -82,7 +82,7 @@ class _Regressor(lightning.LightningModule):
 
     def __init__(self, encoder: Encoder, target: Tensor, learning_rate: float, seed: int) -> None:
         super().__init__()
-        self.network = copy.deepcopy(encoder.network).requires_grad_(True)
+        self.network = copy.deepcopy(encoder.network).requires_grad_(True).train()
         linear = nn.Linear(encoder.width, target.shape[1])
         with torch.no_grad():  # the mean is known, and at this rate would take long to learn
             linear.bias.copy_(target.mean(dim=0))
