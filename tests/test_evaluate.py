@@ -14,6 +14,7 @@ from scipy.spatial.distance import cosine
 
 import sagefm as sg
 from sagefm.benchmark import _tasks
+from sagefm.benchmark._folder import Folder
 from sagefm.cli import main
 from sagefm.tl import _classifiers as classifiers
 from sagefm.tl import _composition as compositions
@@ -204,7 +205,17 @@ neighbors = true
     return path
 
 
-def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch, log):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without figures, which take longer than all else where slides are small."""
+
+    def stop():
+        monkeypatch.setattr(Folder, "figure", lambda *_: None)
+
+    return stop
+
+
+def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch, log, undrawn):
     out = tmp_path / "report"
     # Interrupted in the middle, then again: the same as in one go.
     calls = []
@@ -232,6 +243,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
     assert tables["annotation"].groupby("representation")["accuracy"].mean().min() > 0.5
     part = tmp_path / "part.toml"
     part.write_text('tasks = ["heterogeneity", "annotation"]\n' + config.read_text())
+    undrawn()
     at_once = sg.benchmark.run_protocol(part, tmp_path / "at_once")
     for name in ("annotation", "annotation_tests", "distances"):
         pd.testing.assert_frame_equal(
@@ -336,14 +348,15 @@ def test_splits_that_leak_are_refused(leak, folder_of_slides, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides, tmp_path):
+def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides, tmp_path, undrawn):
+    undrawn()
     settings = leak_by_model(folder_of_slides, tmp_path) | {"classifiers": ["forest"], "n_bootstraps": 0}
     settings["representations"][0]["allow_seen"] = True
     sg.benchmark.run_protocol(settings, tmp_path / "out")
     assert "leaky may have been trained on sections that it is tried on" in (tmp_path / "out/report.html").read_text()
 
 
-def test_otherfolder_of_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, tmp_path):
+def test_other_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, tmp_path):
     from sagefm.benchmark._collection import Collection
     from sagefm.benchmark._config import read
 
@@ -390,7 +403,8 @@ def test_wrong_settings_say_what_is_wrong(change, error, words, folder_of_slides
         sg.benchmark.run_protocol(pca(sections=str(folder_of_slides)) | change, tmp_path / "out")
 
 
-def test_an_error_in_the_settings_blocks_no_folder(folder_of_slides, tmp_path):
+def test_an_error_in_the_settings_blocks_no_folder(folder_of_slides, tmp_path, undrawn):
+    undrawn()
     wrong = pca(sections=str(folder_of_slides), label_key="domain", tasks=["annotation"], test=["dorno1"])
     right = wrong | {"test": ["donor1"], "classifiers": ["forest"], "n_bootstraps": 0}
     with pytest.raises(ValueError, match="dorno1"):
@@ -414,7 +428,8 @@ def test_names_that_look_alike_or_like_nothing_stay_apart(folder_of_slides, tmp_
     assert silhouettes.nunique() == len(names)
 
 
-def test_a_changed_section_is_seen(folder_of_slides, tmp_path):
+def test_a_changed_section_is_seen(folder_of_slides, tmp_path, undrawn):
+    undrawn()
     for i in range(3):
         adata = ad.read_h5ad(folder_of_slides / f"slide{i}.h5ad")
         adata.obsm["R"] = np.random.default_rng(i).normal(size=(adata.n_obs, 3))
@@ -433,7 +448,8 @@ def test_a_changed_section_is_seen(folder_of_slides, tmp_path):
 
 
 @pytest.mark.parametrize("n_sections", [1, 2])
-def test_few_sections_are_clustered_and_no_more(n_sections, folder_of_slides, tmp_path, log):
+def test_few_sections_are_clustered_and_no_more(n_sections, folder_of_slides, tmp_path, log, undrawn):
+    undrawn()
     files = [str(folder_of_slides / f"slide{i}.h5ad") for i in range(n_sections)]
     settings = pca(sections=files, label_key="domain", tasks=["clustering", "heterogeneity"], n_repeats=1)
     tables = sg.benchmark.run_protocol(settings, tmp_path / "out")

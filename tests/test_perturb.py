@@ -223,7 +223,7 @@ def test_controls_are_scored_with_both_masked(patch, sage):
     results = run(patch, PAIRS[:1], sage, n_controls=5, control_spots=None)
     dense = literal.dense_log1p(patch, SYMBOLS)
     ligand, receptor = map(gene, PAIRS[0])
-    measured = np.flatnonzero(np.isin(SYMBOLS, patch.var_names))
+    measured = np.flatnonzero(pd.Index(SYMBOLS).isin(patch.var_names))
     statistics = type("S", (), {"mean": dense.mean(0), "sd": dense.std(0), "detection": (dense > 0).mean(0)})
     controls = match_controls([receptor], statistics, measured, {ligand, receptor}, 5, 1000)[receptor]
     neighborhoods = literal.neighborhoods_of(patch.obsp["sage_connectivities"])
