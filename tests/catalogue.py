@@ -1049,7 +1049,8 @@ def _digest(value: Any) -> str:
         content = value.tolist() if value.dtype == object else hashlib.sha256(value.tobytes()).hexdigest()
         return f"{value.shape} {value.dtype} {content}"
     if isinstance(value, pd.DataFrame):
-        return f"{_digest(value.index)} {[(key, _digest(value[key])) for key in value]}"
+        dtypes = [str(dtype) for dtype in value.dtypes]
+        return f"{_digest(value.index)} {value.columns.tolist()} {dtypes} {value.to_numpy().tolist()}"
     if isinstance(value, pd.Series | pd.Index):
         return f"{value.dtype} {value.tolist()}"
     if isinstance(value, Mapping):
