@@ -90,7 +90,9 @@ def predict_expression(
     model
         Encoder to fine-tune; by default what made the features. The rest is of fine-tuning too:
     n_epochs, learning_rate, batch_size
-        Of Adam; patches are turned and mirrored at random.
+        Of Adam; patches are turned and mirrored at random. The defaults are SpaFoundation's, for its pretrained
+        ViT-B; an encoder of :func:`sagefm.train.pretrain_histology`'s preset ``"small"`` learns next to nothing at
+        ``1e-5`` and wants ``1e-4``.
     device
         ``"auto"`` takes cuda, then mps, then cpu.
     rng
