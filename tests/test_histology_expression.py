@@ -379,6 +379,11 @@ def test_fine_tuning_sees_no_held_out_counts(painted, vit):
 def test_what_can_not_be_fine_tuned(painted, vit, monkeypatch):
     with pytest.raises(ValueError, match="texture can't be fine-tuned"):
         sg.tl.predict_expression(painted, 5, **FINETUNE)
+    other = painted.copy()
+    for recorded in ("of somebody else", {"params": "text"}):
+        other.uns["X_histology"] = recorded
+        with pytest.raises(ValueError, match="pass model"):
+            sg.tl.predict_expression(other, 5, **FINETUNE)
     with pytest.raises(ValueError, match="learning_rate"):
         sg.tl.predict_expression(painted, 5, model=vit, **{**FINETUNE, "learning_rate": 0})
     with pytest.raises(ValueError, match="none of 'ridge'"):

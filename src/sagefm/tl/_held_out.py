@@ -67,14 +67,19 @@ def in_query(
     return Scored(truth[known][unseen], predicted[known][unseen], groups[unseen], "adata")
 
 
+def recorded_params(adata: AnnData, use_rep: str) -> Mapping[str, Any]:
+    """What is recorded of how a representation was made; nothing where others made it."""
+    recorded = adata.uns.get(use_rep)
+    params = recorded.get("params") if isinstance(recorded, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
+
+
 def check_same_model(reference: AnnData, adata: AnnData, use_rep: str) -> None:
     """Two embeddings only fit together if one model made both."""
     widths, made_by = [], []
     for part in (reference, adata):
         widths.append(get_points(part, use_rep).shape[1])
-        recorded = part.uns.get(use_rep)
-        params = recorded.get("params") if isinstance(recorded, Mapping) else None
-        made_by.append(params.get("model") if isinstance(params, Mapping) else None)
+        made_by.append(recorded_params(part, use_rep).get("model"))
     if widths[0] != widths[1] or (None not in made_by and made_by[0] != made_by[1]):
         raise ValueError(
             f"obsm[{use_rep!r}] of the reference ({widths[0]} dimensions, model {made_by[0]}) and of adata "

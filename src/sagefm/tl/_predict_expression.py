@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ from sagefm.tl._expression import (
     read_target,
     score_genes,
 )
-from sagefm.tl._held_out import check_same_model
+from sagefm.tl._held_out import check_same_model, recorded_params
 from sagefm.tl._histology import TEXTURE, check_size
 from sagefm.tl._points import get_column, get_points, standardize
 
@@ -172,8 +172,7 @@ def predict_expression(
         if source is not adata:
             check_same_model(source, adata, use_rep)
     else:
-        recorded_rep = adata.uns.get(use_rep)
-        made_by = recorded_rep.get("params", {}) if isinstance(recorded_rep, Mapping) else {}
+        made_by = recorded_params(adata, use_rep)
         learner, encoder = _fine_tune(model or made_by.get("model"), n_epochs, learning_rate, batch_size, device, rng)
         histology_key = made_by.get("histology_key", _keys.HISTOLOGY)
         own = read_pixels(adata, sdata, histology_key, encoder)
