@@ -17,7 +17,7 @@ lint: .venv/.test
 
 docs: .venv/.doc
 	.venv/bin/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
-	.venv/bin/python scripts/check_links.py docs/_build/html
+	.venv/bin/python tools/check_links.py docs/_build/html
 
 # The wheel is tried where nothing else of ours is: an environment of its own, another folder.
 dist: .venv/.base
@@ -31,19 +31,19 @@ dist: .venv/.base
 
 # SECTIONS is a folder of .h5ad with raw counts, coordinates and a column "donor".
 evaluation: .venv/.test
-	.venv/bin/python scripts/ablation.py $(SECTIONS)
-	.venv/bin/python scripts/imputation.py $(SECTIONS)
-	.venv/bin/python scripts/trust.py $(SECTIONS)
-	.venv/bin/python scripts/evaluate.py $(SECTIONS)
-	.venv/bin/python scripts/perturbation.py planted
-	.venv/bin/python scripts/perturbation.py paper $(SECTIONS)/CRC_16.h5ad $(SECTIONS)/her2st_G2.h5ad
+	.venv/bin/python evaluation/ablation.py $(SECTIONS)
+	.venv/bin/python evaluation/imputation.py $(SECTIONS)
+	.venv/bin/python evaluation/trust.py $(SECTIONS)
+	.venv/bin/python evaluation/evaluate.py $(SECTIONS)
+	.venv/bin/python evaluation/perturbation.py planted
+	.venv/bin/python evaluation/perturbation.py paper $(SECTIONS)/CRC_16.h5ad $(SECTIONS)/her2st_G2.h5ad
 
 mini: .venv/.doc
-	.venv/bin/python scripts/train_mini.py $(SECTIONS)
-	.venv/bin/python scripts/trust.py $(SECTIONS) --write
+	.venv/bin/python evaluation/train_mini.py $(SECTIONS)
+	.venv/bin/python evaluation/trust.py $(SECTIONS) --write
 	.venv/bin/sagefm demo --out sagefm-demo
-	.venv/bin/python scripts/figures.py sagefm-demo docs/_static
-	.venv/bin/python scripts/run_tutorials.py
+	.venv/bin/python tools/figures.py sagefm-demo docs/_static
+	.venv/bin/python tools/run_tutorials.py
 
 # torch first: pip then keeps this build for everything that asks for torch.
 .venv/.base: $(INPUTS)

@@ -37,7 +37,8 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 import sagefm as sg
-from sagefm.models import Encoder, _vit
+from sagefm.histology import vit as _vit
+from sagefm.models import Encoder
 
 MICRONS_PER_PIXEL = 0.73
 

@@ -24,9 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from timing import report
 
 import sagefm as sg
-from sagefm.models import Encoder, _vit
-from sagefm.pp._histology import open_patches
-from sagefm.train._ibot import IBOT
+from sagefm.histology import vit
+from sagefm.histology.ibot import IBOT
+from sagefm.histology.locate import open_patches
+from sagefm.models import Encoder
 
 TRAIN, HELD_OUT = ("her2st_C2", "her2st_C3", "her2st_C4"), ("her2st_C5", "her2st_C6")
 N_GENES = 250
@@ -106,7 +107,7 @@ def main() -> None:
     report("texture", **score([np.asarray(adata.obsm["texture"]) for adata in sections], truth))
     for seed in args.random_seeds:
         torch.manual_seed(seed)
-        usual = _vit.build(recipe.shape).requires_grad_(False).eval()
+        usual = vit.build(recipe.shape).requires_grad_(False).eval()
         torch.manual_seed(seed)
         before = IBOT(recipe, pixels[: len(TRAIN)]).finished_network()
         for what, network in (("random weights", usual), ("before pretraining", before)):

@@ -33,7 +33,7 @@ from scipy import sparse
 
 import sagefm as sg
 from sagefm.models._vocabulary import Vocabulary, hest1k
-from sagefm.tl import _classifiers
+from sagefm.tl._labels import classifiers
 
 SOURCE = Path(inspect.getfile(sg)).parent
 SAME, FINE, REFUSED, EITHER = "same", "fine", "refused", "either"
@@ -109,7 +109,7 @@ def _small_forests(call: Callable[[Any, Kit], Any]) -> Callable[[Any, Kit], Any]
     """How good they are isn't asked here, and an odd slide may want thousands."""
 
     def small(adata: Any, kit: Kit) -> Any:
-        with mock.patch.object(_classifiers, "N_TREES", 5):
+        with mock.patch.object(classifiers, "N_TREES", 5):
             return call(adata, kit)
 
     return small

@@ -93,33 +93,46 @@ def test_everything_public_is_in_the_docs():
     assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "models.SAGE", "settings"}
 
 
+LAYERS = {
+    "": set(),
+    "_io": {""},
+    "models": {"", "_io"},
+    "pp": {"", "_io", "models"},
+    "datasets": {"", "_io", "models", "pp"},
+    "tl": {"", "_io", "models", "pp", "datasets"},
+    "pl": {"", "_io", "models", "pp"},
+    "benchmark": {"", "_io", "models", "pp", "tl", "pl"},
+    "train": {"", "_io", "models", "pp", "tl", "benchmark"},
+    "histology": {"", "_io", "models", "pp", "tl", "pl", "train"},
+    "cli": {"", "_io", "models", "pp", "datasets", "tl", "pl", "benchmark", "train", "histology"},
+}
+
+
+def imports_of(file):
+    """Modules of the package that a file imports, also within functions and for type checkers."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            assert not [alias for alias in node.names if alias.name.startswith("sagefm.")], f"{file}: from ... import"
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file} imports relatively"
+            module = (node.module or "").split(".")
+            if module[0] == "sagefm":
+                yield from [module[1:]] if module[1:] else [[alias.name] for alias in node.names]
+
+
 def test_imports_point_one_way():
-    """_keys, _settings, _utils → models → pp → tl → pl; datasets beside pp; benchmark and train above; then cli."""
-    allowed = {
-        "": set(),
-        "models": {""},
-        "pp": {"", "models"},
-        "datasets": {"", "models", "pp"},
-        "tl": {"", "models", "pp", "datasets"},
-        "pl": {"", "models", "pp"},
-        "benchmark": {"", "models", "pp", "tl", "pl"},
-        "train": {"", "models", "pp", "tl", "benchmark"},
-        "cli": {"", "models", "pp", "datasets", "tl", "pl", "benchmark", "train"},
-    }
+    """What each room may import; namespaces re-export histology by name alone, which is no import."""
     package = ROOT / "src" / "sagefm"
+    assert {folder.name for folder in package.iterdir() if (folder / "__init__.py").exists()} == {*LAYERS} - {""}
     for file in package.rglob("*.py"):
         parts = file.relative_to(package).parts
         layer = parts[0] if len(parts) > 1 else ""
         if parts == ("__init__.py",):
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = []
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sagefm":
-                rest = node.module.split(".")[1:]
-                modules = [rest] if rest else [[alias.name] for alias in node.names]
-            for module in modules:
-                target = module[0] if module[0] in allowed else ""
-                assert target == layer or target in allowed[layer], f"{file.name} imports sagefm.{'.'.join(module)}"
+        for module in imports_of(file):
+            target = module[0] if module[0] in LAYERS else ""
+            is_name = parts[-1] == "__init__.py" and target == "histology"  # for type checkers
+            assert target == layer or target in LAYERS[layer] or is_name, f"{file} imports sagefm.{'.'.join(module)}"
 
 
 def test_slot_names_are_spelled_in_keys_alone():

@@ -17,7 +17,7 @@ import scipy.io
 from scipy import sparse
 
 import sagefm as sg
-from sagefm import _download
+from sagefm._io import download as _download
 from sagefm.datasets import _hest1k
 
 TOKEN = "hf_secret"

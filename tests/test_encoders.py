@@ -14,7 +14,8 @@ from test_histology import SIZE
 from test_registry import Handler, cached_files
 
 import sagefm as sg
-from sagefm.models import Encoder, _registry, _vit
+from sagefm.histology import vit as _vit
+from sagefm.models import Encoder, _registry
 
 SHAPE = _vit.Shape(size=SIZE, patch=16, width=128, depth=3)
 

@@ -13,17 +13,17 @@ from scipy import stats
 from scipy.spatial.distance import cosine
 
 import sagefm as sg
-from sagefm.benchmark import _tasks
-from sagefm.benchmark._folder import Folder
+from sagefm.benchmark._protocol import tasks as _tasks
+from sagefm.benchmark._protocol.folder import Folder
 from sagefm.cli import main
-from sagefm.tl import _classifiers as classifiers
-from sagefm.tl import _composition as compositions
+from sagefm.tl._labels import classifiers
+from sagefm.tl._labels import composition as compositions
 
 
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
     """Forests of few trees: what is tested is the way through, not the score."""
-    monkeypatch.setattr("sagefm.tl._classifiers.N_TREES", 10)
+    monkeypatch.setattr("sagefm.tl._labels.labels.classifiers.N_TREES", 10)
 
 
 def blobs(seed=0, n=40, groups="ABC"):
@@ -279,7 +279,7 @@ def pca(**settings):
 
 def test_a_folder_and_defaults(folder_of_slides, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sagefm.benchmark._config.default_representations", lambda model: [{"name": model, "model": model}]
+        "sagefm.benchmark._protocol.config.default_representations", lambda model: [{"name": model, "model": model}]
     )
     assert main(["evaluate", str(folder_of_slides), "--model", "sagefm-mini", "-o", str(tmp_path / "out")]) == 0
     assert {path.stem for path in (tmp_path / "out" / "results").iterdir()} >= {"clustering", "heterogeneity"}
@@ -302,7 +302,7 @@ def test_centroids_of_tissues_are_those_of_samples_where_these_are_the_same(fold
 
 
 def test_default_representations_are_the_papers_and_the_baselines():
-    from sagefm.benchmark._config import default_representations
+    from sagefm.benchmark._protocol.config import default_representations
 
     names = [entry["name"] for entry in default_representations("sage-fm-hest1k")]
     assert names == [
@@ -357,8 +357,8 @@ def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides
 
 
 def test_other_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, tmp_path):
-    from sagefm.benchmark._collection import Collection
-    from sagefm.benchmark._config import read
+    from sagefm.benchmark._protocol.collection import Collection
+    from sagefm.benchmark._protocol.config import read
 
     adata = ad.read_h5ad(folder_of_slides / "slide0.h5ad")
     adata.obs["donor"] = "donor1"

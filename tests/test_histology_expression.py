@@ -13,9 +13,10 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 
 import sagefm as sg
-from sagefm.models import Encoder, _vit
-from sagefm.tl import _expression
-from sagefm.tl._finetune import turn
+from sagefm.histology import expression as _expression
+from sagefm.histology import vit as _vit
+from sagefm.histology.finetune import turn
+from sagefm.models import Encoder
 from sagefm.tl._points import standardize
 
 KEY = "histology_expression"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 ALL = FUNCTIONS | PLOTS
 
-# Of so many oddities one, here; scripts/hostile.py has them all. What reads the counts has one way of doing so.
+# Of so many oddities one, here; tools/hostile.py has them all. What reads the counts has one way of doing so.
 SHARE = 5
 
 

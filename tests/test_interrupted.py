@@ -1,6 +1,6 @@
 """Jobs that are killed in the middle: nothing is damaged, and the next call makes what one call would have made.
 
-``scripts/interrupt.py`` does the same at random moments, fifty times.
+``tools/interrupt.py`` does the same at random moments, fifty times.
 """
 
 import os
@@ -20,10 +20,10 @@ import pytest
 import torch
 
 import sagefm as sg
-from sagefm import _files
-from sagefm._files import atomic, remove, temporary
-from sagefm.benchmark import _config
-from sagefm.benchmark._folder import Folder
+from sagefm._io import files as _files
+from sagefm._io.files import atomic, remove, temporary
+from sagefm.benchmark._protocol import config as _config
+from sagefm.benchmark._protocol.folder import Folder
 from sagefm.pl._axes import save_figure
 from sagefm.train import _pretrain
 from sagefm.train._module import MaskedCenter

@@ -17,9 +17,9 @@ from scipy import stats
 import sagefm as sg
 from sagefm._utils import adjust_pvalues
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._clamp import combine_subunits
-from sagefm.tl._controls import compare, match_controls
-from sagefm.tl._interactions import read_interactions
+from sagefm.tl._perturb.clamp import combine_subunits
+from sagefm.tl._perturb.controls import compare, match_controls
+from sagefm.tl._perturb.interactions import read_interactions
 
 SYMBOLS = hest1k().symbols
 PAIRS = [("CXCL12", "CXCR4"), ("CXCL12", "CCR7"), ("TGFB1", "TGFBR2"), ("IL6", "IL6R"), ("COL1A1", "COL1A1")]

@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 
 import sagefm as sg
-from sagefm.pp._histology import open_patches
-from sagefm.train import _ibot, _pretrain_histology
-from sagefm.train._ibot import IBOT
-from sagefm.train._views import Jitter, Views, draw_views
+from sagefm.histology import ibot as _ibot
+from sagefm.histology import pretrain as _pretrain_histology
+from sagefm.histology.ibot import IBOT
+from sagefm.histology.locate import open_patches
+from sagefm.histology.views import Jitter, Views, draw_views
 
 SMALL = sg.train.HISTOLOGY_PRESETS["small"]
 TINY = replace(
@@ -348,8 +349,8 @@ def test_collapse_is_said(slide, tmp_path, monkeypatch, log):
 
 def test_without_lightning(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning", None)
-    for name in [name for name in sys.modules if name.startswith("sagefm.train._pretrain")]:
+    for name in [name for name in sys.modules if name.startswith("sagefm.histology.pretrain")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "sagefm.train._ibot")
+    monkeypatch.delitem(sys.modules, "sagefm.histology.ibot")
     with pytest.raises(ModuleNotFoundError, match="pretraining needs Lightning"):
         _ = sg.train.pretrain_histology

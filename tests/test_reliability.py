@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 
 import sagefm as sg
-from sagefm.benchmark._baselines import depth_scaled
+from sagefm.models._baselines import depth_scaled
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._impute import gene_folds
-from sagefm.tl._reliability import Scores, spatial_blocks
+from sagefm.tl._impute.predict import gene_folds
+from sagefm.tl._impute.reliability import Scores, spatial_blocks
 
 SYMBOLS = hest1k().symbols
 

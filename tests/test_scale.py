@@ -24,7 +24,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
 import sagefm as sg
-from sagefm._scratch import Scratch
+from sagefm._io.scratch import Scratch
 from sagefm.models._canonical import ReadOut
 from sagefm.pp._counts import Counts
 from sagefm.tl import _sections
@@ -363,9 +363,9 @@ def test_out_of_memory_halves_the_batch(slide, sage, expected, monkeypatch, log)
 def test_sensitivity_halves_too(slide, sage, monkeypatch):
     sg.tl.gene_sensitivity(slide, GENES, model=sage)
     expected = slide.uns["gene_sensitivity"]["results"]
-    from sagefm.tl import _sensitivity
+    from sagefm.tl._perturb import sensitivity
 
-    whole = _sensitivity._pull_back
+    whole = sensitivity._pull_back
     calls = []
 
     def limited(model, slopes, target):
@@ -374,7 +374,7 @@ def test_sensitivity_halves_too(slide, sage, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(model, slopes, target)
 
-    monkeypatch.setattr(_sensitivity, "_pull_back", limited)
+    monkeypatch.setattr(sensitivity, "_pull_back", limited)
     sg.tl.gene_sensitivity(slide, GENES, model=sage)
     assert max(calls) == slide.n_obs
     assert_close(slide.uns["gene_sensitivity"]["results"], expected)

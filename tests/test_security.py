@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sagefm as sg
-from sagefm._download import download, get_json
+from sagefm._io.download import download, get_json
 
 SOURCE = Path(sg.__file__).parent
 

@@ -1,4 +1,4 @@
-"""Intervals, priors, the reference they rest on, and the trust card: against plain loops and on shifted slides."""
+"""Intervals, priors, the calibration they rest on, and the trust card: against plain loops and on shifted slides."""
 
 import json
 from dataclasses import replace
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import sagefm as sg
-from sagefm.models._reference import EDGES, Reference, ends, misfit, nearest, spread
+from sagefm.models._calibration import EDGES, Calibration, ends, misfit, nearest, spread
 from sagefm.models._vocabulary import hest1k
 from sagefm.pp._neighbors import lattice_of
-from sagefm.tl._reliability import spatial_blocks
+from sagefm.tl._impute.reliability import spatial_blocks
 from sagefm.train import _calibrate
 from sagefm.train._calibrate import CAUTION, _stump, combine, find_limits
 from sagefm.train._left_out import LACKING, MIDDLES, Section, _absent, _ranked, measure, quantiles
@@ -132,7 +132,7 @@ def test_a_later_call_takes_intervals_away(slide, sage):
         ("KRT8", {"intervals": 1.0}, ValueError, "between 0 and 1"),
         ("KRT8", {"intervals": "wide"}, TypeError, "has to be a share"),
         ("KRT8", {"intervals": True}, TypeError, "has to be a share"),
-        ("absent", {"intervals": 0.9}, ValueError, "carries no reference.*sg.train.calibrate"),
+        ("absent", {"intervals": 0.9}, ValueError, "carries no calibration.*sg.train.calibrate"),
     ],
 )
 def test_interval_refusals(slide, sage, genes, options, error, match):
@@ -158,11 +158,11 @@ def test_a_slide_of_one_tile_is_too_small(sage):
         sg.tl.impute(tiny_slide, "KRT8", sage, intervals=0.8)
 
 
-# The reference
+# The calibration
 
 
-def reference(**changes):
-    """A reference whose every number is known."""
+def calibration(**changes):
+    """A calibration whose every number is known."""
     rng = np.random.default_rng(0)
     quantile = np.sort(rng.random((2, len(EDGES) + 1, 50)), axis=2) * 3
     ranks = np.clip(rng.random((2, 2, N)), 0.8, 1)
@@ -188,13 +188,13 @@ def reference(**changes):
         "count_share": np.full(N, 1 / N),
     }
     values |= changes
-    return Reference(**{k: v.astype(np.float32) if isinstance(v, np.ndarray) else v for k, v in values.items()})
+    return Calibration(**{k: v.astype(np.float32) if isinstance(v, np.ndarray) else v for k, v in values.items()})
 
 
 def test_reference_survives_its_file(tmp_path, sage):
-    model = replace(sage, reference=reference())
-    read = sg.models.load(model.save(tmp_path / "m.safetensors", half=True)).reference
-    for key, value in vars(model.reference).items():
+    model = replace(sage, calibration=calibration())
+    read = sg.models.load(model.save(tmp_path / "m.safetensors", half=True)).calibration
+    for key, value in vars(model.calibration).items():
         if isinstance(value, np.ndarray):
             np.testing.assert_allclose(getattr(read, key), value, rtol=2e-3, atol=1e-6)
         else:
@@ -209,7 +209,7 @@ def test_reference_survives_its_file(tmp_path, sage):
     ],
 )
 def test_a_damaged_reference_is_refused(tmp_path, sage, change, match):
-    path = replace(sage, reference=change(reference())).save(tmp_path / "m.safetensors")
+    path = replace(sage, calibration=change(calibration())).save(tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=match):
         sg.models.load(path)
 
@@ -218,7 +218,7 @@ def test_a_reference_without_header_is_refused(tmp_path, sage):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    path = replace(sage, reference=reference()).save(tmp_path / "m.safetensors")
+    path = replace(sage, calibration=calibration()).save(tmp_path / "m.safetensors")
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["sagefm"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -232,12 +232,12 @@ def test_a_reference_without_header_is_refused(tmp_path, sage):
     ("lacking", "weights"), [(0.0, (1, 0)), (0.2, (1, 0)), (0.3, (0.75, 0.25)), (0.6, (0, 1)), (0.9, (0, 1))]
 )
 def test_priors_lie_between_what_was_tried(lacking, weights):
-    known = reference()
+    known = calibration()
     np.testing.assert_allclose(known.prior(lacking), np.tensordot(weights, known.prior_r, 1), rtol=1e-5)
 
 
 def test_reach_of_absent_genes_by_hand():
-    known, genes = reference(), np.array([5, 7, 100])
+    known, genes = calibration(), np.array([5, 7, 100])
     p = np.array([[0.0, 0.0, 0.3], [0.03, 0.2, 2.2]], dtype=np.float32)
     found = known.reach(p, genes, 0.4, 0.9)
     errors, ranks = known.errors.mean(axis=0), known.ranks[:, 1].mean(axis=0)
@@ -254,17 +254,17 @@ def test_reach_of_absent_genes_by_hand():
 
 
 def test_absent_genes_get_priors_and_intervals(slide, sage):
-    model = replace(sage, reference=reference())
+    model = replace(sage, calibration=calibration())
     absent = absent_gene(slide)
     number = SYMBOLS.index(absent)
     sg.tl.impute(slide, ["KRT8", absent], model, intervals=0.9)
     lacking = 1 - slide.uns["sage_genes"]["coverage"]
     prior = slide.uns["sage_imputed"]["prior"]
     assert prior.index.tolist() == [absent]
-    assert prior.loc[absent, "r"] == pytest.approx(model.reference.prior(lacking)[number])
-    assert prior.loc[absent, "r_sd"] == pytest.approx(model.reference.prior_sd[number])
+    assert prior.loc[absent, "r"] == pytest.approx(model.calibration.prior(lacking)[number])
+    assert prior.loc[absent, "r_sd"] == pytest.approx(model.calibration.prior_sd[number])
     p = slide.obsm["sage_imputed"][[absent]].to_numpy()
-    lower, upper = ends(p.astype(float), model.reference.reach(p, np.array([number]), lacking, 0.9))
+    lower, upper = ends(p.astype(float), model.calibration.reach(p, np.array([number]), lacking, 0.9))
     np.testing.assert_allclose(slide.obsm["sage_imputed_lower"][[absent]], lower, atol=1e-5)
     np.testing.assert_allclose(slide.obsm["sage_imputed_upper"][[absent]], upper, rtol=1e-5, atol=1e-5)
     table = slide.uns["sage_imputed"]["intervals"]
@@ -275,7 +275,7 @@ def test_absent_genes_get_priors_and_intervals(slide, sage):
 
 
 def test_results_can_be_written(slide, sage, tmp_path):
-    model = replace(sage, reference=reference())
+    model = replace(sage, calibration=calibration())
     sg.tl.impute(slide, ["KRT8", absent_gene(slide)], model, intervals=0.9)
     sg.pp.assess(slide, model)
     slide.write_h5ad(tmp_path / "a.h5ad")
@@ -426,7 +426,7 @@ def test_calibrate(corpus, small, tmp_path, monkeypatch):
         _calibrate, "measure", lambda *args, **options: parts.append(measure(*args, **options)) or parts[-1]
     )
     model = sg.train.calibrate(small, corpus, left_out)
-    known = model.reference
+    known = model.calibration
     assert known.donors == list(left_out)
     assert known.lattices == ["hexagonal"]
     measured = np.zeros(N, dtype=bool)
@@ -481,7 +481,7 @@ def known_slide():
 
 @pytest.fixture(scope="module")
 def judge(known_slide, sage):
-    """Model whose reference is made from that slide, with limits that are known."""
+    """Model whose calibration is made from that slide, with limits that are known."""
     adata = known_slide.copy()
     sg.pp.align_genes(adata)
     index = adata.var["sage_gene"].to_numpy()
@@ -491,11 +491,11 @@ def judge(known_slide, sage):
     counts = np.zeros(N)
     counts[index[index >= 0]] = np.asarray(adata.X[:, np.flatnonzero(index >= 0)].sum(axis=0)).ravel()
     depth = float(np.median(np.expm1(dense).sum(axis=1)))
-    limits = reference().limits | {"depth": {"care": depth / 2, "outside": depth / 10, "above": 0.0}}
+    limits = calibration().limits | {"depth": {"care": depth / 2, "outside": depth / 10, "above": 0.0}}
     limits["deepest"] = {"care": depth * 3, "above": 1.0}
     return replace(
         sage,
-        reference=reference(centroids=unit(means[::20]), count_share=counts / counts.sum(), limits=limits),
+        calibration=calibration(centroids=unit(means[::20]), count_share=counts / counts.sum(), limits=limits),
     )
 
 
@@ -573,9 +573,9 @@ def test_card_says_what_it_measured(known_slide, judge):
     dense[:, adata.var["sage_gene"][known]] = np.log1p(adata.X[:, np.flatnonzero(known)].toarray())
     means = (dense + adata.obsp["sage_connectivities"] @ dense) / 15
     genes = np.sort(adata.var["sage_gene"][known])
-    cosine = unit(means[:, genes]) @ unit(judge.reference.centroids[:, genes]).T
+    cosine = unit(means[:, genes]) @ unit(judge.calibration.centroids[:, genes]).T
     assert checks.loc["composition", "value"] == pytest.approx(np.median(1 - cosine.max(axis=1)), abs=0.005)
-    prior = judge.reference.prior(checks.loc["genes", "value"])
+    prior = judge.calibration.prior(checks.loc["genes", "value"])
     assert found["expected_r"] == pytest.approx(prior[np.setdiff1d(np.arange(N), genes)].mean(), rel=1e-4)
     assert "VEGFA" in found["markers_unknown"]
     assert not set(found["markers_unknown"]) & set(SYMBOLS)
@@ -694,7 +694,7 @@ def test_intervals_need_places(slide, sage, change, match):
 
 
 def test_levels_of_any_number_type(slide, sage):
-    model = replace(sage, reference=reference())
+    model = replace(sage, calibration=calibration())
     sg.tl.impute(slide, ["KRT8", absent_gene(slide)], model, intervals=np.float32(0.9))
     assert slide.uns["sage_imputed"]["intervals"]["level"].to_numpy() == pytest.approx([0.9, 0.9])
 
@@ -717,7 +717,7 @@ def test_without_a_reference_there_is_no_verdict(known_slide, sage):
     assert found["verdict"] == "unknown"
     assert (found["checks"]["verdict"] == "unknown").all()
     assert np.isnan(found["expected_r"])
-    assert "carries no reference" in found["text"]
+    assert "carries no calibration" in found["text"]
 
 
 def test_translated_genes_are_taken_with_care(known_slide, judge):

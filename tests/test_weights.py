@@ -43,9 +43,9 @@ from test_models import Gadget, equal_weights, published_checkpoint
 from test_registry import NAME, Handler, cached_files, register
 
 import sagefm as sg
-from sagefm import _download
+from sagefm._io import download as _download
 from sagefm.models import _registry, _vocabulary
-from sagefm.models._reference import EDGES, TEXTS, Reference
+from sagefm.models._calibration import EDGES, TEXTS, Calibration
 from sagefm.models._vocabulary import Vocabulary
 
 GENES = ("A", "B", "C")
@@ -61,7 +61,7 @@ def small_reference():
         "centroids": (2, 3),
         "count_share": (3,),
     }
-    return Reference(
+    return Calibration(
         donors=["a", "b"],
         lattices=["hexagonal"],
         lacking=[0.2, 0.6],
@@ -81,7 +81,7 @@ def small_model():
         Vocabulary("panel", GENES),
         card={"note": "for tests"},
         gene_mean=np.array([0.1, 0.2, 0.3], dtype=np.float32),
-        reference=small_reference(),
+        calibration=small_reference(),
     )
 
 
@@ -92,7 +92,7 @@ def equal(one, other):
         and (one.name, one.n_spots, one.card) == (other.name, other.n_spots, other.card)
         and one.vocabulary.symbols == other.vocabulary.symbols
         and np.array_equal(one.gene_mean, other.gene_mean)
-        and all(np.array_equal(value, getattr(other.reference, key)) for key, value in vars(one.reference).items())
+        and all(np.array_equal(value, getattr(other.calibration, key)) for key, value in vars(one.calibration).items())
     )
 
 
@@ -253,13 +253,13 @@ def test_a_vocabulary_of_the_published_name_keeps_its_genes(tmp_path):
 )
 def test_references_whose_text_is_broken(small, tmp_path, change):
     header = {**small.header, "reference": {**small.header["reference"], **change}}
-    refuse(write(tmp_path / "m.safetensors", header, small.tensors), "reference")
+    refuse(write(tmp_path / "m.safetensors", header, small.tensors), "calibration")
 
 
 @pytest.mark.parametrize("key", TEXTS)
 def test_references_that_lack_a_text(small, tmp_path, key):
     reference = {name: value for name, value in small.header["reference"].items() if name != key}
-    refuse(write(tmp_path / "m.safetensors", {**small.header, "reference": reference}, small.tensors), "reference")
+    refuse(write(tmp_path / "m.safetensors", {**small.header, "reference": reference}, small.tensors), "calibration")
 
 
 ARRAYS = ("prior_r", "prior_sd", "n_donors", "errors", "ranks", "centroids", "count_share")
@@ -281,7 +281,7 @@ def test_references_whose_arrays_are_broken(small, tmp_path, key, how):
     tensors = {**small.tensors, f"reference.{key}": BREAKS[how](small.tensors[f"reference.{key}"])}
     path = write(tmp_path / "m.safetensors", small.header, {k: v for k, v in tensors.items() if v is not None})
     if (key, how) == ("centroids", "longer"):  # there may be any number of them
-        assert len(sg.models.load(path).reference.centroids) == 3
+        assert len(sg.models.load(path).calibration.centroids) == 3
     else:
         refuse(path, key)
 
@@ -292,7 +292,7 @@ def test_nan_says_unknown_in_some_arrays_of_a_reference(small, tmp_path, key):
     tensors = {**small.tensors, name: torch.full_like(small.tensors[name], torch.nan)}
     path = write(tmp_path / "m.safetensors", small.header, tensors)
     if key in ("prior_r", "prior_sd", "ranks"):
-        assert np.isnan(getattr(sg.models.load(path).reference, key)).all()
+        assert np.isnan(getattr(sg.models.load(path).calibration, key)).all()
     else:
         refuse(path, key)
 
@@ -332,7 +332,9 @@ def test_tensors_that_are_not_the_networks(small, tmp_path, name, change):
 def test_extra_tensors_and_other_precisions(small, tmp_path):
     path = tmp_path / "m.safetensors"
     for extra in ("extra", "conv.lin_l.weight2", "reference.extra", "reference."):
-        refuse(write(path, small.header, {**small.tensors, extra: torch.zeros(1)}), "extra|weight2|reference")
+        refuse(
+            write(path, small.header, {**small.tensors, extra: torch.zeros(1)}), "extra|weight2|calibration|reference"
+        )
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         same = {key: tensor.to(dtype) for key, tensor in small.tensors.items()}
         assert equal_weights(

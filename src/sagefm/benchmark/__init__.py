@@ -7,7 +7,7 @@ from sagefm.benchmark._heterogeneity import centroid_distances, summarize_distan
 from sagefm.benchmark._imputation import evaluate_imputation
 from sagefm.benchmark._metrics import imputation_metrics
 from sagefm.benchmark._missingness import missingness_curve
-from sagefm.benchmark._protocol import run_protocol
+from sagefm.benchmark._protocol.protocol import run_protocol
 from sagefm.benchmark._smoothers import compare_imputation
 
 __all__ = [

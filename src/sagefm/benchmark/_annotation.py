@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sagefm._utils import check_whole, get_table, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
-from sagefm.tl import _classifiers as classifiers
-from sagefm.tl._labels import METRICS, get_labels, score_labels
+from sagefm.tl._labels import classifiers
+from sagefm.tl._labels.labels import METRICS, get_labels, score_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData

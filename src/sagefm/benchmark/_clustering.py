@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm._utils import check_whole, get_table, progress
-from sagefm.tl._labels import get_labels
+from sagefm.tl._labels.labels import get_labels
 from sagefm.tl._points import get_column, get_points, silhouette
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pandas as pd
 from sagefm._utils import check_whole, get_table, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
-from sagefm.tl import _classifiers as classifiers
-from sagefm.tl import _composition as compositions
+from sagefm.tl._labels import classifiers
+from sagefm.tl._labels import composition as compositions
 
 if TYPE_CHECKING:
     from anndata import AnnData

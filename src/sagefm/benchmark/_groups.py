@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm.benchmark._clustering import as_names
-from sagefm.tl import _classifiers as classifiers
+from sagefm.tl._labels import classifiers
 from sagefm.tl._points import get_column, get_points
 
 if TYPE_CHECKING:

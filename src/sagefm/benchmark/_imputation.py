@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sagefm import _keys, models
 from sagefm._utils import check_whole, get_device, get_table, progress
-from sagefm.benchmark import _baselines
-from sagefm.benchmark._masks import RandomMasks
 from sagefm.benchmark._metrics import Sums, summarize
-from sagefm.benchmark._spots import Spots
+from sagefm.models import _baselines
+from sagefm.models._masks import RandomMasks
+from sagefm.models._spots import Spots
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph

@@ -16,8 +16,8 @@ from torch import Tensor
 from sagefm import _keys, models
 from sagefm._utils import check_whole, get_device, get_table, progress
 from sagefm.benchmark._imputation import BATCH_SIZE, Slide, as_list
-from sagefm.benchmark._masks import RandomMasks
 from sagefm.benchmark._metrics import Sums, summarize
+from sagefm.models._masks import RandomMasks
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,15 +14,15 @@ from scipy import sparse
 
 from sagefm import _keys, models
 from sagefm._utils import check_whole, get_table, progress
-from sagefm.benchmark import _baselines
 from sagefm.benchmark._imputation import BATCH_SIZE, as_list
 from sagefm.benchmark._metrics import Sums, spot_r2, summarize
+from sagefm.models import _baselines
 from sagefm.models._canonical import depth_ratio
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
 from sagefm.pp._normalize import check_variety, normalize_total
-from sagefm.tl._impute import gene_folds, impute
+from sagefm.tl._impute.predict import gene_folds, impute
 
 if TYPE_CHECKING:
     from anndata import AnnData

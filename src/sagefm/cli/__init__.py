@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import sagefm as sg
 from sagefm import _keys
-from sagefm._files import atomic
+from sagefm._io.files import atomic
 from sagefm._settings import logger, settings
 from sagefm.cli import _histology, _training
 from sagefm.cli._files import SLIDES, headless, read_slide, write_slide

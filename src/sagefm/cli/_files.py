@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm._files import atomic
+from sagefm._io.files import atomic
 from sagefm._settings import logger
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from zlib import error as ZlibError
 import numpy as np
 
 from sagefm import _keys
-from sagefm._download import download
+from sagefm._io.download import download
 from sagefm._settings import settings
 from sagefm._utils import shorten
 

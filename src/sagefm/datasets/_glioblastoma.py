@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
-from sagefm._download import download, get_json, notice
+from sagefm._io.download import download, get_json, notice
 from sagefm.datasets._fetch import GEO, MATRIX, POSITIONS, describe, folder_of, geo_section, read_visium, unreadable
 
 if TYPE_CHECKING:

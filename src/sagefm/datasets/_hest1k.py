@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm import _keys
-from sagefm._download import download, notice
+from sagefm._io.download import download, notice
 from sagefm._settings import logger
 from sagefm._utils import shorten
 from sagefm.datasets._fetch import UNREADABLE, are_counts, describe, folder_of, unreadable

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm._download import notice
+from sagefm._io.download import notice
 from sagefm._settings import logger
 from sagefm._utils import shorten
 from sagefm.datasets._fetch import GEO, UNREADABLE, describe, folder_of, geo_section, unreadable

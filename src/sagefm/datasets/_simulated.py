@@ -213,7 +213,7 @@ def simulated_visium(
 
 
 def _log_shares() -> Floats:
-    """Logarithm of each vocabulary gene's typical share of a spot's counts, see scripts/gene_abundance.py."""
+    """Logarithm of each vocabulary gene's typical share of a spot's counts, see tools/gene_abundance.py."""
     table = (files("sagefm.datasets") / "gene_abundance.txt.gz").read_bytes()
     return np.array(gzip.decompress(table).decode().split(), dtype=float)
 

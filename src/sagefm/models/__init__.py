@@ -1,27 +1,26 @@
 """Models: load by name or path; the networks they are made of."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sagefm.models._encoder import Encoder, load_encoder
+from sagefm import _lazy
 from sagefm.models._model import Model
 from sagefm.models._registry import available, load
 from sagefm.models._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from sagefm.histology.encoder import Encoder, load_encoder
     from sagefm.models._gcn import GCN
     from sagefm.models._sage import SAGE
 
 __all__ = ["GCN", "SAGE", "Encoder", "Model", "Vocabulary", "available", "load", "load_encoder"]
 
-
-def __getattr__(name: str) -> Any:
-    # PyTorch Geometric takes seconds to import, so the networks come when asked for.
-    if name == "GCN":
-        from sagefm.models._gcn import GCN
-
-        return GCN
-    if name == "SAGE":
-        from sagefm.models._sage import SAGE
-
-        return SAGE
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# PyTorch Geometric takes seconds to import, so the networks come when they are asked for.
+__getattr__ = _lazy.attach(
+    __name__,
+    {
+        "GCN": "sagefm.models._gcn",
+        "SAGE": "sagefm.models._sage",
+        "Encoder": "sagefm.histology.encoder",
+        "load_encoder": "sagefm.histology.encoder",
+    },
+)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sagefm._files import atomic
+from sagefm._io.files import atomic
 
 HEADER, DIGEST = "sagefm", "sha256"
 FORMAT = 1

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagefm.models import _containers, _gcn, _reference, _sage, _vocabulary
+from sagefm.models import _calibration, _containers, _gcn, _sage, _vocabulary
+from sagefm.models._calibration import PREFIX
 from sagefm.models._model import Model
 
 ARCHITECTURES: dict[str, type[_gcn.GCN] | type[_sage.SAGE]] = {"gcn": _gcn.GCN, "sage": _sage.SAGE}
-REFERENCE = "reference."
 PUBLISHED_KEYS = frozenset(
     {
         "model_state_dict",
@@ -52,29 +52,8 @@ OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def write_safetensors(model: Model, path: Path, *, half: bool = False) -> Path:
-    """Write a model; the file takes its name only when it is complete."""
-    header = {
-        "name": model.name,
-        "architecture": model.architecture,
-        "hidden": list(model.hidden),
-        "n_spots": model.n_spots,
-        "vocabulary": _vocabulary.to_header(model.vocabulary),
-        "card": model.card,
-    }
-    if model.gene_mean is not None:
-        header["gene_mean"] = [round(float(value), 4) for value in model.gene_mean]
-    dtype = torch.float16 if half else torch.float32
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.network.state_dict().items()}
-    if model.reference is not None:
-        header["reference"] = model.reference.header()
-        arrays = model.reference.arrays()
-        tensors |= {REFERENCE + key: torch.from_numpy(array) for key, array in arrays.items()}
-    return _containers.write_tensors(path, header, tensors)
-
-
 def read_safetensors(path: Path, *, needs_digest: bool = False) -> Model:
-    """Read a file that :func:`write_safetensors` wrote, float32 whatever it stores.
+    """Read a file that :meth:`Model.save` wrote, float32 whatever it stores.
 
     Without ``needs_digest``, files of earlier versions, which have no digest, are read too.
 
@@ -193,12 +172,12 @@ def _build(
     known = None
     if reference is not None:
         arrays = {
-            key.removeprefix(REFERENCE): tensors.pop(key).to(torch.float32).numpy()
+            key.removeprefix(PREFIX): tensors.pop(key).to(torch.float32).numpy()
             for key in [*tensors]
-            if key.startswith(REFERENCE)
+            if key.startswith(PREFIX)
         }
         try:
-            known = _reference.from_file(reference, arrays, len(vocabulary))
+            known = _calibration.from_file(reference, arrays, len(vocabulary))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     state = _containers.fitted(path, tensors, network)
@@ -215,5 +194,5 @@ def _build(
         n_spots=n_spots,
         card=card,
         gene_mean=None if gene_mean is None else np.asarray(gene_mean, dtype=np.float32),
-        reference=known,
+        calibration=known,
     )

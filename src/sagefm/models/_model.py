@@ -14,8 +14,8 @@ from sagefm.models._vocabulary import Vocabulary
 if TYPE_CHECKING:
     from torch import nn
 
+    from sagefm.models._calibration import Calibration
     from sagefm.models._canonical import Canonical
-    from sagefm.models._reference import Reference
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,7 +37,7 @@ class Model:
     gene_mean
         Mean log1p counts of each gene in training, shape (genes,), where it is known: a plain predictor to
         compare with.
-    reference
+    calibration
         What left-out donors showed of the model, which its trust card and the priors and intervals of absent genes
         rest on; see :func:`sagefm.train.calibrate`.
 
@@ -57,7 +57,7 @@ class Model:
     n_spots: int = 15
     card: dict[str, Any] = field(default_factory=dict)
     gene_mean: NDArray[np.float32] | None = None
-    reference: Reference | None = None
+    calibration: Calibration | None = None
 
     @property
     def architecture(self) -> str:
@@ -94,6 +94,25 @@ class Model:
         half
             Store float16, for half the size. Loading converts to float32.
         """
-        from sagefm.models._io import write_safetensors
+        import torch
 
-        return write_safetensors(self, Path(path), half=half)
+        from sagefm.models import _containers, _vocabulary
+        from sagefm.models._calibration import PREFIX
+
+        header = {
+            "name": self.name,
+            "architecture": self.architecture,
+            "hidden": list(self.hidden),
+            "n_spots": self.n_spots,
+            "vocabulary": _vocabulary.to_header(self.vocabulary),
+            "card": self.card,
+        }
+        if self.gene_mean is not None:
+            header["gene_mean"] = [round(float(value), 4) for value in self.gene_mean]
+        dtype = torch.float16 if half else torch.float32
+        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.network.state_dict().items()}
+        if self.calibration is not None:
+            header["reference"] = self.calibration.header()
+            arrays = self.calibration.arrays()
+            tensors |= {PREFIX + key: torch.from_numpy(array) for key, array in arrays.items()}
+        return _containers.write_tensors(Path(path), header, tensors)

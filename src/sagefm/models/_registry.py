@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm._download import download
-from sagefm._download import notice as _notice
+from sagefm._io.download import download
+from sagefm._io.download import notice as _notice
 from sagefm._settings import logger, settings
 from sagefm._utils import get_device
 from sagefm.models._model import Model

@@ -1,13 +1,14 @@
 """Plots: what the tools of the same name found."""
 
+from typing import TYPE_CHECKING
+
+from sagefm import _lazy
 from sagefm.pl._annotation import annotation, composition
 from sagefm.pl._assessment import assessment
 from sagefm.pl._benchmark import benchmark_violin
 from sagefm.pl._cluster_genes import cluster_composition, cluster_markers
 from sagefm.pl._embedding import cluster
 from sagefm.pl._heterogeneity import centroid_distances, distance_error
-from sagefm.pl._histology import histology_patches
-from sagefm.pl._histology_expression import predicted_expression, superresolved_expression
 from sagefm.pl._imputation import imputation
 from sagefm.pl._missingness import missingness_curve
 from sagefm.pl._perturb import (
@@ -19,6 +20,10 @@ from sagefm.pl._perturb import (
 )
 from sagefm.pl._reliability import reliability
 from sagefm.pl._targets import sensitivity_heatmap, target_controls, target_effects
+
+if TYPE_CHECKING:
+    from sagefm.histology.plot_expression import predicted_expression, superresolved_expression
+    from sagefm.histology.plot_patches import histology_patches
 
 __all__ = [
     "annotation",
@@ -45,3 +50,12 @@ __all__ = [
     "target_controls",
     "target_effects",
 ]
+
+__getattr__ = _lazy.attach(
+    __name__,
+    {
+        "histology_patches": "sagefm.histology.plot_patches",
+        "predicted_expression": "sagefm.histology.plot_expression",
+        "superresolved_expression": "sagefm.histology.plot_expression",
+    },
+)

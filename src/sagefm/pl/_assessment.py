@@ -13,7 +13,7 @@ import pandas as pd
 from sagefm import _keys
 from sagefm._utils import get_stored, get_table
 from sagefm.pl._axes import finish, get_axes
-from sagefm.pp._card import COLORS, headline, remarks
+from sagefm.pp._assess.card import COLORS, headline, remarks
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagefm._files import atomic
+from sagefm._io.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

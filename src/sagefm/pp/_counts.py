@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sagefm._scratch import Scratch
+from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
 from sagefm._utils import check_key
 

@@ -11,7 +11,7 @@ from sagefm import _keys
 from sagefm._settings import logger
 from sagefm._utils import check_key, check_whole, get_table, shorten
 from sagefm.pp._neighbors import Floats, Ints, is_hexagonal, lattice_neighbors, nearest_neighbors
-from sagefm.pp._regions import region_coordinates, region_library
+from sagefm.pp._regions.regions import region_coordinates, region_library
 
 if TYPE_CHECKING:
     import pandas as pd

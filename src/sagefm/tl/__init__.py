@@ -1,21 +1,26 @@
 """Tools: embed, impute, cluster, annotate, perturb."""
 
-from sagefm.tl._annotate import annotate
+from typing import TYPE_CHECKING
+
+from sagefm import _lazy
 from sagefm.tl._baselines import mofa_embed, nichepca_embed
-from sagefm.tl._cluster import cluster
-from sagefm.tl._cluster_genes import cluster_composition, cluster_markers
-from sagefm.tl._composition import composition
+from sagefm.tl._clusters.cluster import cluster
+from sagefm.tl._clusters.genes import cluster_composition, cluster_markers
 from sagefm.tl._embed import sage_embed
-from sagefm.tl._histology import histology_embed
-from sagefm.tl._impute import impute
+from sagefm.tl._impute.predict import impute
 from sagefm.tl._join import join_representations
-from sagefm.tl._overlap import perturbation_overlap
-from sagefm.tl._perturb import perturb_lr
-from sagefm.tl._predict_expression import predict_expression
+from sagefm.tl._labels.annotate import annotate
+from sagefm.tl._labels.composition import composition
+from sagefm.tl._perturb.lr import perturb_lr
+from sagefm.tl._perturb.overlap import perturbation_overlap
+from sagefm.tl._perturb.sensitivity import gene_sensitivity
+from sagefm.tl._perturb.targets import perturb_targets
 from sagefm.tl._sections import embed_sections
-from sagefm.tl._sensitivity import gene_sensitivity
-from sagefm.tl._superresolve import superresolve_expression
-from sagefm.tl._targets import perturb_targets
+
+if TYPE_CHECKING:
+    from sagefm.histology.embed import histology_embed
+    from sagefm.histology.predict import predict_expression
+    from sagefm.histology.superresolve import superresolve_expression
 
 __all__ = [
     "annotate",
@@ -37,3 +42,12 @@ __all__ = [
     "sage_embed",
     "superresolve_expression",
 ]
+
+__getattr__ = _lazy.attach(
+    __name__,
+    {
+        "histology_embed": "sagefm.histology.embed",
+        "predict_expression": "sagefm.histology.predict",
+        "superresolve_expression": "sagefm.histology.superresolve",
+    },
+)

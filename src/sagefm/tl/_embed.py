@@ -100,8 +100,8 @@ def sage_embed(
     >>> adata.obsm["X_sage"].dtype
     dtype('float32')
     """
+    from sagefm._io.sink import Store
     from sagefm.tl import _engine
-    from sagefm.tl._store import Store
 
     disk = None if store is None else Store(store)
     adata = get_table(adata, table_key, copy=copy)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm import models
-from sagefm._scratch import Scratch
+from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
 from sagefm._utils import check_whole, get_device, progress
 from sagefm.models._canonical import depth_scale

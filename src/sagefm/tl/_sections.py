@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sagefm import _keys
-from sagefm._files import atomic, delete, remove
+from sagefm._io.files import atomic, delete, remove
 from sagefm._settings import logger, settings
 from sagefm._utils import check_whole, get_table, progress, shorten
 
@@ -215,7 +215,9 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
     import dask
     import torch
 
-    from sagefm import pp, tl
+    from sagefm.pp._genes import align_genes
+    from sagefm.pp._graph import neighborhood_graph
+    from sagefm.tl._embed import sage_embed
 
     start = time.perf_counter()
     if options.n_threads is not None:  # a process of our own cluster
@@ -228,14 +230,12 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
         with dask.config.set(scheduler="threads"), _open(source, options) as data:
             adata = get_table(data, options.table_key)
             if options.min_coverage is not None:
-                pp.align_genes(
-                    adata, options.model, gene_symbols=options.gene_symbols, min_coverage=options.min_coverage
-                )
+                align_genes(adata, options.model, gene_symbols=options.gene_symbols, min_coverage=options.min_coverage)
             elif options.gene_symbols is not None:
-                pp.align_genes(adata, options.model, gene_symbols=options.gene_symbols)
+                align_genes(adata, options.model, gene_symbols=options.gene_symbols)
             if options.library_key is not None or _keys.connectivities(_keys.GRAPH) not in adata.obsp:
-                pp.neighborhood_graph(data, library_key=options.library_key, table_key=options.table_key)
-            tl.sage_embed(
+                neighborhood_graph(data, library_key=options.library_key, table_key=options.table_key)
+            sage_embed(
                 adata,
                 options.model,
                 layer=options.layer,

@@ -1,4 +1,4 @@
-"""The reference that a model's trust card, and the priors and intervals of absent genes, rest on."""
+"""The calibration that a model's trust card, and the priors and intervals of absent genes, rest on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sagefm import models
 from sagefm._utils import check_whole, progress, shorten
-from sagefm.models._reference import Reference
+from sagefm.models._calibration import Calibration
 from sagefm.pp._neighbors import lattice_of
 from sagefm.train._corpus import Corpus
 from sagefm.train._left_out import LACKING, LeftOut, Section, measure, quantiles, reference_centroids
@@ -34,7 +34,7 @@ FAR = {"care": 0.05, "outside": 0.5, "above": 1.0}
 def calibrate(
     model: str | Path | Model, corpus: Corpus | str | Path, left_out: Mapping[str, str | Path | Model], *, seed: int = 0
 ) -> Model:
-    """Give a model the reference that its trust card, and the priors and intervals of absent genes, rest on.
+    """Give a model the calibration that its trust card, and the priors and intervals of absent genes, rest on.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def calibrate(
 
     Returns
     -------
-    The model with a ``reference``; ``save`` keeps it.
+    The model with a ``calibration``; ``save`` keeps it.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def calibrate(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     corpus = sg.train.prepare_corpus(slides, f"{folder}/corpus.zarr", split=dict.fromkeys(slides, "train"))
     ...     calibrated = sg.train.calibrate(model, corpus, dict.fromkeys(slides, model))
-    >>> calibrated.reference is not None
+    >>> calibrated.calibration is not None
     True
     """
     check_whole("seed", seed, 0)
@@ -112,11 +112,11 @@ def calibrate(
         measure(other, corpus, group, seed=seed)
         for group, other in progress(others.items(), "Measuring left-out donors", total=len(others), unit="donor")
     ]
-    return replace(loaded, reference=combine(corpus, measured, seed=seed))
+    return replace(loaded, calibration=combine(corpus, measured, seed=seed))
 
 
-def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None = None, seed: int = 0) -> Reference:
-    """Reference from left-out groups, each counting as much as any other.
+def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None = None, seed: int = 0) -> Calibration:
+    """Calibration from left-out groups, each counting as much as any other.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
         by_class.append(pooled)
         ranked = np.sort(np.concatenate([part.ranks[at] for part in measured]), axis=0)
         ranks.append([np.maximum(_upper(ranked, level), level) for level in LEVELS])
-    return Reference(
+    return Calibration(
         donors=[part.group for part in measured],
         lattices=_lattices(corpus, names),
         lacking=LACKING,

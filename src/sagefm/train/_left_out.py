@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm.benchmark._baselines import depth_scaled
-from sagefm.benchmark._masks import RandomMasks
 from sagefm.benchmark._metrics import MIN_VARIANCE, Sums, summarize
-from sagefm.benchmark._spots import Spots
-from sagefm.models._reference import EDGES, misfit, nearest, unit
+from sagefm.models._baselines import depth_scaled
+from sagefm.models._calibration import EDGES, misfit, nearest, unit
+from sagefm.models._masks import RandomMasks
+from sagefm.models._spots import Spots
 
 if TYPE_CHECKING:
     from sagefm.models import Model

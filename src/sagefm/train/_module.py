@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sagefm.benchmark._metrics import Sums, summarize
-from sagefm.benchmark._spots import Spots
+from sagefm.models._spots import Spots
 from sagefm.train._corpus import Corpus
 from sagefm.train._niche import Niche
 from sagefm.train._recipe import Recipe

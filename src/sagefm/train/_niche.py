@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sagefm.benchmark._spots import Spots
+from sagefm.models._spots import Spots
 from sagefm.train._corpus import Corpus
 from sagefm.train._split import TRAIN
 from sagefm.train._stream import Stream

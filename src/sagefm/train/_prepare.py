@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models, pp
-from sagefm._files import atomic
+from sagefm._io.files import atomic
 from sagefm._settings import logger
 from sagefm._utils import check_whole, get_table, progress
 from sagefm.models._vocabulary import Vocabulary, hest1k, to_header

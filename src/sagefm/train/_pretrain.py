@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from sagefm import models
-from sagefm._files import atomic
+from sagefm._io.files import atomic
 from sagefm._settings import logger, settings
 from sagefm._utils import check_whole
 from sagefm.benchmark import evaluate_imputation

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm import _keys
-from sagefm.benchmark._masks import RandomMasks
-from sagefm.benchmark._spots import Spots
+from sagefm.models._masks import RandomMasks
+from sagefm.models._spots import Spots
 from sagefm.train._corpus import Corpus
 
 SHUFFLE_SPOTS = 16_384

@@ -1,0 +1,206 @@
+"""Calibrate sagefm-mini, and try its trust card, priors and intervals on donors that a model hasn't seen.
+
+    python evaluation/trust.py SECTIONS_DIR [--models FOLDER] [--out docs/evaluation] [--write]
+
+For every donor the recipe of sagefm-mini is trained without it, unless the model lies in FOLDER. With ``--write`` the
+shipped model is calibrated on all of them. Then every donor in turn is taken for the new slide: its model is calibrated
+on the other donors alone. Tables: ``intervals.csv`` (coverage and width), ``prior.csv`` (expected against
+actual correlation of absent genes), ``assessment.csv`` (verdicts beside what the model is worth there), ``cards.csv``
+(the shipped model's verdicts on six sections). About half an hour on 2 CPU cores once the models are there.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from left_out import DONORS, model_without, section_files
+from train_mini import record_digest
+
+import sagefm as sg
+from sagefm.train._calibrate import CAUTION, combine, find_limits, is_ahead
+from sagefm.train._left_out import measure
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "src/sagefm/models/weights/sagefm-mini.safetensors"
+FIGURE, SHOWN = ROOT / "docs/_static/assessment.png", "CRC_16"
+CARDS = (
+    "her2st_G2",
+    "CRC_16",
+    "PDAC_A_ST1_legacy",
+    "stMCCC_ccRCC_500spots",
+    "DLPFC_Br8325_ant_5000g",
+    "HCC1_2000g",
+)
+N_GENES, FREQUENT = 400, 0.3
+LEVELS = (0.8, 0.9, 0.95)
+FIGURES = {"depth": ".0f", "distance": ".2f", "RMSE ratio": ".3f", "r": ".2f", "baseline r": ".2f", "R2": ".2f"}
+FIGURES |= {"baseline R2": ".2f"}
+
+
+def main() -> None:
+    """Measure, combine, and try."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("build/left_out"))
+    parser.add_argument("--out", type=Path, default=Path("docs/evaluation"))
+    parser.add_argument("--write", action="store_true", help="write the calibration into the shipped model")
+    arguments = parser.parse_args()
+    sg.settings.verbosity, sg.settings.progress_bars = "error", False
+    files = section_files(arguments.sections)
+    models = {donor: model_without(donor, files, arguments.models) for donor in DONORS}
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = sg.train.prepare_corpus(files, Path(folder) / "corpus.zarr", split={})
+        measured = {donor: measure(model, corpus, donor) for donor, model in models.items()}
+        if arguments.write:
+            shipped = replace(sg.models.load(WEIGHTS), calibration=combine(corpus, list(measured.values())))
+            shipped.save(WEIGHTS, half=True)
+            record_digest(WEIGHTS)
+        trials = pd.concat([part.trials.assign(group=donor) for donor, part in measured.items()])
+        for caution in (1, CAUTION):
+            print(f"limits, a wrong pass counting {caution}:", find_limits(trials, caution), flush=True)
+        intervals, priors, verdicts = [], [], []
+        for donor, model in models.items():
+            others = [part for name, part in measured.items() if name != donor]
+            groups = [group for group in corpus.sections["group"].unique() if group != donor]
+            unseen = replace(model, calibration=combine(corpus, others, groups=groups))
+            own = measured[donor].trials
+            for name in corpus.sections.index[corpus.sections["group"] == donor]:
+                adata = ad.read_h5ad(files[str(name)])
+                sg.pp.neighborhood_graph(adata)
+                trial = own[own["section"] == name].iloc[0]
+                verdicts.append({"donor": donor, "section": name, **assessed(adata, unseen, trial)})
+                found, prior = tried(adata, unseen)
+                intervals += [{"donor": donor, "section": name, **row} for row in found]
+                priors.append({"donor": donor, "section": name, **prior})
+            print(donor, flush=True)
+    table = pd.DataFrame(intervals)
+    by_donor = table.groupby(["donor", "source", "level"], sort=False).mean(numeric_only=True).round(3).reset_index()
+    by_donor.to_csv(arguments.out / "intervals.csv", index=False)
+    pd.DataFrame(priors).groupby("donor", sort=False).mean(numeric_only=True).round(3).to_csv(
+        arguments.out / "prior.csv"
+    )
+    pd.DataFrame(verdicts).to_csv(arguments.out / "assessment.csv", index=False)
+    write_views(arguments.out)
+    cards = [card(arguments.sections / f"{name}.h5ad") for name in CARDS]
+    pd.DataFrame(cards).to_csv(arguments.out / "cards.csv", index=False)
+    for file in ("intervals_view.csv", "prior.csv", "assessment_view.csv", "cards.csv"):
+        print(pd.read_csv(arguments.out / file).to_string())
+
+
+def assessed(adata: ad.AnnData, model: sg.models.Model, trial: pd.Series) -> dict[str, object]:
+    """Verdict of the card, and whether the model is ahead of the baseline on the same section."""
+    sg.pp.assess(adata, model)
+    found = adata.uns["sage_assessment"]
+    worst = found["checks"][found["checks"]["verdict"] == found["verdict"]].index
+    return {
+        "verdict": found["verdict"],
+        "because of": "" if found["verdict"] == "fine" else ", ".join(worst),
+        "depth": round(found["checks"].loc["depth", "value"]),
+        "distance": round(found["checks"].loc["composition", "value"], 2),
+        "ahead": bool(is_ahead(trial)),
+        "RMSE ratio": round(trial["rmse"] / trial["baseline_rmse"], 3),
+        "r": round(trial["r_within"], 3),
+        "baseline r": round(trial["baseline_r_within"], 3),
+        "R2": round(trial["r2_spot"], 2),
+        "baseline R2": round(trial["baseline_r2_spot"], 2),
+    }
+
+
+def tried(adata: ad.AnnData, model: sg.models.Model) -> tuple[list[dict[str, object]], dict[str, float]]:
+    """Coverage and width of the intervals of some genes, measured and taken away; their prior beside the outcome."""
+    sg.pp.align_genes(adata, model)
+    known = np.flatnonzero((adata.var["sage_gene"] >= 0) & (np.asarray((adata.X > 0).sum(axis=0)).ravel() > 0))
+    # Genes of one column each.
+    known = known[~adata.var["sage_gene"].iloc[known].duplicated(keep=False).to_numpy()]
+    picked = np.random.default_rng(0).permutation(known)[:N_GENES]
+    genes = adata.var_names[picked].tolist()
+    symbols = [model.vocabulary.symbols[gene] for gene in adata.var["sage_gene"].iloc[picked]]
+    truth = pd.DataFrame(np.log1p(adata.X[:, picked].toarray()), columns=symbols)
+    without = adata[:, np.setdiff1d(np.arange(adata.n_vars), picked)].copy()
+    rows: list[dict[str, object]] = []
+    for level in LEVELS:
+        for source, slide, reliability in (("slide", adata, False), ("left-out donors", without, True)):
+            sg.tl.impute(slide, genes, model, intervals=level, reliability=reliability)
+            lower, upper = slide.obsm["sage_imputed_lower"], slide.obsm["sage_imputed_upper"]
+            shown = truth[lower.columns].to_numpy()
+            has = np.isfinite(lower.to_numpy()).all(axis=0)
+            above, below = shown >= lower.to_numpy() - 1e-4, shown <= upper.to_numpy() + 1e-4
+            inside = (above & below)[:, has].mean(axis=0)
+            often = (shown[:, has] > 0).mean(axis=0) > FREQUENT
+            rows.append(
+                {
+                    "source": source,
+                    "level": level,
+                    "coverage": inside.mean(),
+                    "coverage, frequent genes": inside[often].mean() if often.any() else np.nan,
+                    "width": (upper - lower).to_numpy()[:, has].mean(),
+                    "width, frequent genes": (upper - lower).to_numpy()[:, has][:, often].mean(),
+                    "genes": has.sum(),
+                }
+            )
+    prior, predicted = without.uns["sage_imputed"]["prior"], without.obsm["sage_imputed"]
+    actual = pd.Series({gene: np.corrcoef(truth[gene], predicted[gene])[0, 1] for gene in prior.index})
+    both = pd.DataFrame({"prior": prior["r"], "actual": actual}).dropna()
+    error = (both["prior"] - both["actual"]).abs().mean()
+    flat = (both["prior"].mean() - both["actual"]).abs().mean()
+    return rows, {
+        "genes": len(both),
+        "prior r": both["prior"].mean(),
+        "actual r": both["actual"].mean(),
+        "correlation over genes": both["prior"].corr(both["actual"]),
+        "mean error": error,
+        "mean error, one prior for all": flat,
+    }
+
+
+def write_views(out: Path) -> None:
+    """Intervals and verdicts by donor, as the docs show them."""
+    table = pd.read_csv(out / "intervals.csv")
+    index = ["donor", "source"]
+    parts = [
+        table.pivot(index=index, columns="level", values=values)
+        .rename(columns=lambda level, name=name: f"{name} {level:.0%}")
+        .map(form.format)
+        for values, name, form in (
+            ("coverage", "covered at", "{:.1%}"),
+            ("coverage, frequent genes", "frequent genes at", "{:.1%}"),
+            ("width", "width at", "{:.2f}"),
+        )
+    ]
+    order = pd.MultiIndex.from_frame(table[index].drop_duplicates())
+    pd.concat(parts, axis=1).drop(columns=["width at 80%", "width at 95%"]).loc[order].to_csv(
+        out / "intervals_view.csv"
+    )
+    table = pd.read_csv(out / "assessment.csv", keep_default_na=False)
+    rows = {}
+    for donor, part in table.groupby("donor", sort=False):
+        counts = part["verdict"].value_counts()
+        rows[donor] = {
+            "sections": len(part),
+            "ahead on": int(part["ahead"].sum()),
+            "verdict": ", ".join(f"{n} {verdict}" if len(part) > 1 else verdict for verdict, n in counts.items()),
+            "because of": ", ".join(sorted(set(", ".join(part["because of"]).split(", ")) - {""})),
+            **{name: f"{part[name].mean():{form}}" for name, form in FIGURES.items()},
+        }
+    pd.DataFrame.from_dict(rows, orient="index").rename_axis("donor").to_csv(out / "assessment_view.csv")
+
+
+def card(file: Path) -> dict[str, object]:
+    """The shipped model's verdict on a section."""
+    adata = ad.read_h5ad(file)
+    sg.pp.neighborhood_graph(adata)
+    sg.pp.assess(adata, "sagefm-mini")
+    if file.stem == SHOWN:
+        sg.pl.assessment(adata, save=FIGURE)
+    found = adata.uns["sage_assessment"]
+    print(f"\n{file.stem}\n{found['text']}")
+    checks = found["checks"]
+    return {"section": file.stem, "verdict": found["verdict"], **checks["verdict"].to_dict()}
+
+
+if __name__ == "__main__":
+    main()

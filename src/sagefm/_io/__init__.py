@@ -1,0 +1,1 @@
+"""Files, downloads, scratch space, and where results go."""

@@ -1,0 +1,1 @@
+"""Everything that reads the image: patches, encoders, expression from histology, pretraining, plots."""

@@ -1,0 +1,152 @@
+"""Figures of patches of the histology."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sagefm import _keys
+from sagefm._utils import check_whole, get_table, shorten
+from sagefm.histology.locate import get_params, open_patches
+from sagefm.pl._spatial import finish
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+N_COLUMNS = 6
+LOW_TISSUE = 0.25  # share of a patch below which it is marked
+
+
+def histology_patches(
+    adata: AnnData | SpatialData,
+    n: int = 12,
+    *,
+    spots: str | Sequence[str] | None = None,
+    color: str | None = None,
+    histology_key: str = _keys.HISTOLOGY,
+    rng: int | np.random.Generator = 0,
+    table_key: str = "table",
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Show the image around some spots.
+
+    Parameters
+    ----------
+    adata
+        Slides after :func:`sagefm.pp.histology_patches`; the ``SpatialData`` where the image lies in one.
+    n
+        How many spots to draw at random.
+    spots
+        Names of the spots to show instead.
+    color
+        Column of ``obs`` for the titles. Of groups each has a row, and ``n`` is shared among them; by numbers the
+        patches are sorted. Spots without a value are left out.
+    histology_key
+        Which patches.
+    rng
+        Seed or generator of the draw.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    show
+        Show the figure; else return it.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    ``None``, or the figure: a patch each, under the spot's name or its value of ``color``, and what is wrong with it:
+    less than 25 % tissue, or that it leaves the image.
+
+    Raises
+    ------
+    KeyError
+        If there are no patches, no such spot, or no such column.
+    FileNotFoundError
+        If the image is gone.
+    ValueError
+        If no spot has a value of ``color``.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=8, n_cols=8, n_genes=300, image=True)
+    >>> sg.pp.histology_patches(adata, size=64)
+    >>> figure = sg.pl.histology_patches(adata, color="domain", show=False)
+    """
+    import matplotlib.pyplot as plt
+    from anndata import AnnData
+
+    n = check_whole("n", n, 1)
+    sdata = None if isinstance(adata, AnnData) else adata
+    adata = get_table(adata, table_key)
+    lines, titles = _choose(adata, n, spots, color, np.random.default_rng(rng))
+    picked = np.concatenate(lines)
+    pixels, padded = _read(adata[picked], sdata, histology_key)
+    column = adata.obs.get(_keys.HISTOLOGY_TISSUE.format(histology_key))
+    tissue = np.ones(len(picked)) if column is None else column.to_numpy()[picked]
+
+    shape = len(lines), max(map(len, lines))
+    figure, axes = plt.subplots(*shape, figsize=(1.7 * shape[1], 2.0 * shape[0]), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    used = [ax for row, line in zip(axes, lines, strict=True) for ax in row[: len(line)]]
+    for i, ax in enumerate(used):
+        marks = [f"{tissue[i]:.0%} tissue"] * bool(tissue[i] < LOW_TISSUE) + ["leaves the image"] * bool(padded[i])
+        ax.imshow(pixels[i])
+        title = "\n".join([titles[picked[i]], *marks])
+        ax.set_title(title, fontsize="x-small", color="tab:red" if marks else "black")
+    return finish(figure, show, save)
+
+
+def _choose(
+    adata: AnnData, n: int, spots: str | Sequence[str] | None, color: str | None, rng: np.random.Generator
+) -> tuple[list[NDArray[np.int64]], list[str]]:
+    """Rows of the slide by line of the gallery, and every row's title."""
+    if spots is None:
+        known = np.arange(adata.n_obs)
+    else:
+        names = [spots] if isinstance(spots, str) else list(spots)
+        known = adata.obs_names.get_indexer(names)
+        if not names or (known < 0).any():
+            missing = [name for name, row in zip(names, known, strict=True) if row < 0]
+            raise KeyError(f"spots {shorten(missing)} not in adata.obs_names." if names else "spots is empty.")
+    if color is None:
+        picked = known if spots is not None else np.sort(rng.permutation(known)[:n])
+        return np.split(picked, range(N_COLUMNS, len(picked), N_COLUMNS)), adata.obs_names.tolist()
+    if color not in adata.obs:
+        raise KeyError(f"color={color!r} not in adata.obs.")
+    column = adata.obs[color]
+    known = known[column.notna().to_numpy()[known]]
+    if not len(known):
+        raise ValueError(f"none of the spots has a value in adata.obs[{color!r}].")
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        picked = known if spots is not None else rng.permutation(known)[:n]
+        picked = picked[np.argsort(column.to_numpy()[picked], kind="stable")]
+        return np.split(picked, range(N_COLUMNS, len(picked), N_COLUMNS)), [f"{value:.3g}" for value in column]
+    groups = column.astype("category").cat
+    of_groups = [known[groups.codes.to_numpy()[known] == code] for code in range(len(groups.categories))]
+    of_groups = [rows for rows in of_groups if len(rows)]
+    if spots is None:
+        each = max(1, n // len(of_groups))
+        of_groups = [np.sort(rng.permutation(rows)[:each]) for rows in of_groups]
+    return of_groups, column.astype(str).tolist()
+
+
+def _read(adata: AnnData, sdata: SpatialData | None, key: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pixels of the patches, and which of them leave the image."""
+    size = get_params(adata, key)["size"]
+    found = np.empty((adata.n_obs, size, size, 3), dtype=np.uint8)
+    padded = np.zeros(adata.n_obs, dtype=bool)
+    for rows, patches in open_patches(adata, sdata, key):
+        padded[rows] = patches.padded
+        for numbers, pixels in patches.blocks():
+            found[rows[numbers]] = pixels
+    return found, padded

@@ -1,0 +1,71 @@
+"""The trust card as text and as HTML."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+COLORS = {"fine": "#2166ac", "with care": "#b35806", "outside what the model knows": "#b2182b", "unknown": "#666666"}
+
+
+def to_text(found: dict[str, Any]) -> str:
+    """Card in lines."""
+    checks = found["checks"]
+    lines = [headline(found), ""]
+    width = max(len(name) for name in checks.index)
+    level = max(len(verdict) for verdict in checks["verdict"])
+    for name, row in checks.iterrows():
+        lines.append(f"  {name:<{width}}  {row['verdict']:<{level}}  {row['text']}.")
+    return "\n".join([*lines, "", *(f"  {line}" for line in remarks(found))])
+
+
+def to_html(found: dict[str, Any]) -> str:
+    """Card as a page of its own."""
+    rows = "\n".join(
+        f"<tr><th>{escape(str(name))}</th>"
+        f'<td style="color:{COLORS[row["verdict"]]}">{escape(row["verdict"])}</td><td>{escape(row["text"])}.</td></tr>'
+        for name, row in found["checks"].iterrows()
+    )
+    lines = "\n".join(f"<p>{escape(line)}</p>" for line in remarks(found))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Trust card</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+h1 {{ font-size: 1.3rem; border-left: .5rem solid {COLORS[found["verdict"]]}; padding-left: .8rem }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #ddd }}
+td:nth-child(2) {{ font-weight: 600 }}
+</style></head><body>
+<h1>{escape(headline(found))}</h1>
+<table>
+{rows}
+</table>
+{lines}
+</body></html>
+"""
+
+
+def headline(found: dict[str, Any]) -> str:
+    """Verdict, model and slide."""
+    params = found["params"]
+    return f"{params['model']} on {params['n_spots']:,} spots: {found['verdict']}"
+
+
+def remarks(found: dict[str, Any]) -> list[str]:
+    """What to know besides the checks."""
+    lines = []
+    if np.isfinite(found["expected_r"]):
+        lines.append(
+            f"A gene that the slide lacks follows its prediction with r = {found['expected_r']:.2f} "
+            f"± {found['expected_r_sd']:.2f} (mean over genes, spread between donors left out of training)."
+        )
+    else:
+        lines.append(f"{found['params']['model']} carries no calibration, so no verdict can be given.")
+    if len(found["markers_unknown"]):
+        lines.append(f"The model doesn't know {', '.join(found['markers_unknown'])}.")
+    if len(found["markers_missing"]):
+        lines.append(f"It knows but the slide lacks {', '.join(found['markers_missing'])}.")
+    return lines

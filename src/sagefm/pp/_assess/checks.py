@@ -1,0 +1,167 @@
+"""The checks of the trust card: what a slide shows, and how far from what the model knows that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sagefm import _keys
+from sagefm.pp._genes import Alignment, hint_at_names
+from sagefm.pp._graph import FAR_SPACINGS
+from sagefm.pp._neighbors import lattice_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from sagefm.models import Model
+    from sagefm.models._calibration import Calibration
+
+FINE, CARE, OUTSIDE, UNKNOWN = "fine", "with care", "outside what the model knows", "unknown"
+# From good to bad.
+VERDICTS = [FINE, UNKNOWN, CARE, OUTSIDE]
+ABOVE, BELOW = "above", "below"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the card; NaN where there is no value or no limit. ``worse`` values lie above or below."""
+
+    name: str
+    value: float
+    text: str
+    care: float = float("nan")
+    outside: float = float("nan")
+    worse: str = ""
+    verdict: str = UNKNOWN
+
+    @property
+    def badness(self) -> float:
+        """Larger for the worse of two values that are judged alike; 0 where there is nothing to tell by."""
+        return {ABOVE: self.value, BELOW: -self.value}.get(self.worse, 0.0)
+
+
+def _judged(name: str, value: float, text: str, limit: Mapping[str, float] | None, *, form: str) -> Check:
+    """A check against limits, which its text names."""
+    if limit is None or not np.isfinite(value):
+        return Check(name, value, text)
+    care, outside, sign = limit["care"], limit.get("outside", float("nan")), 1 if limit["above"] else -1
+    verdict = OUTSIDE if sign * value > sign * outside else CARE if sign * value > sign * care else FINE
+    way = "up to" if sign > 0 else "from"
+    text += f"; fine {way} {care:{form}}"
+    if np.isfinite(outside):
+        text += f", known {way} {outside:{form}}"
+    return Check(name, value, text, care, outside, ABOVE if sign > 0 else BELOW, verdict)
+
+
+def _limit(calibration: Calibration | None, name: str) -> Mapping[str, float] | None:
+    return None if calibration is None else calibration.limits.get(name)
+
+
+def recorded_of(adata: AnnData, connectivity_key: str) -> Mapping[str, Any]:
+    """What was recorded of the graph."""
+    about = adata.uns.get(_keys.NEIGHBORS.format(connectivity_key.removesuffix("_connectivities")))
+    params = about.get("params") if isinstance(about, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
+
+
+def genes(adata: AnnData, alignment: Alignment, calibration: Calibration | None) -> Check:
+    lacking = 1 - alignment.report["coverage"]
+    n_matched, n = alignment.report["n_matched"], alignment.report["n_vocabulary"]
+    text = f"{n_matched:,} of the model's {n:,} genes, so {lacking:.1%} are lacking"
+    if lacking > 0.7 and (hint := hint_at_names(adata, alignment.report.get("gene_symbols"))):
+        text += f" ({hint.rstrip('. ')})"
+    return _judged("genes", lacking, text, _limit(calibration, "lacking"), form=".1%")
+
+
+def depth(totals: NDArray[np.float64], alignment: Alignment, calibration: Calibration | None) -> Check:
+    share = 1.0 if calibration is None else float(calibration.count_share[alignment.measured].sum())
+    median = float(np.median(totals)) if len(totals) else 0.0
+    value = median / share if share > 0 else 0.0
+    text = f"{median:,.0f} counts a spot (median) in the model's genes"
+    if share < 0.95 and share > 0:
+        text += f", as much as {value:,.0f} in all of them"
+    deepest = _limit(calibration, "deepest")
+    if deepest is not None and value > deepest["care"]:
+        return _judged("depth", value, text, deepest, form=",.0f")
+    return _judged("depth", value, text, _limit(calibration, "depth"), form=",.0f")
+
+
+def _distances(
+    adata: AnnData, spots: NDArray[np.int64], connectivity_key: str
+) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Distances to the neighbours, ascending for each spot, and how many each has; None if none are stored."""
+    stored = adata.obsp.get(_keys.DISTANCES.format(connectivity_key.removesuffix("_connectivities")))
+    if stored is None:
+        return None
+    if hasattr(stored, "compute"):  # as read_lazy reads it
+        stored = stored.compute()
+    rows = sparse.coo_matrix(sparse.csr_matrix(stored)[spots])
+    other = rows.col != spots[rows.row]  # a spot is no neighbour of its own
+    row, values = rows.row[other], rows.data[other].astype(float)
+    return values[np.lexsort((values, row))], np.bincount(row, minlength=len(spots))
+
+
+def _spacing(ranked: NDArray[np.float64], degree: NDArray[np.int64]) -> float:
+    """Median distance to the nearest neighbour."""
+    nearest = ranked[(np.cumsum(degree) - degree)[degree > 0]]
+    return float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else float("nan")
+
+
+def neighbours(
+    adata: AnnData, graph: sparse.csr_matrix, spots: NDArray[np.int64], connectivity_key: str, model: Model
+) -> Check:
+    """Share of spots with far or no neighbours, and whether they have as many as in training."""
+    n_neighbors = np.diff(graph.indptr)[spots]
+    expected, unlike = model.n_spots - 1, ""
+    if (n_neighbors != expected).any():
+        unlike = f"; {n_neighbors.min()} to {n_neighbors.max()} neighbours a spot, where training had {expected}"
+    found = _distances(adata, spots, connectivity_key)
+    if found is None:
+        key = _keys.DISTANCES.format(connectivity_key.removesuffix("_connectivities"))
+        return Check("neighbours", float("nan"), f"no obsp['{key}'], so not looked at{unlike}")
+    ranked, degree = found
+    on_grid = recorded_of(adata, connectivity_key).get("method") == "visium"  # in spacings of the lattice
+    spacing = 1.0 if on_grid else _spacing(ranked, degree)
+    farthest = ranked[np.cumsum(degree)[degree > 0] - 1]
+    far = 1 - float((farthest <= FAR_SPACINGS * spacing).sum()) / len(spots)
+    if np.isnan(spacing):
+        far = float("nan")
+    text = f"{far:.1%} of the spots have a neighbour more than {FAR_SPACINGS:g} spacings away, or none"
+    check = _judged("neighbours", far, text, _limit(model.calibration, "far"), form=".0%")
+    if unlike and check.verdict == FINE:
+        check = replace(check, verdict=CARE)
+    return replace(check, text=check.text + unlike)
+
+
+def lattice(adata: AnnData, spots: NDArray[np.int64], connectivity_key: str, calibration: Calibration | None) -> Check:
+    found = _distances(adata, spots, connectivity_key)
+    if found is None:
+        return Check("lattice", float("nan"), "no distances, so not looked at")
+    ranked, degree = found
+    recorded = recorded_of(adata, connectivity_key)
+    full = degree >= 6
+    kind = "irregular"
+    if full.any():
+        kind, _ = lattice_of(ranked[(np.cumsum(degree) - degree)[full][:, None] + np.arange(6)])
+    spacing = _spacing(ranked, degree)
+    on_grid = recorded.get("method") == "visium"
+    unit = f" in the unit of {recorded['distance_unit']}" if "distance_unit" in recorded and not on_grid else ""
+    where = "on the lattice of array_row and array_col" if on_grid else f"spots {spacing:.4g} apart{unit}"
+    verdict = UNKNOWN if calibration is None else FINE if kind in calibration.lattices else CARE
+    trained = "" if calibration is None else f"; in training: {', '.join(calibration.lattices)}"
+    return Check("lattice", spacing, f"{kind}, {where}{trained}", verdict=verdict)
+
+
+def composition(means: sparse.csr_matrix, alignment: Alignment, calibration: Calibration | None) -> Check:
+    if calibration is None:
+        return Check("composition", float("nan"), "the model carries no calibration to compare with")
+    if not len(alignment.measured):
+        return Check("composition", float("nan"), "no genes to compare", verdict=OUTSIDE)
+    value = float(np.median(calibration.distance(means.toarray(), alignment.measured)))
+    text = f"neighbourhoods {value:.2f} from the nearest of training (cosine distance)"
+    return _judged("composition", value, text, _limit(calibration, "distance"), form=".2f")

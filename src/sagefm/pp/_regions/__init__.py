@@ -1,0 +1,1 @@
+"""Pseudo-spots, and the regions of a SpatialData."""

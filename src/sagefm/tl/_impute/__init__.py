@@ -1,0 +1,1 @@
+"""Imputation, its reliability and its intervals."""

@@ -1,0 +1,147 @@
+"""How far off a predicted value may be: conformal intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagefm.models._calibration import ends, misfit, spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from scipy import sparse
+
+    from sagefm.models import Model
+
+Floats = NDArray[np.float64]
+
+N_PARTS, ROUNDING = 5, 1e-4
+SLIDE, DONORS = "slide", "left-out donors"
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Lower and upper ends in log1p counts, shape (spots, genes), and what is known of each gene."""
+
+    names: list[str]
+    lower: Floats
+    upper: Floats
+    coverage: Floats
+    source: str
+
+    def table(self, level: float) -> pd.DataFrame:
+        """One row a gene."""
+        import pandas as pd
+
+        with np.errstate(invalid="ignore"):
+            width = (self.upper - self.lower).mean(axis=0)
+        columns = {"level": level, "coverage": self.coverage, "width": width, "source": self.source}
+        return pd.DataFrame(columns, index=pd.Index(self.names))
+
+
+def of_measured(
+    names: list[str],
+    prediction: NDArray[np.float32],
+    log_counts: sparse.csr_matrix | None,
+    tiles: NDArray[np.int64] | None,
+    level: float,
+) -> Intervals:
+    """Intervals from the slide's own held-out errors, those of a part of the slide from the other parts.
+
+    Split conformal prediction (Lei et al. 2018, 10.1080/01621459.2017.1307116) with errors in units of their expected
+    scale, and tiles of the tissue instead of single spots kept apart, since neighbouring spots are alike.
+
+    Parameters
+    ----------
+    names
+        The genes.
+    prediction, log_counts
+        Held-out predictions and what was measured, log1p counts, shape (spots, genes).
+    tiles
+        Tile of each spot.
+    level
+        Share of values that should lie inside.
+    """
+    assert log_counts is not None
+    assert tiles is not None
+    truth = log_counts.toarray()
+    part = tiles % min(N_PARTS, int(tiles.max()) + 1)
+    p = prediction.astype(np.float64)
+    scale, errors = spread(p), misfit(p, truth)
+    lower, upper = np.empty_like(errors), np.empty_like(errors)
+    for number in range(part.max() + 1):
+        here = part == number
+        others = np.sort(errors[~here], axis=0)
+        at = int(np.ceil((len(others) + 1) * level)) - 1
+        # Too few spots to say: everything is possible.
+        reach = others[at] * scale[here] if at < len(others) else np.full(scale[here].shape, np.inf)
+        lower[here], upper[here] = ends(p[here], reach)
+    coverage = ((truth >= lower - ROUNDING) & (truth <= upper + ROUNDING)).mean(axis=0)
+    return Intervals(names, lower, upper, coverage, SLIDE)
+
+
+def of_absent(
+    names: list[str],
+    prediction: NDArray[np.float32],
+    genes: NDArray[np.int64],
+    model: Model,
+    lacking: float,
+    level: float,
+) -> Intervals:
+    """Intervals from the errors on donors that were left out of training, with the genes hidden on whole sections."""
+    assert model.calibration is not None
+    reach = model.calibration.reach(prediction, genes, lacking, level)
+    lower, upper = ends(prediction.astype(np.float64), reach)
+    return Intervals(names, lower, upper, np.full(len(genes), np.nan), DONORS)
+
+
+def check(
+    level: float | None, genes: object, n_absent: int, adata: AnnData, tiles: NDArray[np.int64] | None, model: Model
+) -> None:
+    """Refuse what no interval can be given for.
+
+    Raises
+    ------
+    TypeError
+        If the level is no number.
+    ValueError
+        If the level is no share, genes aren't named, or nothing is known to base intervals on.
+    """
+    if level is None:
+        return
+    if isinstance(level, bool) or not isinstance(level, int | float | np.integer | np.floating):
+        raise TypeError(f"intervals has to be a share such as 0.9, got {level!r}.")
+    if not 0 < level < 1:
+        raise ValueError(f"intervals={level!r} has to lie between 0 and 1, such as 0.9.")
+    if genes is None:
+        raise ValueError("intervals are computed for the genes asked for: name them, as in genes=['KRT8'].")
+    if tiles is not None and tiles.max(initial=0) < 1:
+        raise ValueError(
+            f"{adata.n_obs} spots are too few for intervals of measured genes: a part of the slide is judged by the "
+            "others, and parts have 49 spots or more. Leave intervals out."
+        )
+    if not n_absent:
+        return
+    if model.calibration is None:
+        raise ValueError(
+            f"{model.name} carries no calibration, so nothing is known of its errors on genes that a slide lacks. Ask "
+            "for measured genes only, leave intervals out, or calibrate the model (sg.train.calibrate)."
+        )
+    model.calibration.find_level(level)
+
+
+def join(parts: Sequence[Intervals], level: float, spots: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Lower ends, upper ends and the table of all genes."""
+    import pandas as pd
+
+    names = [name for part in parts for name in part.names]
+    lower, upper = (
+        pd.DataFrame(np.hstack(ends).astype(np.float32), index=spots, columns=names)
+        for ends in ([part.lower for part in parts], [part.upper for part in parts])
+    )
+    return lower, upper, pd.concat([part.table(level) for part in parts])

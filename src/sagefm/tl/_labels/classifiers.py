@@ -1,0 +1,131 @@
+"""Classifiers of spots, and the choice of their parameters by groups that never lie on both sides."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sagefm._utils import progress
+from sagefm.tl._points import standardize
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+
+Kind = Literal["forest", "mlp"]
+Scale = Literal["auto", "slide", "none"]
+KINDS, SCALES = ("forest", "mlp"), ("auto", "slide", "none")
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "forest": [{"min_samples_leaf": 1}, {"min_samples_leaf": 5}],
+    "mlp": [{"alpha": 1e-3}, {"alpha": 1.0}],
+}
+MAX_FOLDS = 5
+N_TREES = 100
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the classifier reads and how it is set, with the scores of all that was tried."""
+
+    scale: str
+    params: dict[str, Any]
+    tried: pd.DataFrame
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Refuse what is none of the options."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, known))}.")
+
+
+def make(kind: str, params: dict[str, Any], seed: int, n_trees: int | None = None) -> BaseEstimator:
+    """Random forest, or a network of three layers on standardised input."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind == "forest":
+        return RandomForestClassifier(n_trees or N_TREES, random_state=seed, n_jobs=-1, **params)
+    network = MLPClassifier((128, 64), max_iter=30, random_state=seed, **params)
+    return make_pipeline(StandardScaler(), network)
+
+
+def fit(estimator: BaseEstimator, points: NDArray[Any], labels: NDArray[np.str_]) -> BaseEstimator:
+    """Fit; the network stops after its passes whether or not it has converged, which is no warning to users.
+
+    Of spots that are all of one class, that class is what is learned.
+    """
+    from sklearn.dummy import DummyClassifier
+    from sklearn.exceptions import ConvergenceWarning
+
+    if len(np.unique(labels)) < 2:
+        return DummyClassifier().fit(points, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return estimator.fit(points, labels)
+
+
+def probabilities(estimator: BaseEstimator, points: NDArray[Any], classes: list[str]) -> NDArray[np.float64]:
+    """Probability of each class, 0 for classes that training lacked; shape (spots, classes)."""
+    found = np.zeros((len(points), len(classes)))
+    if len(points):
+        found[:, [classes.index(name) for name in estimator.classes_]] = estimator.predict_proba(points)
+    return found
+
+
+def views(points: NDArray[Any], slides: NDArray[np.str_], scale: str) -> dict[str, NDArray[Any]]:
+    """The representation as it is, standardised within slides, or both to choose from."""
+    found = {} if scale == "slide" else {"none": points}
+    return found if scale == "none" else {**found, "slide": standardize(points, slides)}
+
+
+def folds(groups: NDArray[np.str_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Training and held-out spots, at most five times, by whole groups."""
+    from sklearn.model_selection import GroupKFold
+
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        return []
+    return list(GroupKFold(min(n_groups, MAX_FOLDS)).split(groups, groups=groups))
+
+
+def choose(
+    points: dict[str, NDArray[Any]],
+    labels: NDArray[np.str_],
+    groups: NDArray[np.str_],
+    kind: str,
+    seed: int,
+    *,
+    show: bool = True,
+) -> Choice:
+    """Take what has the best macro-F1 on held-out groups; without two groups the first of the grid.
+
+    ``points`` holds the representation under the name of each scaling to try.
+    """
+    splits = folds(groups)
+    candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
+    if not splits:
+        scale = "slide" if "slide" in points else "none"
+        return Choice(scale, GRIDS[kind][0], pd.DataFrame(columns=["scale", "params", "f1_macro", "accuracy"]))
+    from sagefm.tl._labels.labels import score_labels
+
+    rows = []
+    for scale, params in progress(candidates, "Choosing", unit="setting") if show else candidates:
+        scores = []
+        for train, held_out in splits:
+            # Half the trees rank settings as well.
+            estimator = fit(make(kind, params, seed, N_TREES // 2), points[scale][train], labels[train])
+            scores.append(score_labels(labels[held_out], estimator.predict(points[scale][held_out])))
+        mean = pd.DataFrame(scores).mean()
+        ((name, value),) = params.items()
+        rows.append(
+            {"scale": scale, "params": f"{name}={value}", "f1_macro": mean["f1_macro"], "accuracy": mean["accuracy"]}
+        )
+    tried = pd.DataFrame(rows)
+    scale, params = candidates[int(tried["f1_macro"].to_numpy().argmax())]
+    return Choice(scale, params, tried)

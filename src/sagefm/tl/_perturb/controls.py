@@ -1,0 +1,130 @@
+"""Control genes, and how unusual a response is among theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sagefm.tl._perturb.clamp import Statistics
+
+Floats = NDArray[np.float64]
+
+# Share of the measured genes that may be masked in the centre: what the model has met in training.
+MAX_MASKED = 0.3
+# Fewer give no standard deviation to speak of.
+MIN_CONTROLS = 5
+# Ranks are pooled over pairs of similar expression, in as many bins as keep this many ranks in each.
+RANKS_A_BIN, MAX_BINS = 2_000, 5
+
+
+@dataclass(frozen=True)
+class Null:
+    """Where a statistic stands among its controls; one value a pair."""
+
+    mean: Floats
+    sd: Floats
+    zscore: Floats
+    pval: Floats
+
+
+def match_controls(
+    genes: Sequence[int],
+    statistics: Statistics,
+    measured: NDArray[np.int64],
+    excluded: Collection[int],
+    n_controls: int,
+    max_pool: int,
+    argument: str = "n_controls",
+) -> dict[int, NDArray[np.int64]]:
+    """Genes most alike in mean expression and detection, for each of some genes.
+
+    All controls come from one pool of at most ``max_pool`` genes: every gene in turn adds its nearest that is not
+    in there yet. Alike means near in the ranks of mean and of detection among the measured genes.
+
+    Raises
+    ------
+    ValueError
+        If fewer genes than ``n_controls`` are left to choose from.
+    """
+    from scipy.stats import rankdata
+    from sklearn.neighbors import NearestNeighbors
+
+    candidates = measured[statistics.sd[measured] > 0]
+    candidates = np.setdiff1d(candidates, np.fromiter(excluded, dtype=np.int64))
+    if min(len(candidates), max_pool) < n_controls:
+        raise ValueError(
+            f"only {min(len(candidates), max_pool)} of the slide's genes can serve as controls, fewer than "
+            f"{argument}={n_controls}. Ask for fewer controls or fewer interactions."
+        )
+    place = np.zeros((len(statistics.mean), 2))
+    for axis, values in enumerate((statistics.mean, statistics.detection)):
+        place[measured, axis] = rankdata(values[measured]) / len(measured)
+    wanted = list(dict.fromkeys(genes))
+    size = min(max_pool, n_controls * len(wanted), len(candidates))
+    # Near enough: a gene whose nearest are all taken already leaves the pool to the others.
+    near = min(len(candidates), 8 * n_controls)
+    nearest = NearestNeighbors(n_neighbors=near).fit(place[candidates]).kneighbors(place[wanted], return_distance=False)
+    taken = np.zeros(len(candidates), dtype=bool)
+    while (n_taken := int(taken.sum())) < size:
+        for row in nearest:
+            if taken.sum() == size:
+                break
+            if len(free := row[~taken[row]]):
+                taken[free[0]] = True
+        if taken.sum() == n_taken:
+            break
+    if taken.sum() < n_controls:  # few genes wanted, and all near the same ones
+        taken[nearest[0][:n_controls]] = True
+    pool = candidates[taken]
+    found = NearestNeighbors(n_neighbors=n_controls).fit(place[pool]).kneighbors(place[wanted], return_distance=False)
+    return dict(zip(wanted, pool[found], strict=True))
+
+
+def compare(statistic: Floats, controls: Floats, expression: Floats) -> Null:
+    """Rank statistics among those of their controls.
+
+    Parameters
+    ----------
+    statistic
+        Of each pair, shape (pairs,).
+    controls
+        Of its controls, shape (pairs, controls); missing ones are NaN.
+    expression
+        What pairs are put into bins by, shape (pairs,).
+
+    Returns
+    -------
+    ``zscore`` is in standard deviations of the pair's own controls. ``pval`` is two-sided: the rank of the pair's
+    distance from its controls among the distances of all controls in the bin, each from the others of its own pair.
+    Under the null, pair and controls are exchangeable, and so are these distances; pooling makes p small enough to
+    be adjusted over thousands of pairs. A little is added to every standard deviation, the bin's tenth
+    percentile, lest controls that hardly respond make a distance of nothing.
+    """
+    n_pairs, n = len(controls), np.isfinite(controls).sum(axis=1)
+    mean, sd = np.nanmean(controls, axis=1), np.nanstd(controls, axis=1, ddof=1)
+    zscore = np.divide(statistic - mean, sd, out=np.full(n_pairs, np.nan), where=sd > 0)
+    # Each control against the others of its pair.
+    others = (n - 1)[:, None]
+    others_mean = ((mean * n)[:, None] - controls) / others
+    squares = np.nansum((controls - mean[:, None]) ** 2, axis=1)[:, None]
+    others_squares = squares - (controls - mean[:, None]) ** 2 * n[:, None] / others
+    others_sd = np.sqrt(np.maximum(others_squares, 0) / (others - 1))
+    pval = np.empty(n_pairs)
+    n_bins = int(np.clip(n.sum() // RANKS_A_BIN, 1, MAX_BINS))
+    for members in np.array_split(np.argsort(expression, kind="stable"), n_bins):
+        floor = np.quantile(sd[members], 0.1)
+
+        def distance(value: Floats, center: Floats, spread: Floats, size: Floats, floor: float = floor) -> Floats:
+            spread = np.sqrt((spread**2 + floor**2) * (1 + 1 / size))
+            return np.abs(np.divide(value - center, spread, out=np.zeros_like(value), where=~(spread <= 0)))
+
+        own = distance(statistic[members], mean[members], sd[members], n[members])
+        null = distance(controls[members], others_mean[members], others_sd[members], others[members])
+        null = np.sort(null[np.isfinite(null)])
+        pval[members] = (1 + len(null) - np.searchsorted(null, own, side="left")) / (1 + len(null))
+    return Null(mean, sd, zscore, pval)

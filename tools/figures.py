@@ -1,0 +1,157 @@
+"""Figures of README and docs: what the demo shows, and diagrams of the model.
+
+python tools/figures.py DEMO_DIR OUT_DIR
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from scanpy.get import obs_df
+from torch_geometric.nn import GCNConv
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import to_dense_adj
+
+import sagefm as sg
+
+mpl.use("agg")
+plt.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+SINGLE = ("perturbed.png", "reliability.png")
+WIDTH = 1000
+SPOT, NEIGHBOUR, OTHER = "#c8401f", "#e9a23b", "#d4d7dc"
+
+
+def main(demo: Path, out: Path) -> None:
+    """Write the demo's figures that stand alone and the diagrams, in 256 colours."""
+    for name in SINGLE:
+        image = Image.open(demo / name).convert("RGB")
+        save(image.resize((WIDTH, round(image.height * WIDTH / image.width))), out / name)
+    figures: dict[str, Callable[[], Figure]] = {
+        "demo.png": lambda: overview(ad.read_h5ad(demo / "demo.h5ad")),
+        "collapse.png": collapse,
+        "neighborhoods.png": neighborhoods,
+    }
+    for name, draw in figures.items():
+        figure = draw()
+        figure.canvas.draw()
+        save(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), out / name)
+        plt.close(figure)
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write an image in 256 colours, without dither."""
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def overview(adata: ad.AnnData, gene: str = "CD74") -> Figure:
+    """What comes out of a slide: clusters, a gene measured and predicted, reliability, ligands and receptors."""
+    figure = plt.figure(figsize=(11, 7.2), dpi=110, layout="constrained")
+    rows = figure.subfigures(2, height_ratios=(1, 1.2), hspace=0.05)
+    axes = dict(zip(("clusters", "measured", "predicted"), rows[0].subplots(1, 3), strict=True))
+    axes |= dict(zip(("reliability", "pairs"), rows[1].subplots(1, 2, width_ratios=(1, 1.1)), strict=True))
+    x, y = adata.obsm["spatial"].T
+    clusters = adata.obs["sage_cluster"]
+    for i, cluster in enumerate(clusters.cat.categories):
+        inside = (clusters == cluster).to_numpy()
+        axes["clusters"].scatter(x[inside], y[inside], s=17, color=f"C{i}", label=cluster, linewidths=0)
+    axes["clusters"].set_title("clusters of the embedding")
+    for name, layer in (("measured", None), ("predicted", "sage_imputed")):
+        values = obs_df(adata, [gene], layer=layer)[gene]
+        drawn = axes[name].scatter(x, y, c=values if layer else np.log1p(values), s=17, linewidths=0)
+        rows[0].colorbar(drawn, ax=axes[name], shrink=0.7, label="log1p counts")
+        axes[name].set_title(f"{gene}, {name}")
+    for name in ("clusters", "measured", "predicted"):
+        axes[name].set_aspect("equal")
+        axes[name].invert_yaxis()
+        axes[name].axis("off")
+    sg.pl.reliability(adata, n_labels=1, ax=axes["reliability"])
+    axes["reliability"].set_title("how well each gene is predicted")
+    results = adata.uns["perturb_lr"]["results"]
+    shown = results[results["status"] == "ok"].head(10)
+    sg.pl.perturbation_lollipop(adata, (shown["ligand"] + "|" + shown["receptor"]).tolist(), ax=axes["pairs"])
+    return figure
+
+
+def collapse(n_genes: int = 12) -> Figure:
+    """One neighbourhood through the published architecture's first layer: 15 nodes become the same."""
+    adata = sg.datasets.simulated_visium(9, 9, n_genes=12_000, rng=1)
+    sg.pp.neighborhood_graph(adata)
+    centre = 4 * 9 + 4
+    nodes = np.r_[centre, adata.obsp["sage_connectivities"][centre].indices]
+    counts = np.log1p(adata.X[nodes].toarray())
+    order = np.argsort(-counts.var(axis=0))[:n_genes]
+    torch.manual_seed(0)
+    convolution = GCNConv(counts.shape[1], n_genes)
+    pairs = torch.tensor([(i, j) for i in range(15) for j in range(15) if i != j]).T
+    edges, weights = gcn_norm(pairs, num_nodes=15)
+    propagation = to_dense_adj(edges, edge_attr=weights)[0].numpy()
+    with torch.no_grad():
+        states = convolution(torch.tensor(counts), pairs).numpy()
+    assert np.allclose(propagation, 1 / 15)
+    assert np.allclose(states, states[0], atol=1e-5)
+
+    figure, axes = plt.subplots(1, 4, figsize=(10.5, 3), dpi=140, layout="constrained", width_ratios=(1.2, 1, 1, 1))
+    stencil(axes[0], adata.obsm["spatial"], nodes)
+    axes[0].set_title("a spot and its 14 nearest,\njoined each with each")
+    for ax, matrix, title, label, cmap in (
+        (axes[1], counts[:, order], "log1p counts\nof the 15 nodes", "genes", "viridis"),
+        (axes[2], propagation, "propagation matrix:\nevery entry is 1/15", "nodes", "Greys"),
+        (axes[3], states, "after the first convolution\nall 15 nodes are equal", "hidden units", "viridis"),
+    ):
+        ax.imshow(matrix, aspect="auto", cmap=cmap, **({"vmin": 0, "vmax": 0.2} if cmap == "Greys" else {}))
+        ax.set(title=title, xlabel=label, ylabel="nodes", xticks=[], yticks=[0], yticklabels=["spot"])
+    return figure
+
+
+def stencil(ax: Axes, spatial: np.ndarray, nodes: np.ndarray, edges: bool = True) -> None:
+    """Draw a spot, its neighbours and the others."""
+    if edges:
+        for i, first in enumerate(nodes):
+            for second in nodes[:i]:
+                ax.plot(*spatial[[first, second]].T, color=NEIGHBOUR, linewidth=0.35, zorder=1)
+    colours = np.full(len(spatial), OTHER, dtype=object)
+    colours[nodes[1:]], colours[nodes[0]] = NEIGHBOUR, SPOT
+    ax.scatter(*spatial.T, c=colours, s=42, zorder=3, linewidths=0)
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
+    ax.axis("off")
+
+
+def neighborhoods() -> Figure:
+    """Which spots are neighbours: on Visium's lattice, at its edge, on a square lattice, between two slides."""
+    adata = sg.datasets.simulated_visium(9, 9, n_genes=200)
+    square = adata.copy()
+    rows, cols = np.divmod(np.arange(81), 9)
+    square.obsm["spatial"] = 100.0 * np.column_stack([cols, rows])
+    square.obs = square.obs.drop(columns=["array_row", "array_col"])
+    pair = adata.copy()
+    pair.obs["slide"] = np.where(pair.obs["array_col"] < 8, "left", "right")
+    shown = (
+        ("inside the tissue, Visium:\n2 + 2, 4 + 4 and 1 + 1", adata, 40, {}),
+        ("at the corner:\nstill the 14 nearest", adata, 0, {}),
+        ("a square lattice: ties are\nbroken alike everywhere", square, 40, {}),
+        ("two slides, library_key:\nneighbours on the same one", pair, 39, {"library_key": "slide"}),
+    )
+    figure, axes = plt.subplots(2, 2, figsize=(7.5, 6.2), dpi=130, layout="constrained")
+    for ax, (title, slide, spot, options) in zip(axes.flat, shown, strict=True):
+        sg.pp.neighborhood_graph(slide, **options)
+        nodes = np.r_[spot, slide.obsp["sage_connectivities"][spot].indices]
+        spatial = slide.obsm["spatial"].astype(float)
+        if options:
+            spatial[slide.obs["slide"] == "right", 0] += 120
+        stencil(ax, spatial, nodes, edges=False)
+        ax.set(title=title, anchor="N")
+    return figure
+
+
+if __name__ == "__main__":
+    sg.settings.verbosity, sg.settings.progress_bars = "error", False
+    main(*map(Path, sys.argv[1:]))
