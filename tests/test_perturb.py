@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import sagefm as sg
-from sagefm._utils import adjust_pvalues
+from sagefm._stats import adjust_pvalues
 from sagefm.models._vocabulary import hest1k
 from sagefm.tl._perturb.clamp import combine_subunits
 from sagefm.tl._perturb.controls import compare, match_controls

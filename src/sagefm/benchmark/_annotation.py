@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sagefm._utils import check_whole, get_table, progress
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_choice, check_whole, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
 from sagefm.tl._labels import classifiers
@@ -101,11 +102,11 @@ def evaluate_annotation(
     """
     kinds = as_names(classifier)
     for kind in kinds:
-        classifiers.check_choice("classifier", kind, classifiers.KINDS)
-    classifiers.check_choice("scale", scale, classifiers.SCALES)
+        check_choice("classifier", kind, classifiers.KINDS)
+    check_choice("scale", scale, classifiers.SCALES)
     check_whole("n_bootstraps", n_bootstraps, 0)
     check_whole("seed", seed, 0)
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     labels = get_labels(adata, label_key, merge)
     known = labels.notna().to_numpy()
     truth = np.asarray(labels[known], dtype=str)

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sagefm._utils import check_whole, get_table, progress
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_whole, progress
 from sagefm.tl._labels.labels import get_labels
 from sagefm.tl._points import get_column, get_points, silhouette
 
@@ -79,7 +80,7 @@ def evaluate_clustering(
     """
     check_whole("n_repeats", n_repeats, 1)
     check_whole("seed", seed, 0)
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     parts = get_column(adata, "within", within)
     tasks = []
     for target in as_names(targets):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sagefm._utils import check_whole, get_table, progress
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_choice, check_whole, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
 from sagefm.tl._labels import classifiers
@@ -97,8 +98,8 @@ def evaluate_composition(
     if not depths or max(depths) > 3:
         raise ValueError(f"n_layers={n_layers} has to be 2, 3 or both.")
     n_epochs = check_whole("n_epochs", n_epochs, 1)
-    classifiers.check_choice("scale", scale, classifiers.SCALES)
-    adata = get_table(adata, table_key)
+    check_choice("scale", scale, classifiers.SCALES)
+    adata = get_anndata(adata, table_key)
     targets = compositions.get_targets(adata, target_key)
     known = targets.notna().all(axis=1).to_numpy()
     truth = targets[known].to_numpy()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sagefm._utils import get_table
+from sagefm._anndata import get_anndata
 from sagefm.benchmark._clustering import as_names
 from sagefm.pp._counts import Counts
 from sagefm.tl._points import get_column, get_points
@@ -80,7 +80,7 @@ def centroid_distances(
     >>> len(pairs)
     12
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     samples = get_column(adata, "groupby", groupby)
     names = np.unique(samples)
     if len(names) < 3:

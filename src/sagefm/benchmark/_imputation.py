@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sagefm import _keys, models
-from sagefm._utils import check_whole, get_device, get_table, progress
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_whole, get_device, progress
 from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.models import _baselines
 from sagefm.models._masks import RandomMasks
@@ -184,7 +185,7 @@ def evaluate_imputation(
     canonical = loaded.canonical().to(found_device, torch.float32)
     sums: dict[str, list[Sums]] = {}
     for data in progress(as_list(sections), "Evaluating", unit="section"):
-        adata = get_table(data, table_key)
+        adata = get_anndata(data, table_key)
         masks = RandomMasks(len(loaded.vocabulary), mask_fraction, (seed, adata.n_obs))
         slide = Slide(adata, loaded, layer, connectivity_key, library_key, masks)
         for name, parts in slide.evaluate(loaded, canonical, found_device).items():

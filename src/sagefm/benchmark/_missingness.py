@@ -14,7 +14,8 @@ from scipy import sparse
 from torch import Tensor
 
 from sagefm import _keys, models
-from sagefm._utils import check_whole, get_device, get_table, progress
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_choice, check_whole, get_device, progress
 from sagefm.benchmark._imputation import BATCH_SIZE, Slide, as_list
 from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.models._masks import RandomMasks
@@ -115,8 +116,7 @@ def missingness_curve(
     for share in (training_fraction, *shares):
         if not 0 < share < 1:
             raise ValueError(f"a share of {share!r} genes can't be masked: it has to lie between 0 and 1.")
-    if mask_by not in ("slide", "spot"):
-        raise ValueError(f"mask_by={mask_by!r} is none of 'slide', 'spot'.")
+    check_choice("mask_by", mask_by, ("slide", "spot"))
     check_whole("seed", seed, 0)
     loaded, found_device = models.load(model), get_device(device)
     canonical = loaded.canonical().to(found_device, torch.float32)
@@ -124,7 +124,7 @@ def missingness_curve(
     sums: dict[tuple[str, float], dict[str, list[Sums]]] = {}
     tasks = [("center", training_fraction), *(("everywhere", share) for share in sorted(set(shares)))]
     for data in progress(as_list(sections), "Masking", unit="section"):
-        adata = get_table(data, table_key)
+        adata = get_anndata(data, table_key)
         masks: Callable[[NDArray[np.int64]], Tensor]
         masks = RandomMasks(n_genes, training_fraction, (seed, adata.n_obs))
         slide = Slide(adata, loaded, layer, connectivity_key, library_key, masks)

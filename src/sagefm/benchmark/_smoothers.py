@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models
-from sagefm._utils import check_whole, get_table, progress
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_whole, progress
 from sagefm.benchmark._imputation import BATCH_SIZE, as_list
 from sagefm.benchmark._metrics import Sums, spot_r2, summarize
 from sagefm.models import _baselines
@@ -109,7 +110,7 @@ def compare_imputation(
     fold_of = gene_folds(len(loaded.vocabulary), n_folds)
     parts: dict[str, list[Sums]] = {}
     for data in progress(as_list(sections), "Comparing", unit="section"):
-        adata = get_table(data, table_key)
+        adata = get_anndata(data, table_key)
         if adata.n_obs <= max(n_components, n_neighbors + 1):
             raise ValueError(
                 f"a slide has {adata.n_obs} spots, too few for n_components={n_components} and "

@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from sagefm.tl._sections import find_sections
+    from sagefm._slides import find_sections
 
     sections = find_sections(arguments.sections)
     if unknown := sorted(set(arguments.exclude) - set(sections)):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._types import Floats
 from sagefm._utils import check_whole
 from sagefm.datasets._simulated_image import paint
 from sagefm.models._vocabulary import hest1k
@@ -20,7 +21,6 @@ from sagefm.pp._neighbors import lattice_neighbors
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Floats = NDArray[np.float64]
 
 MARKERS: dict[str, tuple[str, ...]] = {
     "tumor": (

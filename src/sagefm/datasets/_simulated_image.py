@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from sagefm._types import Floats
 
 MARGIN = 150.0  # µm of image around the outermost spots
 TISSUE = 80.0  # µm around a spot that are tissue

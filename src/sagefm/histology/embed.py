@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_device, get_table, progress
+from sagefm._utils import check_whole, get_device, progress
 from sagefm.histology import texture as _texture
 from sagefm.histology.locate import get_params, open_patches
 from sagefm.histology.patches import Patches
@@ -102,7 +103,7 @@ def histology_embed(
     check_whole("batch_size", batch_size, 1)
     describe = Describe(model, device)
     sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.HISTOLOGY_EMBEDDING, ["obsm"], "tl.histology_embed")
     describe.check(get_params(adata, histology_key)["size"])
     features = np.empty((adata.n_obs, describe.width), dtype=np.float32)

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table, progress
+from sagefm._types import Floats, Ints
+from sagefm._utils import check_positive, check_whole, progress
 from sagefm.histology.image import Image, find_source, open_image
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
 from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
-from sagefm.pp._neighbors import Floats, Ints
 from sagefm.pp._regions.regions import find_regions, region_library
-from sagefm.pp._regions.units import check_positive, find_scales
+from sagefm.pp._regions.units import find_scales
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -124,7 +125,7 @@ def histology_patches(
     if isinstance(min_tissue, bool) or not isinstance(min_tissue, int | float) or not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue={min_tissue!r} has to lie between 0 and 1.")
     sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     tissue_key, padded_key = _keys.HISTOLOGY_TISSUE.format(key_added), _keys.HISTOLOGY_PADDED.format(key_added)
     more = [("obs", tissue_key), ("obs", padded_key)]
     check_free(adata, key_added, _keys.HISTOLOGY, [], FUNCTION, more)

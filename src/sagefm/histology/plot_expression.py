@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table, shorten
+from sagefm._anndata import get_anndata, get_result
+from sagefm._utils import shorten
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
 from sagefm.pp._counts import Counts
 
@@ -94,9 +95,9 @@ def predicted_expression(
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     run = "sg.tl.predict_expression(adata)"
-    params = get_stored(adata, (expression_key, "params"), Mapping, ["depth"], run)
+    params = get_result(adata, (expression_key, "params"), Mapping, ["depth"], run)
     table = adata.obsm.get(expression_key)
     if not isinstance(table, pd.DataFrame):
         raise KeyError(f"no table in adata.obsm[{expression_key!r}]. Run {run} first.")
@@ -186,9 +187,9 @@ def superresolved_expression(
     import matplotlib.pyplot as plt
     from scanpy.get import obs_df
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     run = "dense = sg.tl.superresolve_expression(adata)"
-    params = get_stored(adata, (key, "params"), Mapping, ["stride", "microns_per_unit"], run)
+    params = get_result(adata, (key, "params"), Mapping, ["stride", "microns_per_unit"], run)
     r = adata.var.get("reliability", pd.Series(np.nan, index=adata.var_names))
     names = _genes(genes, r, "the dense map")
     steps = params["stride"] / np.atleast_1d(np.asarray(params["microns_per_unit"], dtype=float))

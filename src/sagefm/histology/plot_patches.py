@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._utils import check_whole, get_table, shorten
+from sagefm._anndata import get_anndata
+from sagefm._utils import check_whole, shorten
 from sagefm.histology.locate import get_params, open_patches
 from sagefm.pl._spatial import finish
 
@@ -86,7 +87,7 @@ def histology_patches(
 
     n = check_whole("n", n, 1)
     sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     lines, titles = _choose(adata, n, spots, color, np.random.default_rng(rng))
     picked = np.concatenate(lines)
     pixels, padded = _read(adata[picked], sdata, histology_key)

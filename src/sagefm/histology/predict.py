@@ -12,9 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table, progress
+from sagefm._utils import check_choice, check_positive, check_whole, progress
 from sagefm.histology.embed import TEXTURE, check_size
 from sagefm.histology.expression import (
     Fitted,
@@ -29,7 +30,6 @@ from sagefm.histology.expression import (
 )
 from sagefm.histology.locate import get_params, open_patches
 from sagefm.models import Encoder, load_encoder
-from sagefm.pp._regions.units import check_positive
 from sagefm.tl._labels import classifiers
 from sagefm.tl._labels.held_out import check_same_model, recorded_params
 from sagefm.tl._points import get_column, get_points, standardize
@@ -153,14 +153,14 @@ def predict_expression(
     """
     from anndata import AnnData
 
-    classifiers.check_choice("scale", scale, classifiers.SCALES)
-    classifiers.check_choice("method", method, METHODS)
+    check_choice("scale", scale, classifiers.SCALES)
+    check_choice("method", method, METHODS)
     sdata = None if isinstance(adata, AnnData) else adata
     reference_sdata = None if reference is None or isinstance(reference, AnnData) else reference
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     column = _keys.HISTOLOGY_RELIABILITY.format(key_added)
     check_free(adata, key_added, _keys.HISTOLOGY_EXPRESSION, ["obsm"], FUNCTION, [("var", column)])
-    source = adata if reference is None else get_table(reference, table_key)
+    source = adata if reference is None else get_anndata(reference, table_key)
     target = read_target(source, check_genes(source, genes), layer)
     groups = get_column(source, "group_key", group_key or library_key)
     inputs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of what is learned from and of what is predicted

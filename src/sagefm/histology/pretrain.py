@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import get_anndata
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger, settings
-from sagefm._utils import check_whole, get_table, progress
+from sagefm._utils import check_whole, progress
 from sagefm.histology.encoder import Encoder, load_encoder
 from sagefm.histology.ibot import IBOT
 from sagefm.histology.locate import open_patches
@@ -320,7 +321,7 @@ def _open(slide: Any, table_key: str) -> tuple[AnnData, SpatialData | None]:
         if not Path(slide).is_file():
             raise FileNotFoundError(f"no slide at {slide}.")
         slide = ad.read_h5ad(slide, backed="r")  # of the counts nothing is needed
-    return get_table(slide, table_key), None if isinstance(slide, ad.AnnData) else slide
+    return get_anndata(slide, table_key), None if isinstance(slide, ad.AnnData) else slide
 
 
 def _fitting(encoder: Encoder, recipe: HistologyRecipe) -> Any:

@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_key, get_table
+from sagefm._utils import check_key, check_positive
 from sagefm.histology.embed import Describe
 from sagefm.histology.expression import Fitted, Floats, Ridge, read_target
 from sagefm.histology.locate import get_params, open_patches
@@ -23,7 +24,7 @@ from sagefm.histology.predict import Regression, features
 from sagefm.models import Encoder
 from sagefm.pp._graph import split_libraries
 from sagefm.pp._regions.regions import add_spots, find_regions, refuse_taken
-from sagefm.pp._regions.units import check_positive, find_scales
+from sagefm.pp._regions.units import find_scales
 from sagefm.tl._points import get_column, get_points, standardize_like
 
 if TYPE_CHECKING:
@@ -127,10 +128,10 @@ def superresolve_expression(
     stride = check_positive("stride", stride)
     check_key("key_added", key_added)
     sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     if sdata is not None:
         refuse_taken(sdata, *_element_names(key_added)[:2], key_added, FUNCTION)
-    of_spots = OfSpots(adata, expression_key, None if reference is None else get_table(reference, table_key))
+    of_spots = OfSpots(adata, expression_key, None if reference is None else get_anndata(reference, table_key))
     made_by = _made_by(adata, of_spots.use_rep)
     describe = Describe(made_by["model"] if model is None else model, device)
     cut = get_params(adata, made_by["histology_key"])

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.sparse import issparse
 
 from sagefm import _keys
-from sagefm._utils import get_table
+from sagefm._anndata import get_anndata
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def annotation(
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     if key not in adata.obs or key not in adata.obsm:
         raise KeyError(f"{key!r} in adata.obs and adata.obsm is no annotation. Run sg.tl.annotate(adata, …) first.")
     if label_key is not None and label_key not in adata.obs:
@@ -172,7 +172,7 @@ def composition(
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     if not isinstance(adata.obsm.get(key), pd.DataFrame):
         raise KeyError(f"{key!r} in adata.obsm is no composition. Run sg.tl.composition(adata, …) first.")
     if target_key is not None and target_key not in adata.obsm:

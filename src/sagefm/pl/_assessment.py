@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table
+from sagefm._anndata import get_anndata, get_result
 from sagefm.pl._axes import finish, get_axes
 from sagefm.pp._assess.card import COLORS, headline, remarks
 
@@ -67,10 +67,10 @@ def assessment(
     >>> sg.pp.assess(adata, "sagefm-mini")
     >>> ax = sg.pl.assessment(adata)
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     run = "sg.pp.assess(adata)"
-    found = get_stored(adata, (key,), Mapping, PARTS, run)
-    checks = get_stored(adata, (key, "checks"), pd.DataFrame, COLUMNS, run)
+    found = get_result(adata, (key,), Mapping, PARTS, run)
+    checks = get_result(adata, (key, "checks"), pd.DataFrame, COLUMNS, run)
     notes = "\n".join(textwrap.fill(line, LETTERS + 28) for line in remarks(dict(found)))
     ax = get_axes(ax, (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)))
     levels = list(SHADES)

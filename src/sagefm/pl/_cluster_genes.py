@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table
+from sagefm._anndata import get_anndata, get_result
 from sagefm.pl._axes import finish, get_axes, tidy
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def cluster_markers(
     """
     columns = ["cluster", "gene", "score", "log2_fold_change", "padj"]
     run = "sg.tl.cluster_markers(adata, ...)"
-    results = get_stored(get_table(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
+    results = get_result(get_anndata(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
     known = list(dict.fromkeys(results["cluster"]))
     cluster = known[0] if cluster is None else str(cluster)
     if cluster not in known:
@@ -147,7 +147,7 @@ def cluster_composition(
 
     columns = ["cluster", "group", "n_spots", "share"]
     run = "sg.tl.cluster_composition(adata, ...)"
-    results = get_stored(get_table(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
+    results = get_result(get_anndata(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
     shares = results.pivot(index="cluster", columns="group", values="share")
     order = list(dict.fromkeys(results["cluster"]))
     shares, sizes = shares.loc[order], results.groupby("cluster")["n_spots"].sum()

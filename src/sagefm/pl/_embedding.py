@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table
+from sagefm._anndata import get_anndata, get_result
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def cluster(
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     run = "sg.tl.cluster(adata)"
     if key not in adata.obs:
         raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
-    scores = get_stored(adata, (key, "scores"), pd.DataFrame, ["silhouette"], run)
-    params = get_stored(adata, (key, "params"), Mapping, ["use_rep", "n_clusters"], run)
+    scores = get_result(adata, (key, "scores"), pd.DataFrame, ["silhouette"], run)
+    params = get_result(adata, (key, "params"), Mapping, ["use_rep", "n_clusters"], run)
     coordinates = get_coordinates(adata, spatial_key)
     several = len(scores) > 1
     figure, axes = plt.subplots(

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table
+from sagefm._anndata import get_anndata, get_result
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import tidy
 from sagefm.pl._spatial import draw_spots, finish, get_coordinates
@@ -83,7 +83,7 @@ def imputation(
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty: name at least one.")
@@ -161,7 +161,7 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, NDArray[np.float6
         raise KeyError(f"{key!r} not in adata.uns, or not of sg.tl.impute. {mend}")
     if "reliability" in recorded:
         shown, run = ["r", "baseline_r", "reliable"], "sg.tl.impute(adata, ...)"
-        get_stored(adata, (key, "reliability"), pd.DataFrame, shown, run, may_be_empty=True)
+        get_result(adata, (key, "reliability"), pd.DataFrame, shown, run, may_be_empty=True)
     index = adata.var[_keys.GENE_INDEX].to_numpy()
     found = index[adata.var_names == gene]
     number, symbol = int(found[0]) if len(found) else -1, gene

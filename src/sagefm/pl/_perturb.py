@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_table, shorten
+from sagefm._anndata import get_anndata
+from sagefm._utils import shorten
 from sagefm.pl._axes import finish, get_axes, tidy
 from sagefm.pl._recorded import DOWN, RUN, UP, overlap_in, run_pairs, sign_of, table_in
 from sagefm.pl._spatial import get_coordinates
@@ -82,7 +83,7 @@ def perturbation_lollipop(
     """
     from matplotlib.lines import Line2D
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     shares = ["frac_up", "frac_down"]
     results = run_pairs(table_in(adata, key, [*shares, "status", "effect", "reference_r"]))
     shown = _chosen(results, pairs, n_pairs)
@@ -183,7 +184,7 @@ def perturbation_scatter(
     >>> sg.tl.perturbation_overlap(adata)
     >>> ax = sg.pl.perturbation_scatter(adata)
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     overlap = overlap_in(adata, key, ["reference_r_1", "reference_r_2", "agrees", "reproduced"], [])
     pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
     ax = get_axes(ax, (5.0, 4.6))
@@ -257,7 +258,7 @@ def perturbation_overlap(
     """
     from matplotlib.patches import Circle
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     shown = ["n_pairs", "significant_1", "significant_2", "significant_both", "agrees", "reproduced"]
     overlap = overlap_in(adata, key, [], shown)
     counts, names = overlap["counts"], list(overlap["params"]["groups"])
@@ -328,7 +329,7 @@ def dose_response(
     >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", n_controls=0, n_levels=5)
     >>> ax = sg.pl.dose_response(adata)
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     results = run_pairs(table_in(adata, key, ["status", "mean_delta"]))
     doses = table_in(adata, key, ["pair", "level", "dose", "mean"], "doses")
     shown = _chosen(results, pairs, n_pairs, by="mean_delta")
@@ -401,7 +402,7 @@ def perturbation_spatial(
     import squidpy as sq
     from anndata import AnnData
 
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     table = adata.obsm.get(key)
     if not isinstance(table, pd.DataFrame):
         run = RUN.get(key, RUN[_keys.PERTURB_LR]).replace("...", "..., store_spots=True")

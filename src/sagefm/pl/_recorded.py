@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_stored
+from sagefm._anndata import get_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,17 +30,17 @@ def table_in(
 ) -> pd.DataFrame:
     """Table that a perturbation left in ``uns``, by ``default`` that under this key where the user chose another."""
     run = RUN.get(key, RUN[default]) + OPTIONS.get(name, "")
-    table: pd.DataFrame = get_stored(adata, (key, name), pd.DataFrame, columns, run)
+    table: pd.DataFrame = get_result(adata, (key, name), pd.DataFrame, columns, run)
     return table
 
 
 def overlap_in(adata: AnnData, key: str, columns: Iterable[str], counts: Iterable[str]) -> Mapping[str, Any]:
     """Comparison of two groups of slides: its ``pairs`` with these columns, ``counts``, and ``params``."""
     run, path = f"sg.tl.perturbation_overlap(adata, key={key!r})", (key, "overlap")
-    overlap: Mapping[str, Any] = get_stored(adata, path, Mapping, ("pairs", "counts", "params"), run)
-    get_stored(adata, (*path, "pairs"), pd.DataFrame, columns, run, may_be_empty=True)  # where none could be run
-    get_stored(adata, (*path, "counts"), Mapping, counts, run)
-    get_stored(adata, (*path, "params"), Mapping, ("groups",), run)
+    overlap: Mapping[str, Any] = get_result(adata, path, Mapping, ("pairs", "counts", "params"), run)
+    get_result(adata, (*path, "pairs"), pd.DataFrame, columns, run, may_be_empty=True)  # where none could be run
+    get_result(adata, (*path, "counts"), Mapping, counts, run)
+    get_result(adata, (*path, "params"), Mapping, ("groups",), run)
     return overlap
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table
+from sagefm._anndata import get_anndata, get_result
+from sagefm._utils import check_choice
 from sagefm.pl._axes import finish, get_axes, tidy
 
 if TYPE_CHECKING:
@@ -71,12 +72,11 @@ def reliability(
     >>> sg.tl.impute(adata, adata.var_names[:50].tolist(), "sagefm-mini")
     >>> ax = sg.pl.reliability(adata)
     """
-    if kind not in ("scatter", "distribution"):
-        raise ValueError(f"kind={kind!r} is none of 'scatter', 'distribution'.")
-    adata = get_table(adata, table_key)
+    check_choice("kind", kind, ("scatter", "distribution"))
+    adata = get_anndata(adata, table_key)
     run, columns = "sg.tl.impute(adata, ...)", ["r", "baseline_r", "difference", "reliable"]
-    params = get_stored(adata, (key, "params"), Mapping, ["mask", "model"], run)
-    table = get_stored(adata, (key, "reliability"), pd.DataFrame, columns, run, may_be_empty=True)
+    params = get_result(adata, (key, "params"), Mapping, ["mask", "model"], run)
+    table = get_result(adata, (key, "reliability"), pd.DataFrame, columns, run, may_be_empty=True)
     table = table.dropna(subset=["r", "baseline_r"])
     if not len(table):
         raise ValueError("no gene varies on the slide, so none has a correlation.")

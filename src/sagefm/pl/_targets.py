@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagefm import _keys
-from sagefm._utils import get_stored, get_table, shorten
+from sagefm._anndata import get_anndata, get_result
+from sagefm._utils import shorten
 from sagefm.pl._axes import finish, get_axes, tidy
 from sagefm.pl._recorded import RUN, UP, overlap_in, run_pairs, sign_of, table_in
 
@@ -64,7 +65,7 @@ def target_effects(
     >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=2)
     >>> ax = sg.pl.target_effects(adata)
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     results = table_in(adata, key, ["gene", "status", "effect"], default=_keys.PERTURB_TARGETS)
     if "overlap" in adata.uns[key]:
         overlap = overlap_in(adata, key, ["effect_1", "effect_2"], ["effect_r"])
@@ -128,7 +129,7 @@ def target_controls(
     >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=3)
     >>> ax = sg.pl.target_controls(adata)
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     run_pairs(table_in(adata, key, ["status"], default=_keys.PERTURB_TARGETS))
     columns = ["gene", "replicate", "mean_target", "mean_control", "pval"]
     tests = table_in(adata, key, columns, "tests", default=_keys.PERTURB_TARGETS)
@@ -196,9 +197,9 @@ def sensitivity_heatmap(
     >>> sg.tl.gene_sensitivity(adata, ["COL1A1", "CD74"], ["COL3A1"], model="sagefm-mini")
     >>> ax = sg.pl.sensitivity_heatmap(adata)
     """
-    adata = get_table(adata, table_key)
+    adata = get_anndata(adata, table_key)
     table = table_in(adata, key, [], default=_keys.SENSITIVITY)
-    params = get_stored(adata, (key, "params"), Mapping, ["wrt"], RUN[_keys.SENSITIVITY])
+    params = get_result(adata, (key, "params"), Mapping, ["wrt"], RUN[_keys.SENSITIVITY])
     longest = max(map(len, map(str, table.index)))
     ax = get_axes(ax, (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0]))
     values = table.to_numpy(dtype=float)

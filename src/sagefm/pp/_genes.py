@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys, models
+from sagefm._anndata import get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_key, get_table, shorten
+from sagefm._utils import check_key, shorten
 from sagefm.models._vocabulary import Vocabulary, ensembl_ids, hest1k
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def align_genes(
     >>> adata.uns["sage_genes"]["n_matched"]
     8000
     """
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     vocabulary = hest1k() if model is None else models.load(model).vocabulary
     human = None
     if orthologs is not None:

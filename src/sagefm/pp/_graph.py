@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_key, check_whole, get_table, shorten
-from sagefm.pp._neighbors import Floats, Ints, is_hexagonal, lattice_neighbors, nearest_neighbors
+from sagefm._types import Floats, Ints
+from sagefm._utils import check_choice, check_key, check_whole, shorten
+from sagefm.pp._neighbors import is_hexagonal, lattice_neighbors, nearest_neighbors
 from sagefm.pp._regions.regions import region_coordinates, region_library
 
 if TYPE_CHECKING:
@@ -107,13 +109,12 @@ def neighborhood_graph(
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
-    if method not in ("auto", "visium", "knn"):
-        raise ValueError(f"method={method!r} is none of 'auto', 'visium', 'knn'.")
+    check_choice("method", method, ("auto", "visium", "knn"))
     n_spots = check_whole("n_spots", n_spots, 2)
     check_key("key_added", key_added)
     key_added = key_added.removesuffix("_connectivities")
     sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     by_region = region_library(adata) if sdata is not None and library_key is None else None
     library_key = by_region if library_key is None else library_key
     libraries = split_libraries(adata, library_key)

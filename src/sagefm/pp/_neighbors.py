@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from sagefm._types import Floats, Ints
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 # Distances are compared on a grid this fine, in units of the median spacing.
 TIE_TOLERANCE = 1e-6

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger, settings
-from sagefm._utils import check_free, check_key, check_whole, get_table
+from sagefm._utils import check_key, check_whole
 from sagefm.pp._counts import Counts
 from sagefm.pp._graph import get_graph
 from sagefm.pp._normalize import check_variety, normalize_total
@@ -96,7 +97,7 @@ def nichepca_embed(
 
     n_components = check_whole("n_components", n_components, 1)
     check_whole("seed", seed, 0)
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.NICHEPCA, ["obsm"], "tl.nichepca_embed")
     graph = get_graph(adata, connectivity_key)
     slide = _normalized(adata, layer, n_top_genes)
@@ -188,7 +189,7 @@ def mofa_embed(
     n_factors = check_whole("n_factors", n_factors, 1)
     n_iterations = check_whole("n_iterations", n_iterations, 2)
     seed = check_whole("seed", seed, 0)
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.MOFA, ["obsm"], "tl.mofa_embed")
     if library_key is not None:
         check_key("library_key", library_key)

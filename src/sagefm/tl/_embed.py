@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, get_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,7 +104,7 @@ def sage_embed(
     from sagefm.tl import _engine
 
     disk = None if store is None else Store(store)
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.EMBEDDING, ["obsm"], "tl.sage_embed")
     engine, loaded, alignment, is_new = _engine.prepare(
         adata,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, get_table
 from sagefm.tl._points import get_column, get_points, standardize
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def join_representations(
         raise ValueError(f"use_reps={names} has to name two representations or more, each once.")
     if key_added in names:
         raise ValueError(f"key_added={key_added!r} would overwrite what is joined. Choose another one.")
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.JOINED, ["obsm"], FUNCTION)
     slides = get_column(adata, "library_key", library_key)
     parts = []

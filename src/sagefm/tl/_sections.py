@@ -17,9 +17,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sagefm import _keys
+from sagefm._anndata import get_anndata
 from sagefm._io.files import atomic, delete, remove
 from sagefm._settings import logger, settings
-from sagefm._utils import check_whole, get_table, progress, shorten
+from sagefm._slides import SUFFIXES, find_sections
+from sagefm._utils import check_whole, progress, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from sagefm.models import Model
 
-SUFFIXES = (".h5ad", ".zarr")
 RECORD, TABLE, LOCK = "sections.json", "sections.csv", ".lock"
 EMBEDDED, KEPT, FAILED = "embedded", "kept", "failed"
 
@@ -149,41 +150,6 @@ def embed_sections(
     return table
 
 
-def find_sections(sections: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
-    """Files of sections by name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there are none.
-    ValueError
-        If two have one name, or a name can't be a file's.
-    """
-    listed = isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES
-    if isinstance(sections, str | Path) and listed:
-        found = sorted(Path(sections).expanduser().glob("*"))
-        files = [file for file in found if file.suffix in SUFFIXES and not file.name.startswith(".")]
-        if not files:
-            raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {sections}.")
-        named = [(file.stem, file) for file in files]
-    elif isinstance(sections, Mapping):
-        named = [(str(name), Path(file).expanduser()) for name, file in sections.items()]
-    else:
-        paths = [sections] if isinstance(sections, str | Path) else sections
-        named = [(Path(file).stem, Path(file).expanduser()) for file in paths]
-    if not named:
-        raise ValueError("sections is empty.")
-    if bad := [name for name, _ in named if not name or "/" in name or name.startswith(".")]:
-        raise ValueError(f"a section's name is its result's file name, which {bad[0]!r} can't be.")
-    if len({name for name, _ in named}) < len(named):
-        doubled = {name for name, _ in named if [other for other, _ in named].count(name) > 1}
-        raise ValueError(f"several sections are named {shorten(sorted(doubled))}. Pass them as a mapping by name.")
-    # Of a folder that was listed, one that can't be read fails by itself.
-    if absent := [file for _, file in named if not listed and not file.exists()]:
-        raise FileNotFoundError(f"no section at {shorten(absent)}.")
-    return {name: file.absolute() for name, file in named}
-
-
 @dataclass(frozen=True)
 class Options:
     """What is done to every section."""
@@ -228,7 +194,7 @@ def _embed_section(source: Path, target: Path, options: Options) -> Result:
     try:
         # Within a task of a cluster, blocks that are read are no tasks of it.
         with dask.config.set(scheduler="threads"), _open(source, options) as data:
-            adata = get_table(data, options.table_key)
+            adata = get_anndata(data, options.table_key)
             if options.min_coverage is not None:
                 align_genes(adata, options.model, gene_symbols=options.gene_symbols, min_coverage=options.min_coverage)
             elif options.gene_symbols is not None:

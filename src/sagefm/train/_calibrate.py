@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import models
+from sagefm._types import Floats
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.models._calibration import Calibration
 from sagefm.pp._neighbors import lattice_of
@@ -21,7 +22,6 @@ from sagefm.train._left_out import LACKING, LeftOut, Section, measure, quantiles
 if TYPE_CHECKING:
     from sagefm.models import Model
 
-Floats = NDArray[np.float64]
 
 # Coverages of the intervals of absent genes.
 LEVELS = [0.8, 0.9, 0.95]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._types import Floats
 from sagefm.benchmark._metrics import MIN_VARIANCE, Sums, summarize
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._calibration import EDGES, misfit, nearest, unit
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sagefm.models._canonical import Canonical
     from sagefm.train._corpus import Corpus
 
-Floats = NDArray[np.float64]
 
 # Enough of a section, a group and the corpus; more are sampled.
 SECTION_SPOTS, GROUP_SPOTS, CORPUS_SPOTS = 400, 1_200, 8_000

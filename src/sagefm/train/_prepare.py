@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models, pp
+from sagefm._anndata import get_anndata
 from sagefm._io.files import atomic
 from sagefm._settings import logger
-from sagefm._utils import check_whole, get_table, progress
+from sagefm._utils import check_whole, progress
 from sagefm.models._vocabulary import Vocabulary, hest1k, to_header
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import MIN_COVERAGE, match_genes
@@ -182,7 +183,7 @@ def _read(section: Any, table_key: str) -> AnnData:
     import anndata
 
     if not isinstance(section, str | Path):
-        return get_table(section, table_key)
+        return get_anndata(section, table_key)
     file = Path(section)
     if not file.exists():
         raise FileNotFoundError(f"no section at {file}.")
@@ -191,7 +192,7 @@ def _read(section: Any, table_key: str) -> AnnData:
     if (file / "tables").is_dir():
         import spatialdata
 
-        return get_table(spatialdata.read_zarr(file), table_key)
+        return get_anndata(spatialdata.read_zarr(file), table_key)
     return anndata.read_zarr(file)
 
 

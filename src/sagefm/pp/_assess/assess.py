@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models
+from sagefm._anndata import check_free, get_anndata
 from sagefm._io.files import atomic
 from sagefm._settings import logger
-from sagefm._utils import check_free, get_table
 from sagefm.pp._assess import card as _card
 from sagefm.pp._assess import checks as _checks
 from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, recorded_of
@@ -123,7 +123,7 @@ def assess(
 
     if save is not None and Path(save).suffix not in (".html", ".txt"):
         raise ValueError(f"save={str(save)!r} has to end with .html or .txt.")
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.ASSESSMENT, [], "pp.assess")
     if not adata.n_obs:
         raise ValueError("the slide has no spots.")

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_key, get_table, shorten
+from sagefm._utils import check_key, shorten
 from sagefm.pp._regions.pseudospots import get_record
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def from_pseudospots(
     """
     import pandas as pd
 
-    bins, spots = get_table(adata, table_key, copy=copy), get_table(spots, table_key)
+    bins, spots = get_anndata(adata, table_key, copy=copy), get_anndata(spots, table_key)
     check_key("key", key)
     if key not in bins.obs:
         raise KeyError(f"{key!r} not in adata.obs. Run sg.pp.pseudospots(adata) first, or set key.")

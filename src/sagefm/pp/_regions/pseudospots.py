@@ -9,13 +9,14 @@ import numpy as np
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table, progress
+from sagefm._types import Floats, Ints
+from sagefm._utils import check_positive, check_whole, progress
 from sagefm.pp._counts import Counts
 from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
-from sagefm.pp._neighbors import Floats, Ints
 from sagefm.pp._regions.regions import add_spots, find_regions, refuse_taken, region_library
-from sagefm.pp._regions.units import check_positive, find_scales
+from sagefm.pp._regions.units import find_scales
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,7 +132,7 @@ def pseudospots(
 
     spacing, diameter, min_bins = _check_lengths(spacing, diameter, min_bins)
     sdata = None if isinstance(adata, AnnData) else adata
-    bins = get_table(adata, table_key)
+    bins = get_anndata(adata, table_key)
     inside_key = _keys.IN_PSEUDOSPOT.format(key_added)
     check_free(bins, key_added, _keys.PSEUDOSPOT, ["obs"], FUNCTION)
     if inside_key in bins.obs and key_added not in bins.uns:

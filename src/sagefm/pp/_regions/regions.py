@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sagefm._types import Floats, Ints
 from sagefm._utils import shorten
-from sagefm.pp._neighbors import Floats, Ints
 
 if TYPE_CHECKING:
     import pandas as pd

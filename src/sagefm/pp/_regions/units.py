@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sagefm import _keys
+from sagefm._utils import check_positive
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-
-def check_positive(name: str, value: Any) -> float:
-    """Return a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}={value!r} has to be a number.")
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name}={value!r} has to be above 0 and finite.")
-    return float(value)
 
 
 def find_scales(adata: AnnData | None, labels: list[str | None], microns_per_unit: float | None) -> list[float]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table, progress
+from sagefm._utils import check_whole, progress
 from sagefm.tl._points import get_points, silhouette
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def cluster(
     from sklearn.cluster import KMeans
     from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score
 
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.CLUSTER, ["obs"], "tl.cluster")
     candidates = list(CANDIDATES) if n_clusters is None else [check_whole("n_clusters", n_clusters, 2)]
     points = get_points(adata, use_rep)

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import adjust_pvalues, check_free, check_key, get_table, shorten
+from sagefm._stats import adjust_pvalues
+from sagefm._utils import check_key, shorten
 from sagefm.pp._counts import Counts
 from sagefm.pp._normalize import normalize_total
 from sagefm.tl._points import get_column
@@ -81,7 +83,7 @@ def cluster_markers(
     import scanpy as sc
     from anndata import AnnData
 
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.CLUSTER_MARKERS, [], "tl.cluster_markers")
     clusters = _clusters(adata, key)
     names, sizes = np.unique(clusters, return_counts=True)
@@ -179,7 +181,7 @@ def cluster_composition(
     """
     from scipy.stats import fisher_exact
 
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.CLUSTER_COMPOSITION, [], "tl.cluster_composition")
     check_key("groupby", groupby)
     clusters, groups = _clusters(adata, key), get_column(adata, "groupby", groupby)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sagefm._types import Floats
 from sagefm.models._calibration import ends, misfit, spread
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from sagefm.models import Model
 
-Floats = NDArray[np.float64]
 
 N_PARTS, ROUNDING = 5, 1e-4
 SLIDE, DONORS = "slide", "left-out donors"

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table, shorten
+from sagefm._utils import check_choice, check_whole, shorten
 from sagefm.models import available
 
 if TYPE_CHECKING:
@@ -180,10 +181,9 @@ def impute(
     from sagefm.tl._impute import intervals as _intervals
     from sagefm.tl._impute.reliability import HeldOut, spatial_blocks
 
-    if mask not in ("center", "everywhere"):
-        raise ValueError(f"mask={mask!r} is none of 'center', 'everywhere'.")
+    check_choice("mask", mask, ("center", "everywhere"))
     n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     ends_keys = [template.format(key_added) for template in (_keys.LOWER, _keys.UPPER)]
     disk = None if store is None else Store(store)
     if isinstance(genes, str) and genes in available().index:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from sagefm import _keys
-from sagefm._utils import adjust_pvalues, shorten
+from sagefm._stats import adjust_pvalues
+from sagefm._types import Floats
+from sagefm._utils import shorten
 from sagefm.pp._graph import check_coordinates, find_coordinates
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from sagefm.pp._counts import Counts
     from sagefm.tl._engine import Engine
 
-Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 # Blocks of about 7 x 7 spots, wider than a neighbourhood of 15; on large slides as many blocks, of more spots.

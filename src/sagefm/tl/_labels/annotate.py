@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, get_table
+from sagefm._utils import check_choice
 from sagefm.tl._labels import classifiers
 from sagefm.tl._labels.held_out import Scored, check_same_model, in_query, in_reference
 from sagefm.tl._labels.labels import check_classes, get_labels, score_labels
@@ -121,15 +122,15 @@ def annotate(
     >>> adata.obsm["sage_annotation"].columns.tolist()
     ['adipose', 'immune', 'stroma', 'tumor']
     """
-    classifiers.check_choice("classifier", classifier, classifiers.KINDS)
-    classifiers.check_choice("scale", scale, classifiers.SCALES)
+    check_choice("classifier", classifier, classifiers.KINDS)
+    check_choice("scale", scale, classifiers.SCALES)
     if not isinstance(min_probability, int | float | np.number) or not 0 <= min_probability <= 1:
         raise ValueError(f"min_probability={min_probability!r} has to lie between 0 and 1.")
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.ANNOTATION, ["obs", "obsm"], "tl.annotate")
     if key_added == label_key:
         raise ValueError(f"key_added={key_added!r} would overwrite the labels. Choose another one.")
-    source = adata if reference is None else get_table(reference, table_key)
+    source = adata if reference is None else get_anndata(reference, table_key)
     labels = get_labels(source, label_key, merge)
     known = labels.notna().to_numpy()
     classes = sorted(labels[known].unique())

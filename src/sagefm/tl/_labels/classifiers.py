@@ -36,12 +36,6 @@ class Choice:
     tried: pd.DataFrame
 
 
-def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Refuse what is none of the options."""
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, known))}.")
-
-
 def make(kind: str, params: dict[str, Any], seed: int, n_trees: int | None = None) -> BaseEstimator:
     """Random forest, or a network of three layers on standardised input."""
     from sklearn.ensemble import RandomForestClassifier

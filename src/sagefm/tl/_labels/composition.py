@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_key, check_whole, get_device, get_table, progress
+from sagefm._utils import check_choice, check_key, check_whole, get_device, progress
 from sagefm.tl._labels import classifiers
 from sagefm.tl._labels.held_out import check_same_model, in_query, in_reference
 from sagefm.tl._labels.labels import check_classes, score_labels
@@ -118,15 +119,15 @@ def composition(
     >>> adata.obsm["sage_composition"].shape
     (144, 4)
     """
-    classifiers.check_choice("scale", scale, classifiers.SCALES)
+    check_choice("scale", scale, classifiers.SCALES)
     if check_whole("n_layers", n_layers, 2) > 3:
         raise ValueError(f"n_layers={n_layers} has to be 2 or 3.")
     n_epochs = check_whole("n_epochs", n_epochs, 1)
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.COMPOSITION, ["obsm"], "tl.composition")
     if key_added == target_key:
         raise ValueError(f"key_added={key_added!r} would overwrite the likelihoods. Choose another one.")
-    source = adata if reference is None else get_table(reference, table_key)
+    source = adata if reference is None else get_anndata(reference, table_key)
     targets = get_targets(source, target_key)
     known = targets.notna().all(axis=1).to_numpy()
     if known.sum() < 2:

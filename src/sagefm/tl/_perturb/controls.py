@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sagefm._types import Floats
+
 if TYPE_CHECKING:
     from sagefm.tl._perturb.clamp import Statistics
 
-Floats = NDArray[np.float64]
 
 # Share of the measured genes that may be masked in the centre: what the model has met in training.
 MAX_MASKED = 0.3

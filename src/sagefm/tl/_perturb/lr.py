@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table
+from sagefm._types import Floats
+from sagefm._utils import check_choice, check_whole
 from sagefm.tl._perturb.interactions import Interactions, read_interactions, resolve
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sagefm.tl._perturb.screen import Screen
     from sagefm.tl._perturb.tally import Libraries, Moments, Tally
 
-Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 RESPONDS, LIKE_CONTROLS, NOT_TESTABLE = "responds", "not distinguishable from controls", "not testable"
@@ -179,10 +179,8 @@ def perturb_lr(
     from sagefm.tl._perturb.screen import Screen
     from sagefm.tl._perturb.tally import Libraries
 
-    if contrast not in ("max_vs_min", "max_vs_observed"):
-        raise ValueError(f"contrast={contrast!r} is none of 'max_vs_min', 'max_vs_observed'.")
-    if mask not in ("all", "pair"):
-        raise ValueError(f"mask={mask!r} is none of 'all', 'pair'.")
+    check_choice("contrast", contrast, ("max_vs_min", "max_vs_observed"))
+    check_choice("mask", mask, ("all", "pair"))
     n_levels = check_whole("n_levels", n_levels, 2)
     n_controls = check_whole("n_controls", n_controls, 0)
     n_control_ligands = check_whole("n_control_ligands", n_control_ligands, 0)
@@ -196,7 +194,7 @@ def perturb_lr(
         control_spots = check_whole("control_spots", control_spots, 1)
     pairs = read_interactions(interactions)
     generator = np.random.default_rng(rng)
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.PERTURB_LR, ["obsm"], "tl.perturb_lr")
     libraries = get_libraries(adata, library_key)
     engine, loaded, alignment, is_new = _engine.prepare(

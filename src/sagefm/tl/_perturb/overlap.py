@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm import _keys
+from sagefm._anndata import get_anndata, get_result
 from sagefm._settings import logger
-from sagefm._utils import get_stored, get_table
 from sagefm.tl._perturb.interactions import OK
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ def perturbation_overlap(
     import pandas as pd
     from scipy import stats
 
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha!r} has to lie between 0 and 1.")
     run = "sg.tl.perturb_lr(adata, ..., library_key=...) or sg.tl.perturb_targets(adata, ..., library_key=...)"
     columns = ["library", "pair", "status", "reference_r", "reference_pval", "effect"]
-    libraries: pd.DataFrame = get_stored(adata, (key, "libraries"), pd.DataFrame, columns, run)
+    libraries: pd.DataFrame = get_result(adata, (key, "libraries"), pd.DataFrame, columns, run)
     known = list(dict.fromkeys(libraries["library"]))
     names = known if groups is None else list(groups)
     if isinstance(groups, str) or len(names) != 2 or len(set(names)) != 2:

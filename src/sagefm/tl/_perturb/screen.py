@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from sagefm._utils import adjust_pvalues, progress
+from sagefm._stats import adjust_pvalues
+from sagefm._types import Floats
+from sagefm._utils import progress
 from sagefm.tl._perturb.clamp import Answer, Clamping, Expression, Job, combine_subunits, gene_statistics
 from sagefm.tl._perturb.controls import MAX_MASKED, MIN_CONTROLS, Null, compare, match_controls
 from sagefm.tl._perturb.interactions import CONSTANT, OK, Interaction
@@ -22,7 +24,6 @@ from sagefm.tl._perturb.tally import CHANGED, Libraries, Moments, Tally
 if TYPE_CHECKING:
     from sagefm.tl._engine import Engine
 
-Floats = NDArray[np.float64]
 Genes = tuple[int, ...]
 
 RECEPTORS, BOTH = (0,), (0, 1)  # masks of the projection: receptors, and controls beside them

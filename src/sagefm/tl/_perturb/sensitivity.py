@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, get_table, shorten
+from sagefm._utils import check_choice, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,11 +113,9 @@ def gene_sensitivity(
 
     from sagefm.tl import _engine
 
-    if wrt not in ("neighbors", "center"):
-        raise ValueError(f"wrt={wrt!r} is none of 'neighbors', 'center'.")
-    if mask not in ("all", "none"):
-        raise ValueError(f"mask={mask!r} is none of 'all', 'none'.")
-    adata = get_table(adata, table_key, copy=copy)
+    check_choice("wrt", wrt, ("neighbors", "center"))
+    check_choice("mask", mask, ("all", "none"))
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.SENSITIVITY, ["obsm"], "tl.gene_sensitivity")
     names = [_names("genes", genes), _names("targets", genes if targets is None else targets)]
     engine, loaded, alignment, is_new = _engine.prepare(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from sagefm._types import Floats
+
 T = TypeVar("T", bound=np.generic)
 
 CHANGED = 1e-8  # of a predicted log1p count, as in the paper

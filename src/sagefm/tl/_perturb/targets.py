@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from sagefm import _keys
+from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_free, check_whole, get_table
+from sagefm._utils import check_whole
 from sagefm.datasets import textbook_targets
 from sagefm.tl._perturb.interactions import OK, read_interactions, resolve
 from sagefm.tl._perturb.lr import get_libraries, library_rows
@@ -131,7 +132,7 @@ def perturb_targets(
     n_controls = check_whole("n_controls", n_controls, 0)
     pairs = _read_targets(targets)
     generator = np.random.default_rng(rng)
-    adata = get_table(adata, table_key, copy=copy)
+    adata = get_anndata(adata, table_key, copy=copy)
     check_free(adata, key_added, _keys.PERTURB_TARGETS, [], "tl.perturb_targets")
     libraries = get_libraries(adata, library_key)
     engine, loaded, alignment, is_new = _engine.prepare(

@@ -1,0 +1,119 @@
+"""Slides: their files, and which spots of an object are of which slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sagefm._types import Floats, Ints
+from sagefm._utils import check_key, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+def list_sections(folder: str | Path) -> list[Path]:
+    """Files and folders of sections in a folder, by name; hidden ones are left out."""
+    return [
+        file
+        for file in sorted(Path(folder).expanduser().iterdir())
+        if file.suffix in SUFFIXES and not file.name.startswith(".")
+    ]
+
+
+def find_sections(sections: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
+    """Files of sections by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    ValueError
+        If two have one name, or a name can't be a file's.
+    """
+    listed = isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES
+    if isinstance(sections, str | Path) and listed:
+        files = list_sections(sections) if Path(sections).expanduser().is_dir() else []
+        if not files:
+            raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {sections}.")
+        named = [(file.stem, file) for file in files]
+    elif isinstance(sections, Mapping):
+        named = [(str(name), Path(file).expanduser()) for name, file in sections.items()]
+    else:
+        paths = [sections] if isinstance(sections, str | Path) else sections
+        named = [(Path(file).stem, Path(file).expanduser()) for file in paths]
+    if not named:
+        raise ValueError("sections is empty.")
+    if bad := [name for name, _ in named if not name or "/" in name or name.startswith(".")]:
+        raise ValueError(f"a section's name is its result's file name, which {bad[0]!r} can't be.")
+    if twice := repeated(name for name, _ in named):
+        raise ValueError(f"several sections are named {shorten(twice)}. Pass them as a mapping by name.")
+    # Of a folder that was listed, one that can't be read fails by itself.
+    if absent := [file for _, file in named if not listed and not file.exists()]:
+        raise FileNotFoundError(f"no section at {shorten(absent)}.")
+    return {name: file.absolute() for name, file in named}
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once, sorted."""
+    found = list(names)
+    return sorted({name for name in found if found.count(name) > 1})
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """The slide, or any other group, of every spot.
+
+    Attributes
+    ----------
+    names
+        Name of each library.
+    codes
+        Position in ``names`` of every spot's, shape (spots,).
+    """
+
+    names: list[str]
+    codes: Ints
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self) -> Iterator[tuple[str, Ints]]:
+        """Name and row numbers of each library."""
+        for code, name in enumerate(self.names):
+            yield name, np.flatnonzero(self.codes == code)
+
+    def members(self, spots: slice | Ints = slice(None)) -> Floats:
+        """Indicator of some spots' libraries, shape (libraries, spots); ``members @ values`` sums by library."""
+        return (self.codes[spots] == np.arange(len(self.names))[:, None]).astype(float)
+
+
+def split_libraries(adata: AnnData, library_key: str | None, *, single: str = "the slide") -> Libraries:
+    """Library of every spot, sorted by name; all spots are of one, named ``single``, without a key.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If it is missing at some spots, or two of its values have one name.
+    """
+    import pandas as pd
+
+    if library_key is None:
+        return Libraries([single], np.zeros(adata.n_obs, dtype=np.int64))
+    check_key("library_key", library_key)
+    if library_key not in adata.obs:
+        raise KeyError(f"library_key={library_key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
+    codes, names = pd.factorize(adata.obs[library_key], sort=True)
+    if (codes < 0).any():
+        raise ValueError(f"obs[{library_key!r}] is missing for {(codes < 0).sum()} spots.")
+    if len({str(name) for name in names}) < len(names):
+        raise ValueError(f"obs[{library_key!r}] has libraries of one name and different types: {list(names)}.")
+    return Libraries([str(name) for name in names], codes.astype(np.int64))
