@@ -259,7 +259,7 @@ def test_missingness_plot(slide, model, tmp_path):
 
 def test_comparison_is_the_plain_loop(slide, model):
     """The spatial mean and kNN, spot by spot, from dense arrays; the model from its own imputation."""
-    from sagefm.tl._impute.predict import gene_folds
+    from sagefm.tl._impute.request import gene_folds
 
     table = sg.benchmark.compare_imputation(slide, model, n_components=8, n_neighbors=6)
     sg.tl.impute(slide, None, model, reliability=False)

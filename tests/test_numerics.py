@@ -13,7 +13,7 @@ from scipy import sparse
 
 import sagefm as sg
 from sagefm.models._vocabulary import Vocabulary
-from sagefm.tl._impute.predict import gene_folds
+from sagefm.tl._impute.request import gene_folds
 
 TOLERANCE = 1e-5  # of the largest value
 N_SPOTS = 40

@@ -9,7 +9,7 @@ import torch
 
 import sagefm as sg
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._impute.predict import gene_folds
+from sagefm.tl._impute.request import gene_folds
 
 N_SPOTS = 60  # of each slide; the literal side takes about 10 ms a spot
 N_PATCH = 200  # spots of a section, from its middle

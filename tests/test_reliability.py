@@ -8,8 +8,8 @@ from scipy import stats
 import sagefm as sg
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._impute.predict import gene_folds
 from sagefm.tl._impute.reliability import Scores, spatial_blocks
+from sagefm.tl._impute.request import gene_folds
 
 SYMBOLS = hest1k().symbols
 

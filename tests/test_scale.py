@@ -28,7 +28,7 @@ from sagefm._io.scratch import Scratch
 from sagefm.models._canonical import ReadOut
 from sagefm.pp._counts import Counts
 from sagefm.tl import _sections
-from sagefm.tl._engine import Engine
+from sagefm.tl._engine import Projection
 
 PAIRS = [("CXCL12", "CXCR4"), ("TGFB1", "TGFBR1_TGFBR2"), ("FN1", "CD44")]
 GENES = ["KRT8", "COL1A1", "CD74"]
@@ -297,8 +297,8 @@ def test_an_interrupted_run_leaves_nothing(slide, sage, tmp_path, monkeypatch, t
             raise KeyboardInterrupt
         return np.zeros((30, 48), dtype=np.float32)
 
-    monkeypatch.setattr(Engine, "embed", interrupted)
-    monkeypatch.setattr(Engine, "predict", lambda self, state, target: interrupted(self, state))
+    monkeypatch.setattr(Projection, "embed", interrupted)
+    monkeypatch.setattr(Projection, "predict", lambda self, state, target: interrupted(self, state))
     before = slide.copy()
     with pytest.raises(KeyboardInterrupt):
         getattr(sg.tl, tool)(slide, model=sage, store=tmp_path / "out.zarr", batch_size=30)
@@ -346,8 +346,8 @@ def fails_above(monkeypatch, owner, name, most):
 
 def test_out_of_memory_halves_the_batch(slide, sage, expected, monkeypatch, log):
     reliability = sg.tl.impute(slide, model=sage, n_folds=3, copy=True).uns["sage_imputed"]["reliability"]
-    tried = fails_above(monkeypatch, Engine, "embed", 30)
-    predicted = fails_above(monkeypatch, Engine, "predict", 30)
+    tried = fails_above(monkeypatch, Projection, "embed", 30)
+    predicted = fails_above(monkeypatch, Projection, "predict", 30)
     read = fails_above(monkeypatch, ReadOut, "predict", 60)
     for found, value in zip(run(slide, sage, batch_size=100), expected, strict=True):
         assert_close(found, value)
@@ -381,7 +381,7 @@ def test_sensitivity_halves_too(slide, sage, monkeypatch):
 
 
 def test_no_memory_for_a_single_spot_is_an_error(slide, tiny, monkeypatch):
-    fails_above(monkeypatch, Engine, "embed", 0)
+    fails_above(monkeypatch, Projection, "embed", 0)
     with pytest.raises(torch.OutOfMemoryError):
         sg.tl.sage_embed(slide, tiny)
     assert "X_sage" not in slide.obsm

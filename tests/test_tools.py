@@ -11,7 +11,7 @@ from spatialdata.models import TableModel
 
 import sagefm as sg
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._impute.predict import gene_folds
+from sagefm.tl._impute.request import gene_folds
 
 
 def assert_close(found, expected, tolerance=1e-5):

@@ -72,6 +72,11 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str = "block") -> Iterable[T]:
     """Iterate with a progress bar that appears once the loop has taken a second."""
+    return progress_bar(desc, total, unit, items)
+
+
+def progress_bar(desc: str, total: int | None, unit: str, items: Iterable[Any] | None = None) -> Any:
+    """Progress bar to be updated by hand; it appears once it is a second old."""
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=desc, total=total, unit=unit, delay=1, leave=False, disable=not settings.progress_bars)

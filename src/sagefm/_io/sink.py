@@ -1,37 +1,69 @@
-"""Results that go to disk as they are made."""
+"""Where a tool's large results go while it computes them: memory, or an AnnData on disk."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._io.files import abandon, clean, temporary
-from sagefm.pp._graph import find_coordinates
+from sagefm._types import Floats32
 
 if TYPE_CHECKING:
     import dask.array
-    import pandas as pd
     import zarr
     from anndata import AnnData
 
-# Of a chunk on disk; its rows are a power of two and no more than a block's, so that whole chunks fill a block.
+# Of a chunk on disk. Its rows are a power of two and at most a block's, so that whole chunks fill a block.
 CHUNK_BYTES, CHUNK_ROWS = 2**24, 2048
 IDENTITY = "sagefm-store"
 
+Slot = tuple[str, str]
 
-class Store:
+
+class Sink:
+    """Memory, which needs nothing done; :class:`Store` has the same methods."""
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove what was begun and not completed."""
+
+    def begin(self, adata: AnnData, connectivity_key: str) -> None:
+        """Write what identifies the spots and genes."""
+
+    def empty(self, slot: str, key: str, shape: tuple[int, int]) -> Any:
+        """Array of float32, NaN at first, to be filled by rows."""
+        return np.full(shape, np.nan, dtype=np.float32)
+
+    def complete(self, written: Mapping[Slot, Any], stale: Iterable[Slot]) -> Mapping[Slot, Any]:
+        """Add all other results, drop entries of an earlier call, and return what ``adata`` gets for each."""
+        return written
+
+    @property
+    def name(self) -> str:
+        """Where results went, for messages; empty for memory."""
+        return ""
+
+
+def open_sink(store: str | Path | None) -> Sink:
+    """Memory, or a store of that name."""
+    return Sink() if store is None else Store(store)
+
+
+class Store(Sink):
     """An AnnData in zarr that is filled block by block, and has its name only once it is complete.
 
-    It holds ``obs``, ``var``, coordinates and graph of the slide, and the results; not the counts. A context: what was
-    begun is removed if it is left before :meth:`close`.
+    It holds ``obs``, ``var``, coordinates and graph of the slide, and the results; not the counts.
 
     Parameters
     ----------
@@ -62,62 +94,65 @@ class Store:
             raise FileNotFoundError(f"no folder {self.path.parent} to write into.")
         self._identity = uuid.uuid4().hex
         self._partial = temporary(self.path)  # a worker thought dead may still be writing its copy
-
-    def __enter__(self) -> Store:
-        return self
+        self._filled: set[Slot] = set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         abandon(self._partial)
 
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
     def begin(self, adata: AnnData, connectivity_key: str) -> None:
-        """Write what says which spots and genes these are."""
         import anndata
         import zarr
 
         clean(self.path)
         slide = anndata.AnnData(obs=adata.obs.copy(), var=adata.var.copy())
         if _keys.SPATIAL in adata.obsm:
-            slide.obsm[_keys.SPATIAL] = find_coordinates(adata, _keys.SPATIAL, None)[0]
+            found = adata.obsm[_keys.SPATIAL]
+            slide.obsm[_keys.SPATIAL] = np.asarray(found.toarray() if hasattr(found, "toarray") else found)
         with anndata.settings.override(zarr_write_format=3):
             slide.write_zarr(self._partial)
+        self._tables = {"obs": slide.obs, "var": slide.var}
         self._root: zarr.Group = zarr.open_group(self._partial, mode="r+", use_consolidated=False)
         name = _keys.connectivities(connectivity_key).removesuffix("_connectivities")
         for slot, template in (("obsp", _keys.CONNECTIVITIES), ("obsp", _keys.DISTANCES), ("uns", _keys.NEIGHBORS)):
             if (key := template.format(name)) in (found := getattr(adata, slot)):
-                self.write(slot, key, found[key])
+                self._write(slot, key, found[key])
 
     def empty(self, slot: str, key: str, shape: tuple[int, int]) -> zarr.Array[Any]:
-        """Array of float32 to be filled by rows."""
         rows = min(CHUNK_ROWS, 2 ** max(0, int(np.log2(CHUNK_BYTES / (4 * shape[1])))))
         array = self._root[slot].create_array(  # type: ignore[union-attr]
             key, shape=shape, chunks=(min(rows, shape[0]), shape[1]), dtype="float32", fill_value=np.nan
         )
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0", IDENTITY: self._identity})
+        self._filled.add((slot, key))
         return array
 
-    def write(self, slot: str, key: str, value: object) -> None:
-        """Write anything that an AnnData may hold there."""
+    def complete(self, written: Mapping[Slot, Any], stale: Iterable[Slot]) -> Mapping[Slot, Any]:
+        import zarr
+        from anndata.io import write_elem
+
+        for slot, table in self._tables.items():
+            columns = {key: value for (of, key), value in written.items() if of == slot}
+            table = table.drop(columns=[key for of, key in stale if of == slot], errors="ignore")
+            write_elem(self._root, slot, table.assign(**columns))
+        for (slot, key), value in written.items():
+            if slot not in self._tables and (slot, key) not in self._filled:
+                self._write(slot, key, value)
+        zarr.consolidate_metadata(self._root.store)
+        self._partial.rename(self.path)
+        return {**written, **{slot: self._read(*slot) for slot in self._filled}}
+
+    def _write(self, slot: str, key: str, value: object) -> None:
         from anndata.io import write_elem
 
         write_elem(self._root[slot], key, dict(value) if isinstance(value, Mapping) else value)
 
-    def write_genes(self, var: pd.DataFrame, report: Mapping[str, Any]) -> None:
-        """Write which genes the columns are, as an alignment does, and what else is known of them."""
-        from anndata.io import write_elem
-
-        write_elem(self._root, "var", var)
-        self.write("uns", _keys.GENES, report)
-
-    def close(self) -> None:
-        """Give it its name."""
-        import zarr
-
-        zarr.consolidate_metadata(self._root.store)
-        self._partial.rename(self.path)
-
-    def read(self, slot: str, key: str) -> dask.array.Array:
+    def _read(self, slot: str, key: str) -> dask.array.Array:
         """Array that was filled, to be read from disk when it is needed."""
         import dask.array
         import zarr
@@ -142,7 +177,7 @@ class _Reader:
     def ndim(self) -> int:
         return len(self.shape)
 
-    def __getitem__(self, item: Any) -> NDArray[np.float32]:
+    def __getitem__(self, item: Any) -> Floats32:
         import zarr
 
         try:

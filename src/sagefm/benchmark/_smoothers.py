@@ -23,7 +23,8 @@ from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
 from sagefm.pp._normalize import check_variety, normalize_total
-from sagefm.tl._impute.predict import gene_folds, impute
+from sagefm.tl._impute.predict import impute
+from sagefm.tl._impute.request import gene_folds
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
 
 if TYPE_CHECKING:
@@ -100,50 +96,34 @@ def sage_embed(
     >>> adata.obsm["X_sage"].dtype
     dtype('float32')
     """
-    from sagefm._io.sink import Store
-    from sagefm.tl import _engine
+    from sagefm.tl._run import open_slide  # brings torch, which takes seconds to import
 
-    disk = None if store is None else Store(store)
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.EMBEDDING, ["obsm"], "tl.sage_embed")
-    engine, loaded, alignment, is_new = _engine.prepare(
+    run = open_slide(
         adata,
         model,
+        "tl.sage_embed",
+        key_added,
+        _keys.EMBEDDING,
+        ["obsm"],
         layer=layer,
         connectivity_key=connectivity_key,
         device=device,
         batch_size=batch_size,
         dtype=dtype,
+        store=store,
+        table_key=table_key,
+        copy=copy,
     )
-    params = {"function": "tl.sage_embed", "model": loaded.name, "connectivity_key": connectivity_key, "dtype": dtype}
-    if layer is not None:
-        params["layer"] = layer
-    shape = (adata.n_obs, engine.canonical.embedding_dim)
-    with nullcontext() if disk is None else disk:
-        embedding: Any = np.empty(shape, dtype=np.float32)
-        if disk is not None:
-            disk.begin(adata, connectivity_key)
-            embedding = disk.empty("obsm", key_added, shape)
-        engine.project()
-        for rows in engine.blocks("Embedding"):
-            with engine.computing(rows):
-                for state in engine.states(rows):
-                    embedding[rows] = engine.embed(state)
-        if disk is not None:
-            disk.write("uns", key_added, {"params": params})
-            disk.write_genes(adata.var.assign(**{_keys.GENE_INDEX: alignment.index}), alignment.report)
-            disk.close()
-            embedding = disk.read("obsm", key_added)
-
-    if is_new:
-        alignment.write(adata)
-    adata.obsm[key_added] = embedding
-    adata.uns[key_added] = {"params": params}
+    shape = (run.adata.n_obs, run.engine.canonical.embedding_dim)
+    with run.writing() as sink:
+        embedding = sink.empty("obsm", key_added, shape)
+        projection = run.engine.project()
+        for rows, found in projection.map(lambda rows: projection.embed(projection.state(rows)), "Embedding"):
+            embedding[rows] = found
+        result = run.commit({("obsm", key_added): embedding}, {})
     logger.info(
         "Embedded %d spots with %s; wrote obsm['%s'] %s%s.",
-        *(adata.n_obs, loaded.name),
-        key_added,
-        shape,
-        "" if disk is None else f" to {disk.path}",
+        *(run.adata.n_obs, run.model.name, key_added, shape),
+        f" to {sink.name}" if sink.name else "",
     )
-    return adata if copy else None
+    return result

@@ -1,47 +1,115 @@
 """The one inference loop: project first, aggregate after.
 
-Neighbourhood means are linear, so ``mean(x) @ W`` is ``mean(x @ W)``: each spot's counts meet the big first
-matrix once, and its 15 neighbourhoods reuse the narrow result. Counts are dense one row block at a time.
+The first layer is linear, so the mean over a neighborhood and the product with the big first matrix can change places:
+``mean(x) @ W`` is ``mean(x @ W)``. Each spot's 14,558 counts meet that matrix once, in :meth:`Engine.project`, and all
+neighborhoods that the spot belongs to reuse the narrow result. Hiding genes is exact in this form too: the product is
+kept apart for each set of genes that may be hidden, and a hidden set is left out of the sum.
+
+A tool says which sets may be hidden, and gives a function of a block of spots to :meth:`Projection.map`.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
-from sagefm import models
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
-from sagefm._utils import check_whole, get_device, progress
+from sagefm._types import Array, Floats32, Ints, Precision
+from sagefm._utils import check_choice, check_whole, get_device, progress_bar
 from sagefm.models._canonical import depth_scale
 from sagefm.pp._counts import Counts
-from sagefm.pp._genes import Alignment, get_alignment
-from sagefm.pp._graph import get_graph
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from sagefm.models import Model
     from sagefm.models._canonical import Canonical
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+T = TypeVar("T")
+Rows = slice | Ints
 Where = Literal["center", "everywhere"]
 
+# Spots at a time, unless the user says otherwise.
 BATCH_SIZE = 2048
-# Genes found in fewer spots than this are added up from their non-zeros, which is then faster than the dense
-# product (break-even at about 7 % on two CPU cores). A gene that is zero on the whole slide costs nothing.
+# Genes found in a smaller share of the spots are added up from their non-zeros, which is then faster than the dense
+# product (they break even at about 7 % on two CPU cores). A gene that is zero on the whole slide costs nothing.
 MIN_DENSITY = 0.07
+
+
+@dataclass
+class Compute:
+    """Where and how products are computed. One object for a whole call, so that all of it learns of a full device.
+
+    Attributes
+    ----------
+    device
+        Where products are computed.
+    precision
+        Of the products; sums over neighbors are float32 always.
+    batch_size
+        Spots at a time. It shrinks when the device runs out of memory, and stays small for the rest of the call.
+    """
+
+    device: torch.device
+    precision: Precision = "float32"
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and products."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def blocks(self, n: int) -> Iterator[slice]:
+        """Blocks of n rows, for what happens on the host and needs no retries."""
+        for start in range(0, n, self.batch_size):
+            yield slice(start, min(start + self.batch_size, n))
+
+    def map(self, fn: Callable[[Rows], T], desc: str, n: int, spots: Ints | None = None) -> Iterator[tuple[Rows, T]]:
+        """See :meth:`Projection.map`."""
+        start, n = 0, n if spots is None else len(spots)
+        with progress_bar(desc, n, "spot") as bar:
+            while start < n:
+                block = slice(start, min(start + self.batch_size, n))
+                rows = block if spots is None else spots[block]
+                failure, before = None, torch.get_float32_matmul_precision()
+                if self.precision == "tf32":
+                    torch.set_float32_matmul_precision("high")
+                try:
+                    result = fn(rows)
+                except torch.OutOfMemoryError as error:
+                    failure = error.with_traceback(None)  # its frames hold on to the memory that is to be freed
+                finally:
+                    torch.set_float32_matmul_precision(before)
+                if failure is not None:
+                    self._shrink(block.stop - start, failure)
+                    continue
+                yield rows, result
+                start = block.stop
+                bar.update(block.stop - block.start)
+
+    def _shrink(self, n: int, error: torch.OutOfMemoryError) -> None:
+        """Halve the blocks after one of n spots didn't fit."""
+        if n < 2:
+            raise error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batch_size = -(-n // 2)
+        logger.warning("%s: out of memory with %d spots at a time; going on with %d.", self.device, n, self.batch_size)
+
+
+def get_compute(device: str, batch_size: int | None, dtype: str = "float32", default: int = BATCH_SIZE) -> Compute:
+    """Check what the user said about device, batch size and precision."""
+    rows = default if batch_size is None else check_whole("batch_size", batch_size, 1)
+    check_choice("dtype", dtype, get_args(Precision))
+    found = get_device(device)
+    if dtype == "tf32" and found.type != "cuda":
+        raise ValueError(f"dtype='tf32' is a mode of CUDA GPUs, and this runs on {found}; use 'float32'.")
+    return Compute(found, dtype, rows)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -55,15 +123,15 @@ class State:
     hidden
         First layer before its activation, shape (spots, width).
     totals
-        Where the decoder reads them: sums of the log1p counts of the centre and of the neighbours' mean, each of
-        shape (spots, 1), both without what is masked at the spot, though its neighbours may show it.
+        Sums of the log1p counts of the center and of the neighbors' mean, each of shape (spots, 1), for decoders that
+        scale by depth. Both leave out the genes that are hidden at the spot, even where its neighbors show them.
     degree
-        Number of neighbours, shape (spots, 1).
+        Number of neighbors, shape (spots, 1).
     where
-        What was masked: nothing, the centre, or every spot.
+        Where genes were hidden: nowhere, in the center, or in every spot.
     """
 
-    rows: slice
+    rows: Rows
     hidden: Tensor
     totals: tuple[Tensor, Tensor] | None
     degree: Tensor
@@ -71,7 +139,7 @@ class State:
 
     @property
     def depth(self) -> Tensor:
-        """What scales the mean of the neighbours, shape (spots, 1); 1 where the decoder doesn't read it."""
+        """Factor of the neighbors' mean in the decoder, shape (spots, 1); 1 where the decoder doesn't read it."""
         return torch.ones_like(self.degree) if self.totals is None else depth_scale(*self.totals)
 
 
@@ -83,160 +151,80 @@ class Target:
     log_counts: sparse.csr_matrix | None
 
 
+@dataclass(frozen=True)
 class Engine:
     """One model on one slide.
 
-    Call :meth:`project` once, then read :meth:`states` per row block, and :meth:`embed` or :meth:`predict`
-    from what comes.
-
-    Parameters
+    Attributes
     ----------
     canonical
-        The model.
+        The model, on the device.
     counts
         The slide's counts.
     graph
-        Row i holds the neighbours of spot i.
-    device
-        Where products are computed.
-    dtype
-        Of the products; sums over neighbours are float32 always.
-    batch_size
-        Rows of a block.
+        Row i holds the neighbors of spot i.
+    compute
+        Where and how.
+    scratch
+        Memory for intermediate arrays.
     """
 
-    def __init__(
-        self,
-        canonical: Canonical,
-        counts: Counts,
-        graph: sparse.csr_matrix,
-        *,
-        device: torch.device,
-        dtype: Precision = "float32",
-        batch_size: int = BATCH_SIZE,
-    ) -> None:
-        self.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        self._tf32 = dtype == "tf32"
-        self.canonical = canonical.to(device, self.dtype)
-        self.counts = counts
-        self.device = device
-        self.batch_size = batch_size
-        self.scratch = Scratch()
-        self._todo: list[slice] = []
-        self._use(graph)
-        self._centers: list[Tensor] = []
-        self._neighborhoods: list[Tensor] = []
-        self._totals: list[Tensor] = []
-
-    def with_graph(self, graph: sparse.csr_matrix) -> Engine:
-        """Return the same engine on another graph; what :meth:`project` made is shared."""
-        other = copy.copy(self)
-        other._use(graph)
-        return other
-
-    def _use(self, graph: sparse.csr_matrix) -> None:
-        self._graph = graph
-        self._neighbors = self._tensor(graph.indices.astype(np.int64))
-        self._indptr = self._tensor(graph.indptr.astype(np.int64))
-
-    @property
-    def graph(self) -> sparse.csr_matrix:
-        """Row i holds the neighbours of spot i."""
-        return self._graph
-
-    def blocks(self, desc: str) -> Iterator[slice]:
-        """Row blocks, with a progress bar; what is done with one belongs inside :meth:`computing`."""
-        for rows in progress(self.slices(), desc, total=-(-self.counts.n_obs // self.batch_size)):
-            self._todo = [rows]
-            while self._todo:
-                yield self._todo.pop()
-
-    def slices(self, scale: float = 1) -> Iterator[slice]:
-        """Row blocks of ``scale`` times the size, smaller from where the device ran out of memory."""
-        start, n = 0, self.counts.n_obs
-        while start < n:
-            yield slice(start, start := min(start + max(1, int(self.batch_size * scale)), n))
-
-    @contextmanager
-    def computing(self, rows: slice) -> Iterator[None]:
-        """Work on a block of :meth:`blocks`, at the precision asked for.
-
-        Where the device runs out of memory meanwhile, the rows come again, in two halves: what is done here has to
-        come to the same when it is cut short and done again.
-        """
-        failure, before = None, torch.get_float32_matmul_precision()
-        if self._tf32:
-            torch.set_float32_matmul_precision("high")
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            failure = error.with_traceback(None)  # whose frames hold on to what is to be freed
-        finally:
-            torch.set_float32_matmul_precision(before)
-        if failure is not None:
-            self._todo += self.halve(rows, failure)
-
-    def halve(self, rows: slice, error: torch.OutOfMemoryError, scale: float = 1) -> list[slice]:
-        """Two halves of a block of :meth:`slices` that the device had no memory for, the first one last."""
-        n = rows.stop - rows.start
-        if n < 2:
-            raise error
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = -(-n // 2)
-        self.batch_size = min(self.batch_size, max(1, int(half / scale)))
-        logger.warning("%s: out of memory with %d spots at a time; going on with %d.", self.device, n, half)
-        middle = rows.start + half
-        return [slice(middle, rows.stop), slice(rows.start, middle)]
+    canonical: Canonical
+    counts: Counts
+    graph: sparse.csr_matrix
+    compute: Compute
+    scratch: Scratch = field(default_factory=Scratch)
 
     @torch.inference_mode()
-    def project(self, masks: Sequence[NDArray[np.int64]] = ()) -> None:
-        """Multiply the counts with the first layer's weights, apart for each mask.
+    def project(self, masks: Sequence[Ints] = ()) -> Projection:
+        """Multiply the counts with the first layer's weights, apart for each set of genes that may be hidden.
 
         Parameters
         ----------
         masks
-            Disjoint sets of vocabulary indices, each to be masked by itself. What lies outside is never masked.
+            Disjoint sets of vocabulary indices. A gene in none of them is never hidden.
         """
-        group_of = np.full(self.canonical.n_genes, len(masks))  # the last group is never masked
+        compute, counts = self.compute, self.counts
+        group_of = np.full(self.canonical.n_genes, len(masks))  # the last group is never hidden
         for i, mask in enumerate(masks):
             group_of[mask] = i
-        genes, is_dense = self.counts.genes, self.counts.density() >= MIN_DENSITY
-        in_group = [group_of[genes] == i for i in range(len(masks) + 1)]
-        dense = [genes[members & is_dense] for members in in_group]
-        sparse_ = [genes[members & ~is_dense] for members in in_group]
-        read = self.counts.reader(np.concatenate(dense), np.concatenate(sparse_))
+        is_dense = counts.density() >= MIN_DENSITY
+        in_group = [group_of[counts.genes] == i for i in range(len(masks) + 1)]
+        dense = [counts.genes[members & is_dense] for members in in_group]
+        sparse_ = [counts.genes[members & ~is_dense] for members in in_group]
+        read = counts.reader(np.concatenate(dense), np.concatenate(sparse_))
         weights = self._weights()
         picked = self._tensor(np.concatenate(dense))
         dense_weights = [weight.index_select(0, picked) for weight in weights]
         sparse_genes = self._tensor(np.concatenate(sparse_))
-        # One product per group and weight; a group masked is a group left out of the sum, exactly.
-        shape = (self.counts.n_obs, dense_weights[0].shape[1])
+        shape = (counts.n_obs, dense_weights[0].shape[1])
         products = [[self._empty(shape) for _ in dense_weights] for _ in in_group]
-        for rows in self.blocks("Projecting"):
-            with self.computing(rows):
-                block = read(rows)
-                x = self._tensor(block.dense).to(self.dtype)
-                i = j = 0
-                for common, rare, product in zip(dense, sparse_, products, strict=True):
-                    here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
-                    entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
-                    entries, values = sparse_genes[there][entries.long()], values.to(self.dtype)
-                    for target, dense_weight, weight in zip(product, dense_weights, weights, strict=True):
-                        part = x[:, here] @ dense_weight[here]
-                        if len(rare):
-                            part += F.embedding_bag(entries, weight, offsets, per_sample_weights=values, mode="sum")
-                        target[rows] = part
-        self._centers = [product[0] for product in products]
-        self._neighborhoods = [product[-1] for product in products]
-        if self.canonical.gain is not None:
-            self._totals = [product[-1][:, -1:].contiguous() for product in products]
+
+        def multiply(rows: Rows) -> None:
+            block = read(rows)  # type: ignore[arg-type]
+            x = self._tensor(block.dense).to(compute.dtype)
+            i = j = 0
+            for common, rare, product in zip(dense, sparse_, products, strict=True):
+                here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
+                entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
+                entries, values = sparse_genes[there][entries.long()], values.to(compute.dtype)
+                for target, dense_weight, weight in zip(product, dense_weights, weights, strict=True):
+                    part = x[:, here] @ dense_weight[here]
+                    if len(rare):
+                        part += F.embedding_bag(entries, weight, offsets, per_sample_weights=values, mode="sum")
+                    target[rows] = part
+
+        for _ in compute.map(multiply, "Projecting", counts.n_obs):
+            pass
+        totals = [product[-1][:, -1:].contiguous() for product in products] if self.canonical.gain is not None else []
+        centers, neighbors = [product[0] for product in products], [product[-1] for product in products]
+        return Projection(self, self.graph, tuple(centers), tuple(neighbors), tuple(totals))
 
     def _weights(self) -> list[Tensor]:
-        """First-layer weights of centre and neighbours, once if they are the same; one gene's lie side by side.
+        """First-layer weights of center and neighbors, once if they are the same; one gene's lie side by side.
 
-        With a gain in the decoder a column of ones comes last; its product is the total that the depth of a
-        spot is the ratio of.
+        With a gain in the decoder a column of ones comes last. Its product is the sum of the spot's counts, which the
+        decoder needs as the spot's depth.
         """
         model = self.canonical
         weights = [model.center] if model.shares_weights else [model.center, model.neighbors]
@@ -245,84 +233,148 @@ class Engine:
         return [weight.contiguous() for weight in weights]
 
     def _empty(self, shape: tuple[int, int]) -> Tensor:
-        """Room for a product: on the device, if half of what is free there is enough, else on the host."""
-        if self.device.type == "cpu" or (
-            self.device.type == "cuda" and 8 * shape[0] * shape[1] > torch.cuda.mem_get_info(self.device)[0]
+        """Room for a product: on the device if it takes at most half of what is free there, else on the host."""
+        device = self.compute.device
+        if device.type == "cpu" or (
+            device.type == "cuda" and 8 * shape[0] * shape[1] > torch.cuda.mem_get_info(device)[0]
         ):
             return torch.from_numpy(self.scratch.empty(shape))
-        return torch.empty(shape, device=self.device)
+        return torch.empty(shape, device=device)
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.compute.device)
+
+    def target(self, genes: Ints, *, read: bool = False) -> Target:
+        """Prepare genes (vocabulary indices) for :meth:`Projection.predict`; hidden ones must all be of one mask.
+
+        With ``read`` their counts are read even if the decoder doesn't need them.
+        """
+        read = read or self.canonical.gain is not None
+        return Target(self._tensor(genes), self.log_counts(genes) if read else None)
+
+    def log_counts(self, genes: Ints) -> sparse.csr_matrix:
+        """log1p counts of some genes (vocabulary indices) on the whole slide, shape (spots, genes)."""
+        return self.counts.log1p(genes, self.compute.batch_size, self.scratch)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The slide's counts after the first matrix, by set of genes that may be hidden. It never changes.
+
+    Attributes
+    ----------
+    engine
+        Model and slide.
+    graph
+        Row i holds the neighbors of spot i.
+    centers, neighborhoods
+        Products with the weights of the center and of the neighbors for each set, shape (spots, width) each; the last
+        set is never hidden.
+    totals
+        Sums of the log1p counts for each set, shape (spots, 1) each, where the decoder scales by depth.
+    """
+
+    engine: Engine
+    graph: sparse.csr_matrix
+    centers: tuple[Tensor, ...]
+    neighborhoods: tuple[Tensor, ...]
+    totals: tuple[Tensor, ...]
+
+    def with_graph(self, graph: sparse.csr_matrix) -> Projection:
+        """Return the same products on another graph, without computing them again."""
+        return replace(self, graph=graph)
+
+    def map(self, fn: Callable[[Rows], T], desc: str, spots: Ints | None = None) -> Iterator[tuple[Rows, T]]:
+        """Apply a function to blocks of spots, and yield each block with what the function returned.
+
+        This owns the blocks, the progress bar, the precision of products, and the retries: a block for which the
+        device has too little memory is cut, and the function is called again with the smaller one. So the function
+        returns its results and changes nothing; the caller adds up what is yielded, which comes once for each spot.
+
+        Parameters
+        ----------
+        fn
+            Function of the rows of some spots.
+        desc
+            Text of the progress bar.
+        spots
+            Row numbers to go through; all by default.
+        """
+        return self.engine.compute.map(fn, desc, self.engine.counts.n_obs, spots)
 
     @torch.inference_mode()
     def states(
-        self, rows: slice, where: Where | None = None, masks: Sequence[Collection[int]] | None = None
+        self, rows: Rows, where: Where | None = None, masks: Sequence[Collection[int]] | None = None
     ) -> Iterator[State]:
         """First layer of some spots.
 
-        Yields it once with nothing masked (``where=None``), or once per mask, masked in the ``"center"`` or
-        ``"everywhere"``. A mask joins some masks of :meth:`project`; by default each of them is one by itself.
+        Yields it once with nothing hidden (``where=None``), or once for each mask, hidden in the ``"center"`` or
+        ``"everywhere"``. A mask joins some of the sets of :meth:`Engine.project`; by default each set is one.
         """
-        model = self.canonical
-        n_groups = len(self._centers)
-        degree = (self._indptr[rows.start + 1 : rows.stop + 1] - self._indptr[rows]).unsqueeze(1)
-        neighbors_of_all = (
-            None if where == "everywhere" else self._aggregate(rows, self._neighborhoods, range(n_groups))
-        )
+        model, device = self.engine.canonical, self.engine.compute.device
+        n_groups = len(self.centers)
+        around = self.graph[rows]
+        neighbors = torch.from_numpy(around.indices.astype(np.int64))
+        starts = torch.from_numpy(around.indptr.astype(np.int64))
+        degree = starts.diff()[:, None].to(device)
+
+        def aggregate(tables: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
+            """Sum over the neighbors and over some groups."""
+            found = [
+                F.embedding_bag(
+                    neighbors.to(tables[group].device),
+                    tables[group],
+                    starts[:-1].to(tables[group].device),
+                    mode="sum",
+                ).to(device)
+                for group in groups
+            ]
+            return _sum(found)
+
+        every = range(n_groups)
+        # Where only the center hides genes, its neighbors look the same under all masks.
+        of_neighbors = None if where == "everywhere" else aggregate(self.neighborhoods, every)
         if where is None:
             masks = [()]
         elif masks is None:
             masks = [(group,) for group in range(n_groups - 1)]
+        at = rows if isinstance(rows, slice) else torch.from_numpy(rows)
         for mask in masks:
-            kept = [group for group in range(n_groups) if group not in mask]
-            center = _sum([self._centers[group][rows].to(self.device) for group in kept])
-            neighbors = neighbors_of_all
-            if neighbors is None:
-                neighbors = self._aggregate(rows, self._neighborhoods, kept)
+            kept = [group for group in every if group not in mask]
+            center = _sum([self.centers[group][at].to(device) for group in kept])
+            around_sum = aggregate(self.neighborhoods, kept) if of_neighbors is None else of_neighbors
             totals = None
             if model.gain is not None:
-                totals = (center[:, -1:], self._aggregate(rows, self._totals, kept) / degree.clamp(min=1))
-            hidden = model.first_layer(center[:, : model.width], neighbors[:, : model.width], degree)
-            yield State(rows, hidden.to(self.dtype), totals, degree.to(hidden.dtype), where)
+                totals = (center[:, -1:], aggregate(self.totals, kept) / degree.clamp(min=1))
+            hidden = model.first_layer(center[:, : model.width], around_sum[:, : model.width], degree)
+            yield State(rows, hidden.to(self.engine.compute.dtype), totals, degree.to(hidden.dtype), where)
 
-    def _aggregate(self, rows: slice, values: list[Tensor], groups: Sequence[int]) -> Tensor:
-        """Sum over the neighbours of values that lie apart by group, over some groups."""
-        first, last = self._indptr[rows.start], self._indptr[rows.stop]
-        neighbors, offsets = self._neighbors[first:last], self._indptr[rows] - first
-        sums = []
-        for table in (values[group] for group in groups):
-            found = F.embedding_bag(neighbors.to(table.device), table, offsets.to(table.device), mode="sum")
-            sums.append(found.to(self.device))
-        return _sum(sums)
+    def state(self, rows: Rows, where: Where | None = None, mask: Collection[int] = ()) -> State:
+        """First layer of some spots under one mask, see :meth:`states`."""
+        return next(self.states(rows, where, [mask]))
 
     @torch.inference_mode()
-    def embed(self, state: State) -> NDArray[np.float32]:
+    def embed(self, state: State) -> Floats32:
         """Embedding, shape (spots, embedding_dim)."""
-        return _to_numpy(self.canonical.embed(state.hidden))
-
-    def target(self, genes: NDArray[np.int64], *, read: bool = False) -> Target:
-        """Prepare genes (vocabulary indices) for :meth:`predict`; those of a mask must all be of that mask.
-
-        With ``read`` their counts are there even if the decoder doesn't need them.
-        """
-        read = read or self.canonical.gain is not None
-        log_counts = self.counts.log1p(genes, self.batch_size, self.scratch) if read else None
-        return Target(self._tensor(genes), log_counts)
+        return to_numpy(self.engine.canonical.embed(state.hidden))
 
     @torch.inference_mode()
-    def predict(self, state: State, target: Target) -> NDArray[np.float32]:
+    def predict(self, state: State, target: Target) -> Floats32:
         """Predicted log1p counts, shape (spots, genes of the target)."""
-        scaled_mean = None
-        if self.canonical.gain is not None and target.log_counts is not None and state.where != "everywhere":
-            scaled_mean = (state.depth * self.neighbor_mean(state.rows, target.log_counts)).to(self.dtype)
-        return _to_numpy(self.canonical.decode(self.canonical.embed(state.hidden), target.genes, scaled_mean))
+        model, scaled_mean = self.engine.canonical, None
+        if model.gain is not None and target.log_counts is not None and state.where != "everywhere":
+            mean = self.neighbor_mean(state.rows, target.log_counts)
+            scaled_mean = (state.depth * mean).to(self.engine.compute.dtype)
+        return to_numpy(model.decode(model.embed(state.hidden), target.genes, scaled_mean))
 
-    def neighbor_mean(self, rows: slice | NDArray[np.int64], values: sparse.csr_matrix) -> Tensor:
-        """Mean over the neighbours of values of every spot, shape (rows, columns of the values)."""
-        neighbors = self._graph[rows]
-        mean = (neighbors @ values).toarray() / np.maximum(np.diff(neighbors.indptr), 1)[:, None]
-        return self._tensor(mean.astype(np.float32))
+    def neighbor_mean(self, rows: Rows, values: sparse.csr_matrix) -> Tensor:
+        """Mean over the neighbors of values of every spot, shape (rows, columns of the values)."""
+        return torch.from_numpy(neighbor_mean(self.graph[rows], values)).to(self.engine.compute.device)
+
+
+def neighbor_mean(around: sparse.csr_matrix, values: sparse.csr_matrix) -> Floats32:
+    """Mean of values over the spots in each row of a graph; 0 where there are none."""
+    return ((around @ values).toarray() / np.maximum(np.diff(around.indptr), 1)[:, None]).astype(np.float32)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
@@ -333,52 +385,6 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+def to_numpy(tensor: Tensor) -> Floats32:
     """float32 array on the host."""
     return tensor.float().cpu().numpy()
-
-
-def prepare(
-    adata: AnnData,
-    model: str | Path | Model,
-    *,
-    layer: str | None,
-    connectivity_key: str,
-    device: str,
-    batch_size: int | None,
-    dtype: Precision,
-) -> tuple[Engine, Model, Alignment, bool]:
-    """Check everything a tool reads and build the engine on it; also the model, the genes, whether these are new."""
-    rows = BATCH_SIZE if batch_size is None else check_whole("batch_size", batch_size, 1)
-    if dtype not in get_args(Precision):
-        raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, get_args(Precision)))}.")
-    found_device = get_device(device)
-    if dtype == "tf32" and found_device.type != "cuda":
-        raise ValueError(f"dtype='tf32' is a mode of CUDA GPUs, and this runs on {found_device}; use 'float32'.")
-    graph = get_graph(adata, connectivity_key)
-    loaded = models.load(model)
-    _check_degrees(graph, loaded, connectivity_key)
-    alignment, is_new = get_alignment(adata, loaded.vocabulary)
-    engine = Engine(
-        loaded.canonical(),
-        Counts(adata, alignment.index, layer),
-        graph,
-        device=found_device,
-        dtype=dtype,
-        batch_size=rows,
-    )
-    return engine, loaded, alignment, is_new
-
-
-def _check_degrees(graph: sparse.csr_matrix, model: Model, connectivity_key: str) -> None:
-    degree = np.diff(graph.indptr)
-    if len(degree) and (degree != model.n_spots - 1).any():
-        logger.warning(
-            "The graph %r has %d to %d neighbours a spot; %s was trained with %d. If spots were removed since, run "
-            "sg.pp.neighborhood_graph again.",
-            connectivity_key,
-            degree.min(),
-            degree.max(),
-            model.name,
-            model.n_spots - 1,
-        )

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sagefm._types import Floats
+from sagefm._types import Floats, Floats32, Ints
 from sagefm.models._calibration import ends, misfit, spread
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from sagefm.models import Model
+    from sagefm.tl._engine import Target
+    from sagefm.tl._impute.request import Request
+    from sagefm.tl._run import SlideRun
 
 
 N_PARTS, ROUNDING = 5, 1e-4
@@ -46,9 +48,9 @@ class Intervals:
 
 def of_measured(
     names: list[str],
-    prediction: NDArray[np.float32],
+    prediction: Floats32,
     log_counts: sparse.csr_matrix | None,
-    tiles: NDArray[np.int64] | None,
+    tiles: Ints | None,
     level: float,
 ) -> Intervals:
     """Intervals from the slide's own held-out errors, those of a part of the slide from the other parts.
@@ -87,8 +89,8 @@ def of_measured(
 
 def of_absent(
     names: list[str],
-    prediction: NDArray[np.float32],
-    genes: NDArray[np.int64],
+    prediction: Floats32,
+    genes: Ints,
     model: Model,
     lacking: float,
     level: float,
@@ -100,9 +102,7 @@ def of_absent(
     return Intervals(names, lower, upper, np.full(len(genes), np.nan), DONORS)
 
 
-def check(
-    level: float | None, genes: object, n_absent: int, adata: AnnData, tiles: NDArray[np.int64] | None, model: Model
-) -> None:
+def check(level: float | None, genes: object, n_absent: int, adata: AnnData, tiles: Ints | None, model: Model) -> None:
     """Refuse what no interval can be given for.
 
     Raises
@@ -135,13 +135,29 @@ def check(
     model.calibration.find_level(level)
 
 
-def join(parts: Sequence[Intervals], level: float, spots: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Lower ends, upper ends and the table of all genes."""
+def compute(
+    run: SlideRun,
+    request: Request,
+    predicted: Sequence[Floats32],
+    absent: Floats32,
+    targets: Sequence[Target],
+    tiles: Ints | None,
+    level: float,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Lower ends, upper ends and the table of all genes, see :func:`sagefm.tl.impute`."""
     import pandas as pd
 
+    symbols = run.model.vocabulary.symbols
+    parts = [
+        of_measured([symbols[gene] for gene in genes], prediction, target.log_counts, tiles, level)
+        for genes, prediction, target in zip(request.targets, predicted, targets, strict=True)
+    ]
+    if len(request.absent):
+        names = [symbols[gene] for gene in request.absent]
+        parts.append(of_absent(names, absent, request.absent, run.model, run.lacking, level))
     names = [name for part in parts for name in part.names]
     lower, upper = (
-        pd.DataFrame(np.hstack(ends).astype(np.float32), index=spots, columns=names)
+        pd.DataFrame(np.hstack(ends).astype(np.float32), index=run.adata.obs_names, columns=names)
         for ends in ([part.lower for part in parts], [part.upper for part in parts])
     )
     return lower, upper, pd.concat([part.table(level) for part in parts])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_choice, check_whole, shorten
+from sagefm._types import Floats, Floats32, Ints
+from sagefm._utils import check_choice, check_whole
 from sagefm.models import available
 
 if TYPE_CHECKING:
@@ -21,12 +19,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from sagefm._anndata import Slot
+    from sagefm._io.sink import Sink
     from sagefm.models import Model
-    from sagefm.models._vocabulary import Vocabulary
-    from sagefm.pp._genes import Alignment
-
-# Seed of the gene folds. Part of the method: a gene is in the same fold on every slide.
-FOLD_SEED = 2601
+    from sagefm.tl._engine import Rows, Target
+    from sagefm.tl._impute.reliability import HeldOut
+    from sagefm.tl._impute.request import Request
+    from sagefm.tl._run import SlideRun
 
 
 def impute(
@@ -174,206 +173,159 @@ def impute(
     >>> adata.uns["sage_imputed"]["reliability"].index.tolist()
     ['COL1A1', 'KRT8']
     """
-    import pandas as pd
-
-    from sagefm._io.sink import Store
-    from sagefm.tl import _engine
-    from sagefm.tl._impute import intervals as _intervals
+    # The engine brings torch, which takes seconds to import.
+    from sagefm.tl._impute import intervals as conformal
     from sagefm.tl._impute.reliability import HeldOut, spatial_blocks
+    from sagefm.tl._impute.request import find_request
+    from sagefm.tl._run import open_slide
 
     check_choice("mask", mask, ("center", "everywhere"))
     n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
-    adata = get_anndata(adata, table_key, copy=copy)
-    ends_keys = [template.format(key_added) for template in (_keys.LOWER, _keys.UPPER)]
-    disk = None if store is None else Store(store)
-    if isinstance(genes, str) and genes in available().index:
-        raise ValueError(f"genes={genes!r} is the name of a model: pass it as model={genes!r}.")
-    column = _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added)
-    made = [*(("obsm", key) for key in ends_keys), ("var", column)]
-    check_free(adata, key_added, _keys.IMPUTED, ["layers", "obsm"], "tl.impute", made)
     if not isinstance(reliability, bool | np.bool_):
         raise TypeError(f"reliability has to be True or False, got {reliability!r}.")
-    if key_added == layer:
-        raise ValueError(f"key_added={key_added!r} is the layer that the counts are read from.")
-    engine, loaded, alignment, is_new = _engine.prepare(
-        adata,
-        model,
+    if isinstance(genes, str) and genes in available().index:
+        raise ValueError(f"genes={genes!r} is the name of a model: pass it as model={genes!r}.")
+    lower, upper = (("obsm", template.format(key_added)) for template in (_keys.LOWER, _keys.UPPER))
+    column = ("var", _keys.RELIABILITY if key_added == _keys.IMPUTED else _keys.RELIABILITY_OF.format(key_added))
+    run = open_slide(
+        *(adata, model, "tl.impute", key_added, _keys.IMPUTED, ["layers", "obsm"], [lower, upper, column]),
         layer=layer,
         connectivity_key=connectivity_key,
         device=device,
         batch_size=batch_size,
         dtype=dtype,
+        store=store,
+        table_key=table_key,
+        copy=copy,
     )
-    measured, absent = _requested(adata, genes, alignment, loaded.vocabulary)
-    if disk is None and len(measured):
-        _check_memory(adata)
-    tiles = spatial_blocks(adata, engine.graph) if len(measured) and (reliability or intervals is not None) else None
-    _intervals.check(intervals, genes, len(absent), adata, tiles, loaded)
+    request = find_request(run, genes, n_folds)
+    if not run.sink.name and len(request.measured):
+        _check_memory(run.adata)
+    scored = bool(len(request.measured)) and (reliability or intervals is not None)
+    tiles = spatial_blocks(run.adata, run.engine.graph) if scored else None
+    conformal.check(intervals, genes, len(request.absent), run.adata, tiles, run.model)
 
-    fold_of = gene_folds(len(loaded.vocabulary), n_folds)
-    folds = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of[measured])]
-    targets = [np.intersect1d(fold, measured) for fold in folds]
-    columns = [_columns_of(alignment.index, target) for target in targets]
-    scored = reliability or intervals is not None
-    prepared = [engine.target(target, read=scored) for target in targets]
-    prepared_absent = engine.target(absent)
-
-    predicted_absent = np.empty((adata.n_obs, len(absent)), dtype=np.float32)
-    kept = [np.empty((adata.n_obs, len(target) if intervals else 0), dtype=np.float32) for target in targets]
-    held_out = None
+    targets = [run.engine.target(target, read=scored) for target in request.targets]
+    scores = None
     if reliability and tiles is not None:
-        log_counts = [target.log_counts for target in prepared]
-        held_out = HeldOut(tiles, engine, targets, log_counts, folds, neighbors_show=mask == "center")
-    params = {"function": "tl.impute", "model": loaded.name, "mask": mask, "n_folds": n_folds, "dtype": dtype}
-    params["connectivity_key"] = connectivity_key
-    if layer is not None:
-        params["layer"] = layer
-    symbols, lacking = loaded.vocabulary.symbols, 1 - len(alignment.measured) / len(loaded.vocabulary)
-    absent_names = [symbols[gene] for gene in absent]
-    tables: dict[str, pd.DataFrame] = {}
-    results: dict[tuple[str, str], Any] = {}
-    with nullcontext() if disk is None else disk:
-        if disk is not None:
-            disk.begin(adata, connectivity_key)
-        layer_rows = np.empty((0, adata.n_vars), dtype=np.float32)
-        if len(measured) and disk is not None:
-            results["layers", key_added] = disk.empty("layers", key_added, adata.shape)
-            layer_rows = np.full((min(engine.batch_size, adata.n_obs), adata.n_vars), np.nan, dtype=np.float32)
-        elif len(measured):
-            results["layers", key_added] = np.full(adata.shape, np.nan, dtype=np.float32)
-        engine.project(folds)
-        for rows in engine.blocks("Imputing"):
-            with engine.computing(rows):
-                states = engine.states(rows, mask) if len(measured) else ()
-                found = [engine.predict(state, target) for state, target in zip(states, prepared, strict=True)]
-                for state in engine.states(rows) if len(absent) else ():
-                    predicted_absent[rows] = engine.predict(state, prepared_absent)
-                if held_out is not None:
-                    held_out.add(rows, found)
-                if disk is None and len(measured):
-                    block = results["layers", key_added][rows]
-                else:
-                    block = layer_rows[: rows.stop - rows.start]
-                for (into, source), prediction, held in zip(columns, found, kept, strict=True):
-                    block[:, into] = prediction[:, source]
-                    held[rows] = prediction[:, : held.shape[1]]
-                if disk is not None and len(measured):
-                    results["layers", key_added][rows] = block
-
-        if held_out is not None:
-            tables["reliability"] = held_out.table(symbols)
-        if reliability and len(absent) and loaded.calibration is not None:
-            known = loaded.calibration
-            prior = {"r": known.prior(lacking), "r_sd": known.prior_sd, "n_donors": known.n_donors}
-            tables["prior"] = pd.DataFrame({key: value[absent] for key, value in prior.items()}, pd.Index(absent_names))
-        if len(absent):
-            table = pd.DataFrame(predicted_absent, index=adata.obs_names, columns=absent_names)
-            results["obsm", key_added] = table
+        scores = HeldOut(tiles, run.engine, request.folds, targets, neighbors_show=mask == "center")
+    written: dict[Slot, Any] = {}
+    with run.writing() as sink:
+        layer_, found, absent = _predict(run, request, targets, mask, sink, scores, keep=intervals is not None)
+        if layer_ is not None:
+            written["layers", key_added] = layer_
+        if len(request.absent):
+            written["obsm", key_added] = _spot_table(run, absent, request.absent)
+        tables = _tables(run, request, scores, expected=bool(reliability))
+        if scores is not None:
+            r = tables["reliability"]["r"].to_numpy()
+            written[column] = _by_column(run.alignment.index, request.measured, r)
         if intervals is not None:
-            parts = []
-            for target, prediction, part in zip(targets, kept, prepared, strict=True):
-                names = [symbols[gene] for gene in target]
-                parts.append(_intervals.of_measured(names, prediction, part.log_counts, tiles, intervals))
-            if len(absent):
-                parts.append(_intervals.of_absent(absent_names, predicted_absent, absent, loaded, lacking, intervals))
-            *ends, tables["intervals"] = _intervals.join(parts, intervals, adata.obs_names)
-            results |= {("obsm", key): end for key, end in zip(ends_keys, ends, strict=True)}
-        results["uns", key_added] = {"params": params, **tables}
-        if disk is not None:
-            for (slot, key), value in results.items():
-                if slot != "layers":
-                    disk.write(slot, key, value)
-            var = adata.var.assign(**{_keys.GENE_INDEX: alignment.index})
-            disk.write_genes(_with_reliability(var, column, tables, alignment, measured), alignment.report)
-            disk.close()
-            if len(measured):
-                results["layers", key_added] = disk.read("layers", key_added)
+            ends = conformal.compute(run, request, found, absent, targets, tiles, intervals)
+            written[lower], written[upper], tables["intervals"] = ends
+        result = run.commit(written, {"mask": mask, "n_folds": n_folds}, **tables)
+    _report(run, request, written, tables, mask)
+    return result
 
-    if is_new:
-        alignment.write(adata)
-    # One key holds one result: what an earlier call left there would carry this call's parameters.
-    for slot, key in (("layers", key_added), *(("obsm", key) for key in (key_added, *ends_keys))):
-        getattr(adata, slot).pop(key, None)
-    for (slot, key), value in results.items():
-        getattr(adata, slot)[key] = value
-    n_genes = {"layers": f" ({len(measured)} measured genes)", "obsm": f" ({len(absent)} absent genes)"}
-    written = [f"{slot}['{key}']{n_genes[slot] if key == key_added else ''}" for slot, key in results if slot != "uns"]
-    written += [f"uns['{key_added}']['{name}']" for name in tables]
-    adata.var = _with_reliability(adata.var, column, tables, alignment, measured)
-    scores = tables.get("reliability")
-    if scores is not None:
-        written.append(f"var['{column}']")
-    if disk is not None:
-        written.append(str(disk.path))
-    logger.info("Imputed %d spots with %s; wrote %s.", adata.n_obs, loaded.name, ", ".join(written))
-    if scores is not None:
+
+def _predict(
+    run: SlideRun,
+    request: Request,
+    targets: list[Target],
+    mask: Literal["center", "everywhere"],
+    sink: Sink,
+    scores: HeldOut | None,
+    *,
+    keep: bool,
+) -> tuple[Any, list[Floats32], Floats32]:
+    """Predict each fold while it is hidden, and absent genes with nothing hidden.
+
+    Returns the layer (None without measured genes), the predictions of each fold's targets (with ``keep``, else
+    nothing of them), and those of absent genes. Measured genes are scored on the way, since a layer on disk would have
+    to be read again for that.
+    """
+    n_obs, n_vars = run.adata.shape
+    absent_target = run.engine.target(request.absent)
+    absent = np.empty((n_obs, len(request.absent)), dtype=np.float32)
+    kept = [np.empty((n_obs, len(target) if keep else 0), dtype=np.float32) for target in request.targets]
+    columns = [_columns_of(run.alignment.index, target) for target in request.targets]
+    layer = sink.empty("layers", run.key, (n_obs, n_vars)) if len(request.measured) else None
+    projection = run.engine.project(request.folds)
+
+    def predict(rows: Rows) -> tuple[list[Floats32], Floats32 | None]:
+        states = projection.states(rows, mask) if targets else ()
+        found = [projection.predict(state, target) for state, target in zip(states, targets, strict=True)]
+        return found, projection.predict(projection.state(rows), absent_target) if len(request.absent) else None
+
+    for rows, (found, unseen) in projection.map(predict, "Imputing"):
+        if unseen is not None:
+            absent[rows] = unseen
+        if scores is not None:
+            scores.add(rows, found)
+        block = np.full((len(absent[rows]), n_vars), np.nan, dtype=np.float32)
+        for (into, source), prediction, held in zip(columns, found, kept, strict=True):
+            block[:, into] = prediction[:, source]
+            held[rows] = prediction[:, : held.shape[1]]
+        if layer is not None:
+            layer[rows] = block
+    return layer, kept, absent
+
+
+def _tables(run: SlideRun, request: Request, scores: HeldOut | None, *, expected: bool) -> dict[str, pd.DataFrame]:
+    """Scores of measured genes, and what to expect of absent ones where the model knows."""
+    import pandas as pd
+
+    symbols, calibration = run.model.vocabulary.symbols, run.model.calibration
+    tables = {} if scores is None else {"reliability": scores.table(symbols)}
+    if expected and len(request.absent):
+        if calibration is None:
+            logger.info("%s carries no calibration, so absent genes come without a prior.", run.model.name)
+            return tables
+        prior = {"r": calibration.prior(run.lacking), "r_sd": calibration.prior_sd, "n_donors": calibration.n_donors}
+        names = pd.Index([symbols[gene] for gene in request.absent])
+        tables["prior"] = pd.DataFrame({key: value[request.absent] for key, value in prior.items()}, names)
+    return tables
+
+
+def _columns_of(index: Ints, target: Ints) -> tuple[Ints, Ints]:
+    """Columns of the slide that are genes of ``target``, and the position there of each."""
+    columns = np.flatnonzero(np.isin(index, target))
+    return columns, np.searchsorted(target, index[columns])
+
+
+def _by_column(index: Ints, genes: Ints, values: Floats) -> Floats:
+    """Value of each column's gene, NaN for others."""
+    columns, gene = _columns_of(index, genes)
+    spread = np.full(len(index), np.nan)
+    spread[columns] = values[gene]
+    return spread
+
+
+def _spot_table(run: SlideRun, values: Floats32, genes: Ints) -> pd.DataFrame:
+    import pandas as pd
+
+    symbols = run.model.vocabulary.symbols
+    return pd.DataFrame(values, index=run.adata.obs_names, columns=[symbols[gene] for gene in genes])
+
+
+def _report(
+    run: SlideRun, request: Request, written: dict[Slot, Any], tables: dict[str, pd.DataFrame], mask: str
+) -> None:
+    """Log what was written, and how many genes are reliable."""
+    n_genes = {
+        ("layers", run.key): f" ({len(request.measured)} measured genes)",
+        ("obsm", run.key): f" ({len(request.absent)} absent genes)",
+    }
+    places = [f"{slot}['{key}']{n_genes.get((slot, key), '')}" for slot, key in written]
+    places += [f"uns['{run.key}']['{name}']" for name in tables] + ([run.sink.name] if run.sink.name else [])
+    logger.info("Imputed %d spots with %s; wrote %s.", run.adata.n_obs, run.model.name, ", ".join(places))
+    if (scores := tables.get("reliability")) is not None:
         logger.info(
             "%d of %d genes are predicted better than by %s (reliable).",
             scores["reliable"].sum(),
             len(scores),
             "the neighbours' mean, scaled by depth" if mask == "center" else "the spot's depth",
         )
-    if reliability and len(absent) and "prior" not in tables:
-        logger.info("%s carries no calibration, so absent genes come without a prior.", loaded.name)
-    return adata if copy else None
-
-
-def gene_folds(n_genes: int, n_folds: int) -> NDArray[np.int64]:
-    """Fold of each gene of a vocabulary, of sizes that differ by one at most."""
-    return np.random.default_rng(FOLD_SEED).permutation(n_genes) % n_folds
-
-
-def _requested(
-    adata: AnnData, genes: str | Sequence[str] | None, alignment: Alignment, vocabulary: Vocabulary
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Vocabulary indices of the genes asked for: measured (ascending), and absent (as asked)."""
-    measured = alignment.measured
-    if genes is None:
-        if not len(measured):
-            raise ValueError("the slide has no gene that the model knows, so there is nothing to impute.")
-        return measured, np.empty(0, dtype=np.int64)
-    if not isinstance(genes, Iterable):
-        raise TypeError(f"genes has to be a name or a list of names, got {genes!r}.")
-    names = [genes] if isinstance(genes, str) else list(genes)
-    if bad := [name for name in names if not isinstance(name, str)]:
-        raise TypeError(f"genes has to hold names, got {bad[0]!r}.")
-    if not names:
-        raise ValueError("genes is empty; leave it out to impute every measured gene.")
-    wanted = alignment.find(adata, vocabulary, names)
-    unknown = [name for name, gene in zip(names, wanted, strict=True) if gene < 0]
-    if unknown:
-        upper = [name.upper() for name in unknown]
-        meant = [name for name, gene in zip(upper, vocabulary.find_symbols(upper), strict=True) if gene >= 0]
-        raise KeyError(
-            f"not in the vocabulary of the model ({vocabulary.name}, {len(vocabulary)} genes): {shorten(unknown)}."
-            + (f" Symbols are in capitals: {shorten(meant)}." if meant else "")
-        )
-    wanted = np.array(list(dict.fromkeys(wanted)))  # once each, in the order asked
-    is_measured = np.isin(wanted, measured)
-    return np.sort(wanted[is_measured]), wanted[~is_measured]
-
-
-def _columns_of(index: NDArray[np.int64], target: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Columns of the slide that are genes of ``target``, and the position there of each."""
-    columns = np.flatnonzero(np.isin(index, target))
-    return columns, np.searchsorted(target, index[columns])
-
-
-def _with_reliability(
-    var: pd.DataFrame,
-    column: str,
-    tables: dict[str, pd.DataFrame],
-    alignment: Alignment,
-    measured: NDArray[np.int64],
-) -> pd.DataFrame:
-    """``var`` with the scores of each column's gene, or without those of an earlier call."""
-    var = var.drop(columns=column, errors="ignore")
-    if "reliability" in tables:
-        columns, gene = _columns_of(alignment.index, measured)
-        r = np.full(len(var), np.nan)
-        r[columns] = tables["reliability"]["r"].to_numpy()[gene]
-        var = var.assign(**{column: r})
-    return var
 
 
 def _check_memory(adata: AnnData) -> None:

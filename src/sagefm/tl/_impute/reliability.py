@@ -7,34 +7,32 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from scipy.sparse import csr_matrix
 
 from sagefm import _keys
-from sagefm._stats import adjust_pvalues
-from sagefm._types import Floats
+from sagefm._stats import MIN_VARIANCE, adjust_pvalues, draw_blocks, pearson_from_moments, pearson_pvalue
+from sagefm._types import Floats, Floats32, Ints
 from sagefm._utils import shorten
+from sagefm.models._canonical import depth_ratio
 from sagefm.pp._graph import check_coordinates, find_coordinates
+from sagefm.tl._engine import neighbor_mean
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from scipy import sparse
 
-    from sagefm.pp._counts import Counts
-    from sagefm.tl._engine import Engine
-
+    from sagefm.tl._engine import Engine, Rows, Target
 
 ALPHA = 0.05
 # Blocks of about 7 x 7 spots, wider than a neighbourhood of 15; on large slides as many blocks, of more spots.
 BLOCK_SPOTS, MAX_BLOCKS, MIN_BLOCKS = 49, 32, 5
 N_BOOTSTRAPS, BOOTSTRAP_SEED = 300, 2601
-# Below this a variance is rounding.
-MIN_VARIANCE = 1e-10
 GENES_AT_A_TIME = 2_000
 
 
-def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> NDArray[np.int64]:
+def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> Ints:
     """Square tile of every spot, apart for parts of the slide that the graph doesn't connect.
 
     Raises
@@ -85,20 +83,20 @@ def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> NDArray[np.int64
     return np.unique(tile, axis=0, return_inverse=True)[1].ravel()
 
 
-def unmasked_totals(counts: Counts, folds: Sequence[NDArray[np.int64]], n_genes: int, batch_size: int) -> Floats:
-    """Sum of the log1p counts of every spot outside each fold, shape (spots, folds)."""
-    fold_of, n_folds = np.full(n_genes, len(folds)), len(folds) + 1
+def visible_totals(engine: Engine, folds: Sequence[Ints]) -> Floats:
+    """Sum of the log1p counts of every spot outside each fold, shape (spots, folds): the depth that a fold leaves."""
+    counts, n_folds = engine.counts, len(folds) + 1
+    fold_of = np.full(engine.canonical.n_genes, len(folds))
     for number, genes in enumerate(folds):
         fold_of[genes] = number
     totals = np.zeros((counts.n_obs, n_folds))
     read = counts.reader(np.empty(0, dtype=np.int64), counts.genes)
     fold = fold_of[counts.genes]
-    for start in range(0, counts.n_obs, batch_size):
-        block = read(slice(start, min(start + batch_size, counts.n_obs)))
-        n = len(block.indptr) - 1
-        row = np.repeat(np.arange(n), np.diff(block.indptr))
-        cell = row * n_folds + fold[block.genes]
-        totals[start : start + n] = np.bincount(cell, block.values, n * n_folds).reshape(n, n_folds)
+    for rows in engine.compute.blocks(counts.n_obs):
+        block = read(rows)
+        n = rows.stop - rows.start
+        cell = np.repeat(np.arange(n), np.diff(block.indptr)) * n_folds + fold[block.genes]
+        totals[rows] = np.bincount(cell, block.values, n * n_folds).reshape(n, n_folds)
     return totals.sum(axis=1, keepdims=True) - totals[:, :-1]
 
 
@@ -111,52 +109,39 @@ class HeldOut:
         Tile of the tissue that each spot lies in.
     engine
         What the predictions come from.
-    targets
-        Genes that are predicted in each fold, as vocabulary indices.
-    log_counts
-        What was measured of them, shape (spots, genes) each.
     folds
-        Genes that are masked in each fold.
+        Genes that are hidden in each fold.
+    targets
+        Genes that are predicted in each fold, with what was measured of them.
     neighbors_show
-        Whether the neighbours keep what is masked at the spot.
+        Whether the neighbors show what is hidden at the spot.
     """
 
     def __init__(
-        self,
-        tiles: NDArray[np.int64],
-        engine: Engine,
-        targets: Sequence[NDArray[np.int64]],
-        log_counts: Sequence[sparse.csr_matrix],
-        folds: Sequence[NDArray[np.int64]],
-        *,
-        neighbors_show: bool,
+        self, tiles: Ints, engine: Engine, folds: Sequence[Ints], targets: Sequence[Target], *, neighbors_show: bool
     ) -> None:
-        self._engine, self._log_counts, self._neighbors_show = engine, log_counts, neighbors_show
-        self._genes = np.concatenate(targets)
-        ends = np.cumsum([0, *map(len, targets)])
+        self._graph, self._neighbors_show = engine.graph, neighbors_show
+        self._log_counts = [target.log_counts for target in targets if target.log_counts is not None]
+        self._genes = np.concatenate([target.genes.cpu().numpy() for target in targets])
+        ends = np.cumsum([0, *(len(target.genes) for target in targets)])
         self._slices = [slice(start, stop) for start, stop in pairwise(ends)]
         self._scores = Scores(tiles, len(self._genes))
-        self._depth = unmasked_totals(engine.counts, folds, engine.canonical.n_genes, engine.batch_size)
+        self._depth = visible_totals(engine, folds)
 
-    def add(self, rows: slice, predictions: Sequence[NDArray[np.float32]]) -> None:
-        """Add some spots' predictions of every fold's targets, of all folds or, where it fails, of none."""
-        baselines = [self._baseline(rows, fold) for fold in range(len(predictions))]
-        for fold, prediction in enumerate(predictions):
+    def add(self, rows: Rows, predictions: Sequence[Floats32]) -> None:
+        """Add some spots' predictions of every fold's targets."""
+        for fold, (part, prediction) in enumerate(zip(self._slices, predictions, strict=True)):
             truth = self._log_counts[fold][rows].toarray()
-            self._scores.add(rows, self._slices[fold], prediction, truth, baselines[fold])
+            self._scores.add(rows, part, prediction, truth, self._baseline(rows, fold))
 
-    def _baseline(self, rows: slice, fold: int) -> NDArray[np.float32]:
-        """The neighbours' mean scaled by depth; the depth alone where the neighbours hide the gene."""
-        import torch
-
-        from sagefm.models._canonical import depth_ratio
-
-        depth = self._depth[:, [fold]]
+    def _baseline(self, rows: Rows, fold: int) -> Floats32:
+        """The neighbors' mean scaled by depth; the depth alone where the neighbors hide the gene too."""
+        depth, values = self._depth[:, [fold]], self._log_counts[fold]
         if not self._neighbors_show:
-            return np.repeat(depth[rows].astype(np.float32), self._log_counts[fold].shape[1], axis=1)
-        around = self._engine.neighbor_mean(rows, csr_matrix(depth)).cpu().double()
-        ratio = depth_ratio(torch.from_numpy(depth[rows]), around).float().numpy()
-        return self._engine.neighbor_mean(rows, self._log_counts[fold]).cpu().numpy() * ratio
+            return np.repeat(depth[rows].astype(np.float32), values.shape[1], axis=1)
+        around = self._graph[rows]
+        near = torch.from_numpy(neighbor_mean(around, csr_matrix(depth))).double()
+        return neighbor_mean(around, values) * depth_ratio(torch.from_numpy(depth[rows]), near).float().numpy()
 
     def table(self, symbols: Sequence[str]) -> pd.DataFrame:
         """Scores of every gene in the vocabulary's order, see :func:`sagefm.tl.impute`."""
@@ -175,18 +160,18 @@ class Scores:
         Number of genes.
     """
 
-    def __init__(self, blocks: NDArray[np.int64], n_genes: int) -> None:
+    def __init__(self, blocks: Ints, n_genes: int) -> None:
         self._blocks = blocks
         self.n = np.bincount(blocks).astype(float)
         self.sums = np.zeros((8, len(self.n), n_genes))  # t, t², p, p², pt, b, b², bt
 
     def add(
         self,
-        rows: slice,
+        rows: Rows,
         genes: slice,
-        prediction: NDArray[np.float32],
-        truth: NDArray[np.float32],
-        baseline: NDArray[np.float32],
+        prediction: Floats32,
+        truth: Floats32,
+        baseline: Floats32,
     ) -> None:
         """Add some spots and genes, each array of shape (spots, genes)."""
         codes = self._blocks[rows]
@@ -204,25 +189,24 @@ class Scores:
         n = self.n.sum()
         total = self.sums.sum(axis=1)
         t, tt, _, pp, pt = total[:5]
-        r, baseline_r = _correlations(total, n)
-        squares = tt - t * t / n
+        r, baseline_r = _correlations(total / n)
+        squares, errors = tt - t * t / n, pp - 2 * pt + tt
         with np.errstate(invalid="ignore", divide="ignore"):
-            r2 = np.where(squares > MIN_VARIANCE * n, 1 - (pp - 2 * pt + tt) / squares, np.nan)
-            student = np.abs(r) * np.sqrt((n - 2) / np.maximum(1 - r * r, 1e-12))
-        pval = 2 * stats.t.sf(student, max(n - 2, 1))
+            r2 = np.where(squares > MIN_VARIANCE * n, 1 - errors / squares, np.nan)
         # A gene found in a few blocks has no more to draw from, however many blocks there are.
         found = (self.sums[0] > 0).sum(axis=0)
         spread = np.where(found >= MIN_BLOCKS, self._spread() * np.sqrt(found / np.maximum(found - 1, 1)), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             better = stats.t.sf((r - baseline_r) / spread, np.maximum(found - 1, 1))
         better[~(spread > 0)] = np.nan
+        pval = pearson_pvalue(r, n)
         table = pd.DataFrame(
             {
                 "r": r,
                 "pval": pval,
                 "padj": adjust_pvalues(pval),
                 "r2": r2,
-                "rmse": np.sqrt(np.maximum(pp - 2 * pt + tt, 0) / n),
+                "rmse": np.sqrt(np.maximum(errors, 0) / n),
                 "baseline_r": baseline_r,
                 "difference": r - baseline_r,
                 "difference_se": spread,
@@ -238,13 +222,12 @@ class Scores:
     def _spread(self) -> Floats:
         """Standard deviation of r minus the baseline's while blocks are drawn anew."""
         n_blocks, n_genes = self.sums.shape[1:]
-        rng = np.random.default_rng(BOOTSTRAP_SEED)
-        drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), N_BOOTSTRAPS).astype(float)
+        drawn = draw_blocks(n_blocks, N_BOOTSTRAPS, BOOTSTRAP_SEED)
         n = (drawn @ self.n)[:, None]
         spread = np.empty(n_genes)
         for start in range(0, n_genes, GENES_AT_A_TIME):
             genes = slice(start, start + GENES_AT_A_TIME)
-            r, baseline_r = _correlations(np.array([drawn @ sums[:, genes] for sums in self.sums]), n)
+            r, baseline_r = _correlations(np.array([drawn @ sums[:, genes] for sums in self.sums]) / n)
             # A gene of few spots may be absent from a draw.
             difference = r - baseline_r
             known = np.isfinite(difference)
@@ -255,15 +238,7 @@ class Scores:
         return spread
 
 
-def _correlations(sums: Floats, n: float | Floats) -> tuple[Floats, Floats]:
-    """Pearson r of prediction and of baseline with the truth: NaN where the truth is constant, 0 where they are."""
-    t, tt, p, pp, pt, b, bb, bt = sums / n
-    var_t = tt - t * t
-
-    def r(x: Floats, xx: Floats, xt: Floats) -> Floats:
-        var_x = xx - x * x
-        scale = np.sqrt(np.maximum(var_x, MIN_VARIANCE) * np.maximum(var_t, MIN_VARIANCE))
-        values = np.where(var_x > MIN_VARIANCE, (xt - x * t) / scale, 0.0).clip(-1, 1)
-        return np.where(var_t > MIN_VARIANCE, values, np.nan)
-
-    return r(p, pp, pt), r(b, bb, bt)
+def _correlations(means: Floats) -> tuple[Floats, Floats]:
+    """Pearson r of prediction and of baseline with the truth, from the means of what :class:`Scores` adds up."""
+    t, tt, p, pp, pt, b, bb, bt = means
+    return pearson_from_moments(p, t, pp, tt, pt), pearson_from_moments(b, t, bb, tt, bt)

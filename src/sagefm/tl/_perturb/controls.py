@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sagefm._types import Floats
+from sagefm._types import Bools, Floats, Ints
 
 if TYPE_CHECKING:
-    from sagefm.tl._perturb.clamp import Statistics
+    from sagefm.tl._perturb.clamp import GeneStatistics
 
 
-# Share of the measured genes that may be masked in the centre: what the model has met in training.
-MAX_MASKED = 0.3
+# Share of the measured genes that may be hidden in the center: what the model has met in training.
+MAX_HIDDEN = 0.3
 # Fewer give no standard deviation to speak of.
 MIN_CONTROLS = 5
 # Ranks are pooled over pairs of similar expression, in as many bins as keep this many ranks in each.
@@ -24,24 +23,34 @@ RANKS_A_BIN, MAX_BINS = 2_000, 5
 
 
 @dataclass(frozen=True)
-class Null:
-    """Where a statistic stands among its controls; one value a pair."""
+class ControlComparison:
+    """Where a statistic stands among its controls; one value a pair, NaN where there is no comparison."""
 
     mean: Floats
     sd: Floats
     zscore: Floats
     pval: Floats
 
+    @classmethod
+    def missing(cls, n: int) -> ControlComparison:
+        """No comparison for n pairs."""
+        return cls(*(np.full(n, np.nan) for _ in fields(cls)))
+
+    def fill(self, pairs: Bools, found: ControlComparison) -> None:
+        """Put in the comparisons of some pairs."""
+        for field in fields(self):
+            getattr(self, field.name)[pairs] = getattr(found, field.name)
+
 
 def match_controls(
     genes: Sequence[int],
-    statistics: Statistics,
-    measured: NDArray[np.int64],
+    statistics: GeneStatistics,
+    measured: Ints,
     excluded: Collection[int],
     n_controls: int,
     max_pool: int,
     argument: str = "n_controls",
-) -> dict[int, NDArray[np.int64]]:
+) -> dict[int, Ints]:
     """Genes most alike in mean expression and detection, for each of some genes.
 
     All controls come from one pool of at most ``max_pool`` genes: every gene in turn adds its nearest that is not
@@ -86,7 +95,7 @@ def match_controls(
     return dict(zip(wanted, pool[found], strict=True))
 
 
-def compare(statistic: Floats, controls: Floats, expression: Floats) -> Null:
+def compare(statistic: Floats, controls: Floats, expression: Floats) -> ControlComparison:
     """Rank statistics among those of their controls.
 
     Parameters
@@ -128,4 +137,4 @@ def compare(statistic: Floats, controls: Floats, expression: Floats) -> Null:
         null = distance(controls[members], others_mean[members], others_sd[members], others[members])
         null = np.sort(null[np.isfinite(null)])
         pval[members] = (1 + len(null) - np.searchsorted(null, own, side="left")) / (1 + len(null))
-    return Null(mean, sd, zscore, pval)
+    return ControlComparison(mean, sd, zscore, pval)

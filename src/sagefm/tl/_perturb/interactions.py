@@ -1,9 +1,8 @@
-"""Ligand-receptor pairs: where they come from, and what the slide and the model have of each."""
+"""Ligand-receptor pairs, and where they come from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagefm.datasets import paper_interactions
@@ -11,33 +10,10 @@ from sagefm.models import available
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
-
-    from sagefm.models._vocabulary import Vocabulary
-    from sagefm.pp._genes import Alignment
 
 Interactions: TypeAlias = "str | pd.DataFrame | Iterable[tuple[str, str]]"
 
-OK, NOT_IN_MODEL, NOT_MEASURED, CONSTANT = "ok", "not_in_model", "not_measured", "constant_ligand"
-STATUS = (OK, NOT_IN_MODEL, NOT_MEASURED, CONSTANT)
-
 COLUMNS = (("ligand", "receptor"), ("source", "target"))
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """One pair; each side is one gene or the subunits of a complex, as vocabulary indices."""
-
-    ligand: str
-    receptor: str
-    ligand_genes: tuple[int, ...]
-    receptor_genes: tuple[int, ...]
-    status: str
-
-    @property
-    def name(self) -> str:
-        """How columns name the pair."""
-        return f"{self.ligand}|{self.receptor}"
 
 
 def read_interactions(interactions: Interactions | None) -> list[tuple[str, str]]:
@@ -105,27 +81,3 @@ def _liana_resource(name: str) -> pd.DataFrame:
     if name not in (known := list(show_resources())):
         raise KeyError(f"interactions={name!r} is neither 'paper' nor a resource of LIANA: {known}.")
     return select_resource(name)
-
-
-def resolve(
-    pairs: Iterable[tuple[str, str]], adata: AnnData, alignment: Alignment, vocabulary: Vocabulary
-) -> list[Interaction]:
-    """Genes and status of each pair. Whether a ligand is constant is not known yet."""
-    pairs = list(pairs)
-    sides = list(dict.fromkeys(side for pair in pairs for side in pair))
-    whole = dict(zip(sides, alignment.find(adata, vocabulary, sides), strict=True))
-    # A name with "_" is a complex, unless it is a gene's own.
-    units = {side: [side] if whole[side] >= 0 else side.split("_") for side in sides}
-    names = list(dict.fromkeys(unit for parts in units.values() for unit in parts))
-    gene_of = dict(zip(names, alignment.find(adata, vocabulary, names).tolist(), strict=True))
-    measured = set(alignment.measured.tolist())
-    interactions = []
-    for ligand, receptor in pairs:
-        clamped, read = (tuple(dict.fromkeys(gene_of[unit] for unit in units[side])) for side in (ligand, receptor))
-        every = clamped + read
-        if min(every) < 0:
-            status = NOT_IN_MODEL
-        else:
-            status = OK if measured.issuperset(every) else NOT_MEASURED
-        interactions.append(Interaction(ligand, receptor, clamped, read, status))
-    return interactions

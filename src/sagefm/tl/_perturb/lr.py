@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._types import Floats
+from sagefm._slides import split_libraries
 from sagefm._utils import check_choice, check_whole
-from sagefm.tl._perturb.interactions import Interactions, read_interactions, resolve
+from sagefm.tl._perturb.interactions import Interactions, read_interactions
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from sagefm._anndata import Slot
     from sagefm.models import Model
-    from sagefm.tl._perturb.screen import Screen
-    from sagefm.tl._perturb.tally import Libraries, Moments, Tally
 
-
-ALPHA = 0.05
-RESPONDS, LIKE_CONTROLS, NOT_TESTABLE = "responds", "not distinguishable from controls", "not testable"
+LIGAND, RECEPTOR = "ligand", "receptor"
 
 
 def perturb_lr(
@@ -171,137 +166,80 @@ def perturb_lr(
     >>> adata.uns["perturb_lr"]["results"].index.tolist()
     ['CXCL12|CXCR4', 'CSF1|CSF1R']
     """
+    # The engine brings torch, which takes seconds to import.
     import pandas as pd
 
-    from sagefm.tl import _engine
+    from sagefm.tl._perturb import tables
     from sagefm.tl._perturb.clamp import BATCH_SPOTS
-    from sagefm.tl._perturb.controls import MIN_CONTROLS
+    from sagefm.tl._perturb.plan import resolve
     from sagefm.tl._perturb.screen import Screen
-    from sagefm.tl._perturb.tally import Libraries
+    from sagefm.tl._run import open_slide
 
     check_choice("contrast", contrast, ("max_vs_min", "max_vs_observed"))
     check_choice("mask", mask, ("all", "pair"))
-    n_levels = check_whole("n_levels", n_levels, 2)
-    n_controls = check_whole("n_controls", n_controls, 0)
-    n_control_ligands = check_whole("n_control_ligands", n_control_ligands, 0)
-    for name, value in (("n_controls", n_controls), ("n_control_ligands", n_control_ligands)):
-        if 0 < value < MIN_CONTROLS:
-            raise ValueError(
-                f"{name}={value} is too few to tell a response from chance: at least {MIN_CONTROLS}, or 0."
-            )
-    n_shuffles = check_whole("n_shuffles", n_shuffles, 0)
+    n_levels, n_shuffles = check_whole("n_levels", n_levels, 2), check_whole("n_shuffles", n_shuffles, 0)
+    n_controls = _check_controls("n_controls", n_controls)
+    n_control_ligands = _check_controls("n_control_ligands", n_control_ligands)
     if control_spots is not None:
         control_spots = check_whole("control_spots", control_spots, 1)
     pairs = read_interactions(interactions)
     generator = np.random.default_rng(rng)
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.PERTURB_LR, ["obsm"], "tl.perturb_lr")
-    libraries = get_libraries(adata, library_key)
-    engine, loaded, alignment, is_new = _engine.prepare(
-        adata,
-        model,
+    run = open_slide(
+        *(adata, model, "tl.perturb_lr", key_added, _keys.PERTURB_LR, ["obsm"]),
         layer=layer,
         connectivity_key=connectivity_key,
         device=device,
-        batch_size=BATCH_SPOTS if batch_size is None else batch_size,
-        dtype="float32",
+        batch_size=batch_size,
+        default_batch_size=BATCH_SPOTS,
+        table_key=table_key,
+        copy=copy,
     )
-    everywhere = Libraries(["all"], np.zeros(adata.n_obs, dtype=np.int64))
+    libraries = split_libraries(run.adata, library_key)
     screen = Screen(
-        engine,
-        resolve(pairs, adata, alignment, loaded.vocabulary),
-        alignment.measured,
+        run.engine,
+        resolve(pairs, run),
+        run.alignment.measured,
         n_levels=n_levels,
-        observed=contrast == "max_vs_observed",
-        by_pair=mask == "pair",
+        to_unclamped=contrast == "max_vs_observed",
+        alone=mask == "pair",
         n_controls=n_controls,
-        n_control_ligands=n_control_ligands,
+        n_control_sources=n_control_ligands,
     )
-    tally = screen.run(libraries or everywhere, store_spots=store_spots)
-    moments = screen.reference(libraries or everywhere)
-    table = screen.describe(tally.total(), moments.total(), 0)
-    screen.add_test(table, screen.controls(control_spots, generator) if n_controls else None)
+    counts, moments = screen.run(libraries, store_spots=store_spots), screen.observed(libraries)
+    table = tables.describe(counts.total(), moments.total())
+    tables.add_comparison(table, screen.controls(control_spots, generator) if n_controls else None)
     if n_control_ligands:
-        screen.add_test(table, screen.control_ligands(), "ligand_")
+        tables.add_comparison(table, screen.control_sources(), "ligand_")
     if n_shuffles:
-        shuffled = screen.shuffles(n_shuffles, libraries or everywhere, generator)
-        add_shuffles(table, tally.mean_delta, shuffled)
-    written: dict[str, object] = {"results": add_verdict(screen.expand(table))}
-    if libraries is not None:
-        written["libraries"] = library_rows(screen, tally, moments, libraries)
+        tables.add_shuffles(table, counts.mean_change, screen.shuffles(n_shuffles, libraries, generator))
+    results = tables.add_verdict(tables.expand(screen, table, LIGAND, RECEPTOR))
+    recorded: dict[str, Any] = {"results": results}
+    if library_key is not None:
+        recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, LIGAND, RECEPTOR)
     if n_levels > 2:
-        written["doses"] = screen.doses(tally)
-
-    params: dict[str, object] = {"function": "tl.perturb_lr", "model": loaded.name, "contrast": contrast}
-    params |= {"n_levels": n_levels, "mask": mask, "n_controls": n_controls, "n_control_ligands": n_control_ligands}
-    params |= {"n_shuffles": n_shuffles, "connectivity_key": connectivity_key}
-    optional = {"control_spots": control_spots, "library_key": library_key, "layer": layer}
-    params |= {name: value for name, value in optional.items() if value is not None}
-    if is_new:
-        alignment.write(adata)
-    adata.obsm.pop(key_added, None)
-    if tally.spots is not None:
+        recorded["doses"] = tables.doses(screen, counts)
+    written: dict[Slot, Any] = {}
+    if counts.spots is not None:
         columns = screen.columns
-        spots = tally.spots[:, list(columns.values())]
-        adata.obsm[key_added] = pd.DataFrame(spots, index=adata.obs_names, columns=list(columns))
-    adata.uns[key_added] = {"params": params, **written}
-    counts = written["results"]["verdict"].value_counts()  # type: ignore[index]
+        change = counts.spots[:, list(columns.values())]
+        written["obsm", key_added] = pd.DataFrame(change, index=run.adata.obs_names, columns=list(columns))
+    params: dict[str, Any] = {"contrast": contrast, "n_levels": n_levels, "mask": mask, "n_controls": n_controls}
+    params |= {"n_control_ligands": n_control_ligands, "n_shuffles": n_shuffles}
+    params |= {"control_spots": control_spots, "library_key": library_key}
+    verdicts = results["verdict"].value_counts()
     logger.info(
         "Perturbed %d spots with %s; wrote uns['%s']: %d pairs, of which %d respond, %d are like controls and %d "
         "can't be tested.",
-        adata.n_obs,
-        loaded.name,
-        key_added,
-        len(pairs),
-        *(counts.get(verdict, 0) for verdict in (RESPONDS, LIKE_CONTROLS, NOT_TESTABLE)),
+        *(run.adata.n_obs, run.model.name, key_added, len(pairs)),
+        *(verdicts.get(name, 0) for name in (tables.RESPONDS, tables.LIKE_CONTROLS, tables.NOT_TESTABLE)),
     )
-    return adata if copy else None
+    return run.commit(written, params, **recorded)
 
 
-def get_libraries(adata: AnnData, library_key: str | None) -> Libraries | None:
-    """Group of every spot, None without a key."""
-    import pandas as pd
+def _check_controls(name: str, value: int) -> int:
+    """Refuse a number of controls that is above 0 and gives no standard deviation to speak of."""
+    from sagefm.tl._perturb.controls import MIN_CONTROLS
 
-    from sagefm.tl._perturb.tally import Libraries
-
-    if library_key is None:
-        return None
-    if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs; it has {sorted(adata.obs)}.")
-    codes, names = pd.factorize(adata.obs[library_key], sort=True)
-    if (codes < 0).any():
-        raise ValueError(f"adata.obs[{library_key!r}] is missing at {(codes < 0).sum()} spots.")
-    if len({str(name) for name in names}) < len(names):
-        raise ValueError(f"adata.obs[{library_key!r}] has libraries of one name and different types: {list(names)}.")
-    return Libraries([str(name) for name in names], codes.astype(np.int64))
-
-
-def library_rows(screen: Screen, tally: Tally, moments: Moments, libraries: Libraries) -> pd.DataFrame:
-    """Descriptive rows of every pair by library."""
-    import pandas as pd
-
-    parts = []
-    for number, name in enumerate(libraries.names):
-        rows = screen.expand(screen.describe(tally, moments, number))
-        rows.insert(0, "library", name)
-        parts.append(rows.rename_axis("pair").reset_index())
-    table = pd.concat(parts, ignore_index=True)
-    table.index = table.index.astype(str)
-    return table
-
-
-def add_shuffles(table: pd.DataFrame, mean_delta: Floats, shuffled: Floats) -> None:
-    """Where the mean change stands among those with shuffled neighbours; two-sided rank."""
-    n = len(shuffled)
-    mean, sd = shuffled.mean(axis=0), shuffled.std(axis=0, ddof=1) if n > 1 else np.full(len(table), np.nan)
-    table["shuffled_mean"], table["shuffled_sd"] = mean, sd
-    table["shuffled_zscore"] = np.divide(mean_delta - mean, sd, out=np.full(len(table), np.nan), where=sd > 0)
-    tails = np.minimum((shuffled >= mean_delta).sum(axis=0), (shuffled <= mean_delta).sum(axis=0))
-    table["shuffled_pval"] = np.minimum(1.0, 2 * (1 + tails) / (1 + n))
-
-
-def add_verdict(table: pd.DataFrame) -> pd.DataFrame:
-    """What the comparison with control receptors comes to."""
-    tested = table["padj"].notna()
-    table["verdict"] = np.select([tested & (table["padj"] < ALPHA), tested], [RESPONDS, LIKE_CONTROLS], NOT_TESTABLE)
-    return table
+    if 0 < (number := check_whole(name, value, 0)) < MIN_CONTROLS:
+        raise ValueError(f"{name}={value} is too few to tell a response from chance: at least {MIN_CONTROLS}, or 0.")
+    return number

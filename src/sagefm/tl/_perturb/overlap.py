@@ -10,7 +10,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._settings import logger
-from sagefm.tl._perturb.interactions import OK
+from sagefm.tl._perturb.plan import OK
 
 if TYPE_CHECKING:
     import pandas as pd

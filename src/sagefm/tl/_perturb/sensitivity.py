@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
-from sagefm._utils import check_choice, shorten
+from sagefm._types import Floats, Floats32, Ints
+from sagefm._utils import check_choice
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
     from torch import Tensor
 
+    from sagefm._anndata import Slot
     from sagefm.models import Model
     from sagefm.models._canonical import Canonical
+    from sagefm.tl._engine import Engine, Rows
 
 
 def gene_sensitivity(
@@ -109,91 +111,88 @@ def gene_sensitivity(
     (2, 1)
     """
     import pandas as pd
-    import torch
 
-    from sagefm.tl import _engine
+    from sagefm.tl._run import check_names, open_slide  # brings torch, which takes seconds to import
 
     check_choice("wrt", wrt, ("neighbors", "center"))
     check_choice("mask", mask, ("all", "none"))
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.SENSITIVITY, ["obsm"], "tl.gene_sensitivity")
-    names = [_names("genes", genes), _names("targets", genes if targets is None else targets)]
-    engine, loaded, alignment, is_new = _engine.prepare(
-        adata,
-        model,
+    sources, read = (
+        list(dict.fromkeys(check_names(*side)))
+        for side in (("genes", genes), ("targets", genes if targets is None else targets))
+    )
+    run = open_slide(
+        *(adata, model, "tl.gene_sensitivity", key_added, _keys.SENSITIVITY, ["obsm"]),
         layer=layer,
         connectivity_key=connectivity_key,
         device=device,
         batch_size=batch_size,
-        dtype="float32",
+        table_key=table_key,
+        copy=copy,
     )
-    found = [alignment.find(adata, loaded.vocabulary, side) for side in names]
-    for side, index in zip(names, found, strict=True):
-        if unknown := [name for name, gene in zip(side, index, strict=True) if gene < 0]:
-            raise KeyError(f"not in the vocabulary of the model ({loaded.vocabulary.name}): {shorten(unknown)}.")
-    gene_index, target_index = found
-    masks = [np.unique(target_index)] if mask == "all" else []
-    engine.project(masks)
-    canonical = engine.canonical
-    # Only a decoder with a gain reads the neighbours' mean of its targets.
-    shown_genes, place = np.unique(target_index, return_inverse=True)
-    shown = engine.target(shown_genes).log_counts
-    read = torch.from_numpy(target_index).to(engine.device)
-    by = torch.from_numpy(gene_index).to(engine.device)
-    weights = (canonical.neighbors if wrt == "neighbors" else canonical.center)[by]
-    own = torch.from_numpy(gene_index[:, None] == target_index).to(engine.device)
-    hidden_in_center = torch.from_numpy(np.isin(gene_index, masks[0] if masks else [])).to(engine.device)
-    total = np.zeros(own.shape)
-    per_spot = np.empty((adata.n_obs, *own.shape), dtype=np.float32) if store_spots else None
-    with torch.inference_mode():
-        for rows in engine.blocks("Differentiating"):
-            with engine.computing(rows):
-                block = np.zeros(own.shape)
-                state = next(engine.states(rows, "center" if masks else None))
-                scaled = None
-                if shown is not None:
-                    scaled = state.depth * engine.neighbor_mean(rows, shown)[:, place]
-                slopes, gates = _slopes(canonical, state.hidden, read, scaled)
-                share = (canonical.neighbors_share if wrt == "neighbors" else canonical.center_share)(state.degree)
-                for column in range(len(target_index)):
-                    # From the target back to the first layer, at every spot.
-                    back = gates[:, column, None] * _pull_back(canonical, slopes, read[column])
-                    part = share * back @ weights.T  # (spots, genes)
-                    if wrt == "neighbors" and canonical.gain is not None:
-                        direct = canonical.gain[read[column]] * state.depth * (state.degree > 0)
-                        part[:, own[:, column]] += gates[:, column, None] * direct
-                    if wrt == "center":
-                        part[:, hidden_in_center] = 0
-                    block[:, column] = part.sum(0).cpu().numpy()
-                    if per_spot is not None:
-                        per_spot[rows, :, column] = part.cpu().numpy()
-                total += block
-
-    table = pd.DataFrame(total / adata.n_obs, index=names[0], columns=names[1])
-    params: dict[str, object] = {"function": "tl.gene_sensitivity", "model": loaded.name, "wrt": wrt, "mask": mask}
-    params["connectivity_key"] = connectivity_key
-    if layer is not None:
-        params["layer"] = layer
-    if is_new:
-        alignment.write(adata)
-    adata.obsm.pop(key_added, None)
+    by, of = run.find_genes("genes", sources), run.find_genes("targets", read)
+    total = np.zeros((len(by), len(of)))
+    per_spot = np.empty((run.adata.n_obs, *total.shape), dtype=np.float32) if store_spots else None
+    for rows, (summed, spots) in _derivatives(run.engine, by, of, wrt, hide=mask == "all", keep=store_spots):
+        total += summed
+        if per_spot is not None:
+            per_spot[rows] = spots
+    table = pd.DataFrame(total / run.adata.n_obs, index=sources, columns=read)
+    written: dict[Slot, Any] = {}
     if per_spot is not None:
-        columns = [f"{gene}|{target}" for gene in names[0] for target in names[1]]
-        adata.obsm[key_added] = pd.DataFrame(per_spot.reshape(adata.n_obs, -1), index=adata.obs_names, columns=columns)
-    adata.uns[key_added] = {"params": params, "results": table}
+        columns = [f"{gene}|{target}" for gene in sources for target in read]
+        flat = per_spot.reshape(run.adata.n_obs, -1)
+        written["obsm", key_added] = pd.DataFrame(flat, index=run.adata.obs_names, columns=columns)
     logger.info(
-        "Differentiated %d targets by %d genes with %s; wrote uns['%s'].", *reversed(own.shape), loaded.name, key_added
+        "Differentiated %d targets by %d genes with %s; wrote uns['%s'].",
+        *(len(read), len(sources), run.model.name, key_added),
     )
-    return adata if copy else None
+    return run.commit(written, {"wrt": wrt, "mask": mask}, results=table)
 
 
-def _names(argument: str, genes: str | Sequence[str]) -> list[str]:
-    names = [genes] if isinstance(genes, str) else list(genes)
-    if bad := [name for name in names if not isinstance(name, str)]:
-        raise TypeError(f"{argument} has to hold names, got {bad[0]!r}.")
-    if not names:
-        raise ValueError(f"{argument} is empty.")
-    return list(dict.fromkeys(names))
+def _derivatives(
+    engine: Engine, by: Ints, of: Ints, wrt: Literal["neighbors", "center"], *, hide: bool, keep: bool
+) -> Iterator[tuple[Rows, tuple[Floats, Floats32 | None]]]:
+    """Derivative of each target by each gene, block by block: its sum over the spots, and that of every spot (if kept).
+
+    By the chain rule: from the target back through the trunk to the first layer, times the gene's weights there; and
+    straight through the decoder's own term, where the gene is the target itself.
+    """
+    import torch
+
+    masks = [np.unique(of)] if hide else []
+    projection, model = engine.project(masks), engine.canonical
+    device = engine.compute.device
+    # Only a decoder with a gain reads the neighbors' mean of its targets.
+    shown_genes, place = np.unique(of, return_inverse=True)
+    shown = engine.target(shown_genes).log_counts
+    targets, genes = torch.from_numpy(of).to(device), torch.from_numpy(by).to(device)
+    of_neighbors = wrt == "neighbors"
+    weights = (model.neighbors if of_neighbors else model.center)[genes]
+    same = torch.from_numpy(by[:, None] == of).to(device)
+    hidden_in_center = torch.from_numpy(np.isin(by, masks[0] if masks else [])).to(device)
+
+    @torch.inference_mode()
+    def differentiate(rows: Rows) -> tuple[Floats, Floats32 | None]:
+        state = projection.state(rows, "center" if masks else None, range(len(masks)))
+        scaled = None if shown is None else state.depth * projection.neighbor_mean(rows, shown)[:, place]
+        slopes, gates = _slopes(model, state.hidden, targets, scaled)
+        share = (model.neighbors_share if of_neighbors else model.center_share)(state.degree)
+        summed = np.zeros((len(by), len(of)))
+        spots = np.empty((len(state.degree), *summed.shape), dtype=np.float32) if keep else None
+        for column in range(len(of)):
+            back = gates[:, column, None] * _pull_back(model, slopes, targets[column])
+            part = share * back @ weights.T  # (spots, genes)
+            if of_neighbors and model.gain is not None:
+                direct = model.gain[targets[column]] * state.depth * (state.degree > 0)
+                part[:, same[:, column]] += gates[:, column, None] * direct
+            if not of_neighbors:
+                part[:, hidden_in_center] = 0  # a gene that is hidden there is no input
+            summed[:, column] = part.sum(0).cpu().numpy()
+            if spots is not None:
+                spots[:, :, column] = part.cpu().numpy()
+        return summed, spots
+
+    return projection.map(differentiate, "Differentiating")
 
 
 def _slopes(model: Canonical, h: Tensor, read: Tensor, scaled: Tensor | None) -> tuple[list[Tensor], Tensor]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
+from sagefm._slides import split_libraries
+from sagefm._types import Floats, Ints
 from sagefm._utils import check_whole
 from sagefm.datasets import textbook_targets
-from sagefm.tl._perturb.interactions import OK, read_interactions, resolve
-from sagefm.tl._perturb.lr import get_libraries, library_rows
+from sagefm.tl._perturb.interactions import read_interactions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sagefm.models import Model
-    from sagefm.tl._perturb.interactions import Interaction
+    from sagefm.tl._perturb.plan import Genes, Pair
     from sagefm.tl._perturb.screen import Screen
 
 Targets: TypeAlias = "Mapping[str, Sequence[str]] | pd.DataFrame"
@@ -124,62 +123,40 @@ def perturb_targets(
     >>> adata.uns["perturb_targets"]["results"]["target"].tolist()
     ['COL1A1', 'COL3A1', 'FN1']
     """
-    from sagefm.tl import _engine
+    # The engine brings torch, which takes seconds to import.
+    from sagefm.tl._perturb import tables
     from sagefm.tl._perturb.clamp import BATCH_SPOTS
+    from sagefm.tl._perturb.plan import OK, resolve
     from sagefm.tl._perturb.screen import Screen
-    from sagefm.tl._perturb.tally import Libraries
+    from sagefm.tl._run import open_slide
 
     n_controls = check_whole("n_controls", n_controls, 0)
     pairs = _read_targets(targets)
     generator = np.random.default_rng(rng)
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.PERTURB_TARGETS, [], "tl.perturb_targets")
-    libraries = get_libraries(adata, library_key)
-    engine, loaded, alignment, is_new = _engine.prepare(
-        adata,
-        model,
+    run = open_slide(
+        *(adata, model, "tl.perturb_targets", key_added, _keys.PERTURB_TARGETS),
         layer=layer,
         connectivity_key=connectivity_key,
         device=device,
-        batch_size=BATCH_SPOTS if batch_size is None else batch_size,
-        dtype="float32",
+        batch_size=batch_size,
+        default_batch_size=BATCH_SPOTS,
+        table_key=table_key,
+        copy=copy,
     )
-    everywhere = Libraries(["all"], np.zeros(adata.n_obs, dtype=np.int64))
-    interactions = resolve(pairs, adata, alignment, loaded.vocabulary)
-    screen = Screen(engine, interactions, alignment.measured)
-    tally, moments = screen.run(libraries or everywhere), screen.reference(libraries or everywhere)
-    names = {"ligand": "gene", "receptor": "target"}
-    results = screen.expand(screen.describe(tally.total(), moments.total(), 0)).rename(columns=names)
-    written: dict[str, object] = {"results": results}
-    if libraries is not None:
-        written["libraries"] = library_rows(screen, tally, moments, libraries).rename(columns=names)
+    libraries = split_libraries(run.adata, library_key)
+    screen = Screen(run.engine, resolve(pairs, run), run.alignment.measured)
+    counts, moments = screen.run(libraries), screen.observed(libraries)
+    results = tables.expand(screen, tables.describe(counts.total(), moments.total()), "gene", "target")
+    recorded: dict[str, Any] = {"results": results}
+    if library_key is not None:
+        recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, "gene", "target")
     if n_controls and screen.pairs:
-        drawn = _draw_controls(screen, alignment.measured, n_controls, generator)
-        symbols = loaded.vocabulary.symbols
-        control_pairs = [
-            _control_pair(pair, gene, symbols[gene]) for (_, pair), genes in drawn.items() for gene in genes
-        ]
-        # The engine is projected anew, with controls masked beside the targets.
-        second = Screen(engine, [*screen.pairs, *control_pairs], alignment.measured)
-        effects = second.describe(second.run(everywhere), second.reference(everywhere), 0)["effect"].to_numpy()
-        effect_of = {(p.ligand_genes, p.receptor_genes): e for p, e in zip(second.pairs, effects, strict=True)}
-        written |= _compare(screen, drawn, effect_of, symbols)
-
-    params: dict[str, object] = {"function": "tl.perturb_targets", "model": loaded.name, "n_controls": n_controls}
-    params["connectivity_key"] = connectivity_key
-    params |= {name: value for name, value in {"library_key": library_key, "layer": layer}.items() if value is not None}
-    if is_new:
-        alignment.write(adata)
-    adata.uns[key_added] = {"params": params, **written}
+        recorded |= _compare(screen, run.alignment.measured, n_controls, generator, run.model.vocabulary.symbols)
     logger.info(
         "Perturbed %d spots with %s; wrote uns['%s']: %d genes and targets, of which %d could be run.",
-        adata.n_obs,
-        loaded.name,
-        key_added,
-        len(pairs),
-        int((results["status"] == OK).sum()),
+        *(run.adata.n_obs, run.model.name, key_added, len(pairs), int((results["status"] == OK).sum())),
     )
-    return adata if copy else None
+    return run.commit({}, {"n_controls": n_controls, "library_key": library_key}, **recorded)
 
 
 def _read_targets(targets: Targets | None) -> list[tuple[str, str]]:
@@ -203,73 +180,89 @@ def _read_targets(targets: Targets | None) -> list[tuple[str, str]]:
     return read_interactions(list(targets[["gene", "target"]].itertuples(index=False, name=None)))
 
 
-def _draw_controls(
-    screen: Screen, measured: np.ndarray, n_controls: int, rng: np.random.Generator
-) -> dict[tuple[int, Interaction], np.ndarray]:
-    """Random genes for each replicate and gene (a pair of it), as many as it has targets."""
-    from sagefm.tl._perturb.controls import MAX_MASKED
-
-    used = {gene for pair in screen.pairs for gene in pair.ligand_genes + pair.receptor_genes}
-    n_targets = {gene for pair in screen.pairs for gene in pair.receptor_genes}
-    candidates = np.setdiff1d(measured[screen.statistics.sd[measured] > 0], np.fromiter(used, dtype=np.int64))
-    # More than the model has met masked in training would be masked otherwise.
-    room = max(int(MAX_MASKED * len(measured)) - len(n_targets), 1)
-    pool = rng.permutation(candidates)[:room]
-    by_gene: dict[tuple[int, ...], list[Interaction]] = {}
-    for pair in screen.pairs:
-        by_gene.setdefault(pair.ligand_genes, []).append(pair)
-    if max(map(len, by_gene.values())) > len(pool):
-        raise ValueError(f"only {len(pool)} genes of the slide can serve as controls. Ask for fewer targets at a time.")
-    return {
-        (replicate, members[0]): rng.choice(pool, len(members), replace=False)
-        for replicate in range(n_controls)
-        for members in by_gene.values()
-    }
-
-
-def _control_pair(pair: Interaction, gene: int, symbol: str) -> Interaction:
-    return replace(pair, receptor=symbol, receptor_genes=(int(gene),))
-
-
 def _compare(
-    screen: Screen,
-    drawn: dict[tuple[int, Interaction], np.ndarray],
-    effect_of: dict[tuple[tuple[int, ...], tuple[int, ...]], float],
-    symbols: Sequence[str],
+    screen: Screen, measured: Ints, n_controls: int, rng: np.random.Generator, symbols: Sequence[str]
 ) -> dict[str, pd.DataFrame]:
-    """Controls, and t-tests of targets against them, all from the run with both masked."""
+    """Controls, and t-tests of targets against them, all from a run with both hidden."""
     import pandas as pd
-    from scipy import stats
 
+    from sagefm.tl._perturb.tables import text_index
+
+    by_source: dict[Genes, list[Pair]] = {}
+    for pair in screen.pairs:
+        by_source.setdefault(pair.source_genes, []).append(pair)
+    drawn = _draw_controls(screen, by_source, measured, n_controls, rng)
+    readouts = {
+        source: [pair.target_genes for pair in pairs]
+        + [(gene,) for gene in np.unique(np.concatenate([genes[source] for genes in drawn])).tolist()]
+        for source, pairs in by_source.items()
+    }
+    effects = dict(zip(readouts, screen.effects(readouts), strict=True))
+    effect_of = {source: dict(zip(readouts[source], found, strict=True)) for source, found in effects.items()}
+    # A gene that goes by several names is tested once, under the first.
+    name_of = {source: pairs[0].source for source, pairs in by_source.items()}
+    targets = pd.DataFrame(
+        [(name_of[p.source_genes], effect_of[p.source_genes][p.target_genes]) for p in screen.pairs],
+        columns=["gene", "effect"],
+    )
     controls = pd.DataFrame(
         [
-            (replicate, pair.ligand, symbols[gene], effect_of[pair.ligand_genes, (int(gene),)])
-            for (replicate, pair), genes in drawn.items()
+            (replicate, name_of[source], symbols[gene], effect_of[source][int(gene),])
+            for replicate, genes_of in enumerate(drawn)
+            for source, genes in genes_of.items()
             for gene in genes
         ],
         columns=["replicate", "gene", "control", "effect"],
     )
-    # A gene that goes by several names is tested once, under the first.
-    name_of: dict[tuple[int, ...], str] = {}
-    for pair in screen.pairs:
-        name_of.setdefault(pair.ligand_genes, pair.ligand)
-    targets = pd.DataFrame(
-        [(name_of[pair.ligand_genes], effect_of[pair.ligand_genes, pair.receptor_genes]) for pair in screen.pairs],
-        columns=["gene", "effect"],
-    )
+    return {"controls": text_index(controls), "tests": text_index(_tests(targets, controls))}
+
+
+def _draw_controls(
+    screen: Screen, by_source: Mapping[Genes, Sequence[Pair]], measured: Ints, n_controls: int, rng: np.random.Generator
+) -> list[dict[Genes, Ints]]:
+    """Random genes for each replicate and source, as many as it has targets."""
+    varying = measured[screen.statistics.sd[measured] > 0]
+    candidates = np.setdiff1d(varying, np.fromiter(screen.genes, dtype=np.int64))
+    pool = rng.permutation(candidates)[: max(screen.room, 1)]
+    if max(map(len, by_source.values())) > len(pool):
+        raise ValueError(f"only {len(pool)} genes of the slide can serve as controls. Ask for fewer targets at a time.")
+    return [
+        {source: rng.choice(pool, len(pairs), replace=False) for source, pairs in by_source.items()}
+        for _ in range(n_controls)
+    ]
+
+
+def _tests(targets: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """Student's t-tests of targets against controls, of each gene and of all, pooled and for each replicate."""
+    import pandas as pd
+
     rows = []
     for gene in ["all", *dict.fromkeys(targets["gene"])]:
         own = targets if gene == "all" else targets[targets["gene"] == gene]
         others = controls if gene == "all" else controls[controls["gene"] == gene]
         for replicate in ["pooled", *controls["replicate"].unique()]:
             part = others if replicate == "pooled" else others[others["replicate"] == replicate]
-            row = {"gene": gene, "replicate": str(replicate), "n_targets": len(own), "n_controls": len(part)}
-            row |= {"mean_target": own["effect"].mean(), "mean_control": part["effect"].mean()}
-            # E saturates at 1 and -1: two groups that don't vary have no t.
-            if min(len(own), len(part)) > 1 and max(np.ptp(own["effect"]), np.ptp(part["effect"])) > 0:
-                row["t"], row["pval"] = stats.ttest_ind(own["effect"], part["effect"])
-            rows.append(row)
-    tests = pd.DataFrame(rows, columns=[*rows[0], *(name for name in ("t", "pval") if name not in rows[0])])
-    for table in (controls, tests):
-        table.index = table.index.astype(str)
-    return {"controls": controls, "tests": tests}
+            t, pval = _t_test(own["effect"].to_numpy(), part["effect"].to_numpy())
+            rows.append(
+                {
+                    "gene": gene,
+                    "replicate": str(replicate),
+                    "n_targets": len(own),
+                    "n_controls": len(part),
+                    "mean_target": own["effect"].mean(),
+                    "mean_control": part["effect"].mean(),
+                    "t": t,
+                    "pval": pval,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _t_test(own: Floats, others: Floats) -> tuple[float, float]:
+    """T and p; NaN where there is no t, as E saturates at 1 and -1 and two groups may not vary at all."""
+    from scipy import stats
+
+    if min(len(own), len(others)) < 2 or max(np.ptp(own), np.ptp(others)) <= 0:
+        return float("nan"), float("nan")
+    t, pval = stats.ttest_ind(own, others)
+    return float(t), float(pval)

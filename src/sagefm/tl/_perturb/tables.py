@@ -1,0 +1,114 @@
+"""Tables of a screen: what was counted, what was measured, and how both compare with controls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sagefm._stats import adjust_pvalues
+from sagefm._types import Floats
+
+if TYPE_CHECKING:
+    from sagefm._slides import Libraries
+    from sagefm.tl._perturb.controls import ControlComparison
+    from sagefm.tl._perturb.observed import ObservedMoments
+    from sagefm.tl._perturb.responses import ResponseCounts
+    from sagefm.tl._perturb.screen import Screen
+
+ALPHA = 0.05
+RESPONDS, LIKE_CONTROLS, NOT_TESTABLE = "responds", "not distinguishable from controls", "not testable"
+
+
+def describe(counts: ResponseCounts, moments: ObservedMoments, library: int = 0) -> pd.DataFrame:
+    """Descriptive columns of every pair that was run, in one library."""
+    n = int(counts.n_spots[library, 0])
+    up, down = counts.n_up[library], counts.n_down[library]
+    r, pval = (values[library] for values in moments.correlation())
+    effect = (up - down) / max(n, 1)
+    concordant = pd.array(np.sign(effect) == np.sign(r), dtype="boolean")
+    concordant[np.isnan(r)] = pd.NA
+    return pd.DataFrame(
+        {
+            "n_spots": n,
+            "n_up": up.astype(np.int64),
+            "n_down": down.astype(np.int64),
+            "n_same": (n - up - down).astype(np.int64),
+            "frac_up": up / max(n, 1),
+            "frac_down": down / max(n, 1),
+            "effect": effect,
+            "mean_delta": counts.change[library] / max(n, 1),
+            "reference_r": r,
+            "reference_pval": pval,
+            "concordant": concordant,
+        }
+    )
+
+
+def expand(screen: Screen, table: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
+    """One row for every pair asked for, missing values where it couldn't be run; names of the first two columns."""
+    counts = [name for name in table if table[name].dtype.kind == "i"]
+    rows = table.astype(dict.fromkeys(counts, "Int64")).reindex(screen.position).reset_index(drop=True)
+    names = pd.DataFrame(
+        {
+            source: [pair.source for pair in screen.asked],
+            target: [pair.target for pair in screen.asked],
+            "status": [pair.status for pair in screen.asked],
+        }
+    )
+    expanded = pd.concat([names, rows], axis=1)
+    expanded.index = pd.Index([pair.name for pair in screen.asked])
+    return expanded
+
+
+def by_library(
+    screen: Screen, counts: ResponseCounts, moments: ObservedMoments, libraries: Libraries, source: str, target: str
+) -> pd.DataFrame:
+    """Descriptive rows of every pair by library."""
+    parts = []
+    for number, name in enumerate(libraries.names):
+        rows = expand(screen, describe(counts, moments, number), source, target)
+        rows.insert(0, "library", name)
+        parts.append(rows.rename_axis("pair").reset_index())
+    return text_index(pd.concat(parts, ignore_index=True))
+
+
+def doses(screen: Screen, counts: ResponseCounts) -> pd.DataFrame:
+    """Mean predicted target at every level, in long form."""
+    mean = counts.doses / counts.n_spots.sum()
+    rows = [
+        (name, level, float(screen.levels(screen.pairs[i].source_genes)[level, 0]), mean[level, i])
+        for name, i in screen.columns.items()
+        for level in range(screen.n_levels)
+    ]
+    return text_index(pd.DataFrame(rows, columns=["pair", "level", "dose", "mean"]))
+
+
+def add_comparison(table: pd.DataFrame, comparison: ControlComparison | None, prefix: str = "") -> None:
+    """Columns of a comparison with controls; missing values without one."""
+    for name, column in (("mean", "control_mean"), ("sd", "control_sd"), ("zscore", "zscore"), ("pval", "pval")):
+        table[prefix + column] = np.nan if comparison is None else getattr(comparison, name)
+    table[f"{prefix}padj"] = adjust_pvalues(table[f"{prefix}pval"].to_numpy(dtype=float))
+
+
+def add_shuffles(table: pd.DataFrame, mean_change: Floats, shuffled: Floats) -> None:
+    """Where the mean change stands among those with shuffled neighbors; two-sided rank."""
+    n = len(shuffled)
+    mean, sd = shuffled.mean(axis=0), shuffled.std(axis=0, ddof=1) if n > 1 else np.full(len(table), np.nan)
+    table["shuffled_mean"], table["shuffled_sd"] = mean, sd
+    table["shuffled_zscore"] = np.divide(mean_change - mean, sd, out=np.full(len(table), np.nan), where=sd > 0)
+    tails = np.minimum((shuffled >= mean_change).sum(axis=0), (shuffled <= mean_change).sum(axis=0))
+    table["shuffled_pval"] = np.minimum(1.0, 2 * (1 + tails) / (1 + n))
+
+
+def add_verdict(table: pd.DataFrame) -> pd.DataFrame:
+    """What the comparison with control targets comes to."""
+    tested = table["padj"].notna()
+    table["verdict"] = np.select([tested & (table["padj"] < ALPHA), tested], [RESPONDS, LIKE_CONTROLS], NOT_TESTABLE)
+    return table
+
+
+def text_index(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with an index that h5ad can hold."""
+    return table.set_axis(table.index.astype(str))
