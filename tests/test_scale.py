@@ -27,8 +27,9 @@ import sagefm as sg
 from sagefm._io.scratch import Scratch
 from sagefm.models._canonical import ReadOut
 from sagefm.pp._counts import Counts
-from sagefm.tl import _sections
 from sagefm.tl._engine import Projection
+from sagefm.tl._sections import embed as _sections
+from sagefm.tl._sections.workers import open_workers
 
 PAIRS = [("CXCL12", "CXCR4"), ("TGFB1", "TGFBR1_TGFBR2"), ("FN1", "CD44")]
 GENES = ["KRT8", "COL1A1", "CD74"]
@@ -526,8 +527,8 @@ def test_one_run_at_a_time(folder, tmp_path):
 def test_a_file_replaced_meanwhile_is_done_again(folder, tmp_path, monkeypatch):
     whole = _sections._embed_section
 
-    def replaced(source, target, options):
-        result = whole(source, target, options)
+    def replaced(source, *others):
+        result = whole(source, *others)
         ad.read_h5ad(source)[:40].copy().write_h5ad(source)
         return result
 
@@ -562,10 +563,10 @@ def test_paths_of_the_home_folder(folder, tmp_path, tiny, monkeypatch):
 def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     whole = _sections._embed_section
 
-    def interrupted(source, target, options):
+    def interrupted(source, *others):
         if source.stem == "b":
             raise KeyboardInterrupt
-        return whole(source, target, options)
+        return whole(source, *others)
 
     monkeypatch.setattr(_sections, "_embed_section", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -587,7 +588,7 @@ def test_an_interrupted_run_takes_its_jobs_back():
     submitted, going = [], threading.Event()
     with Executor(1) as executor:
         client = SimpleNamespace(get_executor=lambda pure: executor)
-        with _sections._executor(client, 1) as run:
+        with open_workers(client, 1) as run:
             results = run(lambda number: number or going.wait(30), [(1,), (0,), (2,), (3,)])
             assert next(results) == (0, 1)
             results.close()  # as an exception does

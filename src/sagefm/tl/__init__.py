@@ -15,7 +15,7 @@ from sagefm.tl._perturb.lr import perturb_lr
 from sagefm.tl._perturb.overlap import perturbation_overlap
 from sagefm.tl._perturb.sensitivity import gene_sensitivity
 from sagefm.tl._perturb.targets import perturb_targets
-from sagefm.tl._sections import embed_sections
+from sagefm.tl._sections.embed import embed_sections
 
 if TYPE_CHECKING:
     from sagefm.histology.embed import histology_embed

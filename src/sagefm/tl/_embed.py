@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sagefm import _keys
 from sagefm._settings import logger
+from sagefm._types import Precision
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +25,7 @@ def sage_embed(
     connectivity_key: str = _keys.GRAPH,
     device: str = "auto",
     batch_size: int | None = None,
-    dtype: Literal["float32", "tf32", "bfloat16"] = "float32",
+    dtype: Precision = "float32",
     store: str | Path | None = None,
     table_key: str = "table",
     copy: bool = False,

@@ -10,7 +10,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._settings import logger
-from sagefm._types import Floats, Floats32, Ints
+from sagefm._types import Floats, Floats32, Ints, Precision
 from sagefm._utils import check_choice, check_whole
 from sagefm.models import available
 
@@ -42,7 +42,7 @@ def impute(
     connectivity_key: str = _keys.GRAPH,
     device: str = "auto",
     batch_size: int | None = None,
-    dtype: Literal["float32", "tf32", "bfloat16"] = "float32",
+    dtype: Precision = "float32",
     store: str | Path | None = None,
     table_key: str = "table",
     copy: bool = False,

@@ -14,13 +14,16 @@ from sagefm._utils import check_choice, check_whole
 from sagefm.tl._perturb.interactions import Interactions, read_interactions
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from sagefm._anndata import Slot
+    from sagefm._types import Floats32
     from sagefm.models import Model
+    from sagefm.tl._perturb.screen import Screen
+    from sagefm.tl._run import SlideRun
 
-LIGAND, RECEPTOR = "ligand", "receptor"
+SIDES = ("ligand", "receptor")
 
 
 def perturb_lr(
@@ -167,8 +170,6 @@ def perturb_lr(
     ['CXCL12|CXCR4', 'CSF1|CSF1R']
     """
     # The engine brings torch, which takes seconds to import.
-    import pandas as pd
-
     from sagefm.tl._perturb import tables
     from sagefm.tl._perturb.clamp import BATCH_SPOTS
     from sagefm.tl._perturb.plan import resolve
@@ -212,17 +213,13 @@ def perturb_lr(
         tables.add_comparison(table, screen.control_sources(), "ligand_")
     if n_shuffles:
         tables.add_shuffles(table, counts.mean_change, screen.shuffles(n_shuffles, libraries, generator))
-    results = tables.add_verdict(tables.expand(screen, table, LIGAND, RECEPTOR))
+    results = tables.add_verdict(tables.expand(screen, table, *SIDES))
     recorded: dict[str, Any] = {"results": results}
     if library_key is not None:
-        recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, LIGAND, RECEPTOR)
+        recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, *SIDES)
     if n_levels > 2:
         recorded["doses"] = tables.doses(screen, counts)
-    written: dict[Slot, Any] = {}
-    if counts.spots is not None:
-        columns = screen.columns
-        change = counts.spots[:, list(columns.values())]
-        written["obsm", key_added] = pd.DataFrame(change, index=run.adata.obs_names, columns=list(columns))
+    written = {} if counts.spots is None else {("obsm", key_added): _spot_table(run, screen, counts.spots)}
     params: dict[str, Any] = {"contrast": contrast, "n_levels": n_levels, "mask": mask, "n_controls": n_controls}
     params |= {"n_control_ligands": n_control_ligands, "n_shuffles": n_shuffles}
     params |= {"control_spots": control_spots, "library_key": library_key}
@@ -234,6 +231,14 @@ def perturb_lr(
         *(verdicts.get(name, 0) for name in (tables.RESPONDS, tables.LIKE_CONTROLS, tables.NOT_TESTABLE)),
     )
     return run.commit(written, params, **recorded)
+
+
+def _spot_table(run: SlideRun, screen: Screen, change: Floats32) -> pd.DataFrame:
+    """Change at every spot, under all names that a pair goes by."""
+    import pandas as pd
+
+    columns = screen.columns
+    return pd.DataFrame(change[:, list(columns.values())], index=run.adata.obs_names, columns=list(columns))
 
 
 def _check_controls(name: str, value: int) -> int:
