@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 
 import sagefm as sg
+from sagefm.tl._labels import classifiers
 from sagefm.tl._labels.composition import score_composition
 from sagefm.tl._labels.labels import score_labels
 from sagefm.tl._points import standardize
@@ -15,7 +16,7 @@ from sagefm.tl._points import standardize
 
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
-    monkeypatch.setattr("sagefm.tl._labels.labels.classifiers.N_TREES", 20)
+    monkeypatch.setattr(classifiers, "N_TREES", 20)
 
 
 def planted(shift=0.0, n=60, groups="ABCD", seed=0, n_classes=3):
