@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
-from sagefm._types import Floats, Ints
+from sagefm._slides import Libraries, split_libraries
+from sagefm._types import Array, Bools, Floats, Ints
 from sagefm._utils import check_positive, check_whole, progress
 from sagefm.pp._counts import Counts
-from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
+from sagefm.pp._graph import check_coordinates, find_coordinates
 from sagefm.pp._regions.regions import add_spots, find_regions, refuse_taken, region_library
 from sagefm.pp._regions.units import find_scales
 
@@ -127,47 +132,28 @@ def pseudospots(
     >>> spots.uns["sage_neighbors"]["params"]["method"]
     'visium'
     """
-    import pandas as pd
     from anndata import AnnData
 
     spacing, diameter, min_bins = _check_lengths(spacing, diameter, min_bins)
     sdata = None if isinstance(adata, AnnData) else adata
-    bins = get_anndata(adata, table_key)
     inside_key = _keys.IN_PSEUDOSPOT.format(key_added)
-    check_free(bins, key_added, _keys.PSEUDOSPOT, ["obs"], FUNCTION)
+    more = [("obs", inside_key)]
+    run = open_run(adata, FUNCTION, key_added, _keys.PSEUDOSPOT, ["obs"], more, table_key=table_key, copy=False)
+    bins = run.adata
     if inside_key in bins.obs and key_added not in bins.uns:
         raise ValueError(f"adata.obs[{inside_key!r}] exists and wasn't written by this function. Set key_added.")
     if sdata is not None:
         refuse_taken(sdata, *_element_names(key_added)[:2], key_added, FUNCTION)
         library_key = region_library(bins) if library_key is None else library_key
     libraries = split_libraries(bins, library_key)
+    labels: list[str | None] = [None] if library_key is None else list(libraries.names)
     found, from_regions = find_coordinates(bins, spatial_key, sdata)
-    labels: list[str | None] = [None]
-    if library_key is not None:
-        column = bins.obs[library_key].to_numpy()
-        labels = [str(column[rows[0]]) for _, rows in libraries]
     in_pixels = spatial_key == _keys.SPATIAL and not from_regions
-    scales = find_scales(bins if in_pixels else None, labels, microns_per_unit)
-    sources = None if sdata is None else find_regions(bins, libraries, library_key)
+    scales = np.array(find_scales(bins if in_pixels else None, labels, microns_per_unit))
+    sources = None if sdata is None else find_regions(bins, libraries)
 
-    # Positions (library, row, column) of the hexagons that have bins, and the number of each bin's.
-    position = np.empty((bins.n_obs, 3), dtype=np.int64)
-    distance = np.empty(bins.n_obs)
-    origins, sizes = [], []
-    for number, ((name, rows), scale) in enumerate(zip(libraries, scales, strict=True)):
-        xy = check_coordinates(bins, found, spatial_key, rows, name)
-        if xy.shape[1] != 2:
-            raise ValueError(f"the coordinates of {name} have {xy.shape[1]} dimensions; pseudo-spots are made in two.")
-        xy *= scale
-        sizes.append(_bin_size(xy, spacing if diameter is None else diameter, name))
-        origins.append(xy.min(axis=0))
-        position[rows, 0] = number
-        position[rows, 1:], distance[rows] = nearest_centers(xy - origins[-1], spacing)
-    code = np.ravel_multi_index(tuple(position.T), position.max(axis=0) + 1)
-    _, first, hexagon = np.unique(code, return_index=True, return_inverse=True)
-    # Bins at the very edge count, whatever their coordinates are rounded to.
-    inside = np.ones(bins.n_obs, dtype=bool) if diameter is None else distance <= diameter / 2 * (1 + 1e-9)
-    n_bins = np.bincount(hexagon[inside], minlength=len(first))
+    hexagons = _find_hexagons(bins, libraries, found, spatial_key, scales, spacing, diameter)
+    n_bins = np.bincount(hexagons.of_bin[hexagons.inside], minlength=len(hexagons.library))
     if min_bins is None:
         min_bins = max(1, int(np.ceil(np.median(n_bins[n_bins > 0]) / 4))) if n_bins.any() else 1
     kept = n_bins >= min_bins
@@ -176,50 +162,108 @@ def pseudospots(
             f"no pseudo-spot has min_bins={min_bins} bins: the fullest has {n_bins.max()} of {bins.n_obs} in all. "
             "Set a smaller min_bins or a larger diameter, or check microns_per_unit."
         )
-    spot = np.where(kept, np.cumsum(kept) - 1, -1)[hexagon]
-    inside &= spot >= 0
+    spot = np.where(kept, np.cumsum(kept) - 1, -1)[hexagons.of_bin]
+    inside = hexagons.inside & (spot >= 0)
+    library = hexagons.library[kept]
+    centers = hexagons.centers[kept] / scales[library, None]
+    obs = hexagons.describe(libraries).assign(**{_keys.N_BINS: n_bins})[kept]
+    counts = _add_up(Counts(bins, np.arange(bins.n_vars), layer), np.where(inside, spot, -1), len(obs), bins.n_vars)
 
-    library, row, col = position[first[kept]].T
-    centers = (lattice_points(row, col, spacing) + np.array(origins)[library]) / np.array(scales)[library, None]
-    names = [f"pseudospot_{r:04d}x{c:04d}" for r, c in zip(row, col, strict=True)]
-    obs = pd.DataFrame({_keys.ARRAY_ROW: row, _keys.ARRAY_COL: col, _keys.N_BINS: n_bins[kept]})
-    if library_key is not None:
-        obs[library_key] = pd.Categorical.from_codes(library, labels)
-        names = [f"{labels[number]}_{name}" for number, name in zip(library, names, strict=True)]
-    obs.index = pd.Index(names)
-    counts = _add_up(Counts(bins, np.arange(bins.n_vars), layer), np.where(inside, spot, -1), len(names), bins.n_vars)
-
-    params: dict[str, object] = {"function": FUNCTION, "spacing": spacing, "min_bins": min_bins}
-    params |= {"microns_per_unit": scales, "bin_size": sizes, "spatial_key": spatial_key}
-    options = {"diameter": diameter, "layer": layer, "library_key": library_key}
-    params |= {key: value for key, value in options.items() if value is not None}  # None can't be saved everywhere
-    uns = {key_added: {"params": params}}
+    params = {
+        "spacing": spacing,
+        "min_bins": min_bins,
+        "microns_per_unit": scales.tolist(),
+        "bin_size": hexagons.bin_sizes,
+        "spatial_key": spatial_key,
+        "diameter": diameter,
+        "layer": layer,
+        "library_key": library_key,
+    }
+    uns = {key_added: {"params": run.describe(params)}}
     spots = AnnData(counts, obs=obs, var=bins.var.copy(), obsm={spatial_key: centers}, uns=uns)
     width = spacing if diameter is None else diameter
-    if in_pixels and (images := _with_diameter(bins, labels, width / np.array(scales))):
+    if in_pixels and (images := _with_diameter(bins, labels, width / scales)):
         spots.uns[_keys.SPATIAL] = images
     if sdata is not None and sources is not None:
-        radius = width / 2 / np.array(scales)[library]
-        spots = add_spots(
-            sdata, spots, centers, radius, [sources[number] for number in library], *_element_names(key_added)
-        )
+        regions = [sources[number] for number in library]
+        spots = add_spots(sdata, spots, centers, width / 2 / scales[library], regions, *_element_names(key_added))
 
-    bins.obs[key_added] = pd.Categorical.from_codes(spot, names)
-    bins.obs[inside_key] = inside
-    bins.uns[key_added] = {**get_record(bins, key_added), "params": dict(params)}
     logger.info(
         "Added up %d of %d bins to %d pseudo-spots (median %d bins; %d with fewer than %d dropped); wrote obs['%s'], "
         "obs['%s'].",
-        inside.sum(),
-        bins.n_obs,
-        len(names),
-        np.median(n_bins[kept]),
-        (~kept).sum(),
-        min_bins,
-        key_added,
-        inside_key,
+        *(inside.sum(), bins.n_obs, spots.n_obs, np.median(n_bins[kept]), (~kept).sum(), min_bins),
+        *(key_added, inside_key),
+    )
+    recorded = {name: value for name, value in get_record(bins, key_added).items() if name != "params"}
+    run.commit(
+        {("obs", key_added): pd.Categorical.from_codes(spot, spots.obs_names), ("obs", inside_key): inside},
+        params,
+        **recorded,
     )
     return spots
+
+
+@dataclass(frozen=True)
+class _Hexagons:
+    """Hexagons that have bins, by library, row and column.
+
+    Attributes
+    ----------
+    library, row, col, centers
+        Number of each hexagon's library, its place on the lattice, and its centre in µm.
+    of_bin, inside
+        Number of each bin's hexagon, and whether the bin is near enough to the centre to count.
+    bin_sizes
+        Size of the bins of each library in µm.
+    """
+
+    library: Ints
+    row: Ints
+    col: Ints
+    centers: Floats
+    of_bin: Ints
+    inside: Bools
+    bin_sizes: list[float]
+
+    def describe(self, libraries: Libraries) -> pd.DataFrame:
+        """``obs`` of the hexagons."""
+        names = [f"pseudospot_{row:04d}x{col:04d}" for row, col in zip(self.row, self.col, strict=True)]
+        obs = pd.DataFrame({_keys.ARRAY_ROW: self.row, _keys.ARRAY_COL: self.col}, index=names)
+        if libraries.key is not None:
+            obs[libraries.key] = pd.Categorical.from_codes(self.library, libraries.names)
+            obs.index = obs[libraries.key].astype(str) + "_" + obs.index
+        return obs.rename_axis(None)
+
+
+def _find_hexagons(
+    bins: AnnData,
+    libraries: Libraries,
+    found: Array,
+    spatial_key: str,
+    scales: Floats,
+    spacing: float,
+    diameter: float | None,
+) -> _Hexagons:
+    """Find the hexagon of every bin, on a lattice for each library."""
+    position = np.empty((bins.n_obs, 3), dtype=np.int64)  # library, row, column
+    distance, origins, sizes = np.empty(bins.n_obs), np.empty((len(libraries), 2)), []
+    for number, (name, rows) in enumerate(libraries.rows()):
+        title = libraries.title(name)
+        xy = check_coordinates(bins, found, spatial_key, rows, title)
+        if xy.shape[1] != 2:
+            raise ValueError(f"the coordinates of {title} have {xy.shape[1]} dimensions; pseudo-spots are made in two.")
+        xy *= scales[number]
+        sizes.append(_bin_size(xy, spacing if diameter is None else diameter, title))
+        origins[number] = xy.min(axis=0)
+        position[rows, 0] = number
+        position[rows, 1:], distance[rows] = nearest_centers(xy - origins[number], spacing)
+    code = np.ravel_multi_index(tuple(position.T), position.max(axis=0) + 1)
+    _, first, of_bin = np.unique(code, return_index=True, return_inverse=True)
+    library, row, col = position[first].T
+    centers = lattice_points(row, col, spacing) + origins[library]
+    # Bins at the very edge count, whatever their coordinates are rounded to.
+    inside = np.full(bins.n_obs, diameter is None) | (distance <= (diameter or spacing) / 2 * (1 + 1e-9))
+    return _Hexagons(library, row, col, centers, of_bin, inside, sizes)
 
 
 def nearest_centers(xy: Floats, spacing: float) -> tuple[Ints, Floats]:
@@ -259,12 +303,8 @@ def _add_up(counts: Counts, spot: Ints, n_spots: int, n_vars: int) -> sparse.csr
         sums[-1].sort_indices()  # scipy adds sorted matrices faster
         # Only sums of like size are merged, so that no value is added more often than the logarithm of the blocks.
         while len(sums) > 1 and sums[-2].nnz < 2 * sums[-1].nnz:
-            last = sums.pop()
-            sums[-1] = sums[-1] + last
-    while len(sums) > 1:
-        last = sums.pop()
-        sums[-1] = sums[-1] + last
-    total = sums[0]
+            sums.append(sums.pop() + sums.pop())
+    total = reduce(add, reversed(sums))
     total.sum_duplicates()
     total.eliminate_zeros()
     return total

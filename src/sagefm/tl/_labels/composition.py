@@ -191,7 +191,7 @@ def score_composition(truth: Floats, predicted: Floats) -> dict[str, float]:
     scores: dict[str, float] = {"n_spots": len(truth), "bce": cross_entropy(truth, predicted)}
     for axis, of in ((0, ""), (1, "_spot")):
         ranks = rankdata(predicted, axis=axis), rankdata(truth, axis=axis)
-        for name, pair in (("pearson", (predicted, truth)), ("spearman", ranks)):
-            r = np.nan_to_num(pearson(*pair, axis))
+        for name, (a, b) in (("pearson", (predicted, truth)), ("spearman", ranks)):
+            r = np.nan_to_num(pearson(a, b, axis))
             scores[f"{name}{of}_mean"], scores[f"{name}{of}_median"] = float(r.mean()), float(np.median(r))
     return {**scores, **score_labels(truth.argmax(axis=1), predicted.argmax(axis=1))}
