@@ -117,12 +117,12 @@ def cluster_markers(
     return run.commit({}, params, results=results.set_index(results.index.astype(str)))
 
 
-def cluster_composition(
+def cluster_proportions(
     adata: AnnData | SpatialData,
     groupby: str,
     key: str = _keys.CLUSTER,
     *,
-    key_added: str = _keys.CLUSTER_COMPOSITION,
+    key_added: str = _keys.CLUSTER_PROPORTIONS,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
@@ -147,7 +147,7 @@ def cluster_composition(
     -------
     ``None``, or the copy. Writes
 
-    ``uns["sage_cluster_composition"]``
+    ``uns["sage_cluster_proportions"]``
         ``params``, and ``results``, one row for each cluster and group: ``cluster, group, n_spots, share`` (of the
         cluster's spots), ``log2_enrichment`` (over independence, with half a spot added to both), ``pval`` (Fisher's
         exact test of the spot counts, two-sided), ``padj``.
@@ -168,14 +168,14 @@ def cluster_composition(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
     >>> adata.obs["half"] = (adata.obs["array_row"] < 5).astype(str)
-    >>> sg.tl.cluster_composition(adata, "half", "domain")
-    >>> int(adata.uns["sage_cluster_composition"]["results"]["n_spots"].sum())
+    >>> sg.tl.cluster_proportions(adata, "half", "domain")
+    >>> int(adata.uns["sage_cluster_proportions"]["results"]["n_spots"].sum())
     100
     """
     from scipy.stats import fisher_exact
 
     run = open_run(
-        adata, "tl.cluster_composition", key_added, _keys.CLUSTER_COMPOSITION, table_key=table_key, copy=copy
+        adata, "tl.cluster_proportions", key_added, _keys.CLUSTER_PROPORTIONS, table_key=table_key, copy=copy
     )
     check_key("groupby", groupby)
     clusters, groups = _clusters(run.adata, key), get_column(run.adata, "groupby", groupby)
