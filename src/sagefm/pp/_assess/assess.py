@@ -18,7 +18,7 @@ from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pp._assess import card as _card
 from sagefm.pp._assess import checks as _checks
-from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, graph_params
+from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, Distances, graph_params
 from sagefm.pp._assess.markers import MARKERS
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
@@ -169,15 +169,17 @@ def _check_slides(
     slides = dict(split_libraries(adata, key if isinstance(key, str) and key in adata.obs else None).rows())
     picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
     totals, means = _read(counts, graph, picked)
-    found_by_slide = [
-        [
-            _checks.depth(totals[spots], alignment, model.calibration),
-            _checks.neighbours(adata, graph, spots, connectivity_key, model),
-            _checks.lattice(adata, spots, connectivity_key, model.calibration),
-            _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
-        ]
-        for spots in slides.values()
-    ]
+    found_by_slide = []
+    for spots in slides.values():
+        distances = Distances(adata, spots, connectivity_key)
+        found_by_slide.append(
+            [
+                _checks.depth(totals[spots], alignment, model.calibration),
+                _checks.neighbours(graph, spots, distances, model),
+                _checks.lattice(distances, model.calibration),
+                _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
+            ]
+        )
     checks = []
     for found in zip(*found_by_slide, strict=True):
         name, worst = max(

@@ -15,7 +15,7 @@ from sagefm import _keys
 from sagefm._anndata import open_run
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
-from sagefm._types import Floats, Ints
+from sagefm._types import Bools, Floats, Ints
 from sagefm._utils import check_positive, check_whole, progress
 from sagefm.pp._counts import Counts
 from sagefm.pp._graph import find_coordinates
@@ -152,14 +152,7 @@ def pseudospots(
 
     hexagons = find_hexagons(bins, libraries, found, spatial_key, scales, spacing, diameter)
     n_bins = np.bincount(hexagons.of_bin[hexagons.inside], minlength=len(hexagons.library))
-    if min_bins is None:
-        min_bins = max(1, int(np.ceil(np.median(n_bins[n_bins > 0]) / 4))) if n_bins.any() else 1
-    kept = n_bins >= min_bins
-    if not kept.any():
-        raise ValueError(
-            f"no pseudo-spot has min_bins={min_bins} bins: the fullest has {n_bins.max()} of {bins.n_obs} in all. "
-            "Set a smaller min_bins or a larger diameter, or check microns_per_unit."
-        )
+    kept, min_bins = _keep(n_bins, min_bins, bins.n_obs)
     spot = np.where(kept, np.cumsum(kept) - 1, -1)[hexagons.of_bin]
     inside = hexagons.inside & (spot >= 0)
     library = hexagons.library[kept]
@@ -199,6 +192,19 @@ def pseudospots(
         **recorded,
     )
     return spots
+
+
+def _keep(n_bins: Ints, min_bins: int | None, n_in_all: int) -> tuple[Bools, int]:
+    """Pseudo-spots with enough bins, and how many that is."""
+    if min_bins is None:
+        min_bins = max(1, int(np.ceil(np.median(n_bins[n_bins > 0]) / 4))) if n_bins.any() else 1
+    kept = n_bins >= min_bins
+    if not kept.any():
+        raise ValueError(
+            f"no pseudo-spot has min_bins={min_bins} bins: the fullest has {n_bins.max()} of {n_in_all} in all. "
+            "Set a smaller min_bins or a larger diameter, or check microns_per_unit."
+        )
+    return kept, min_bins
 
 
 def _add_up(counts: Counts, spot: Ints, n_spots: int, n_vars: int) -> sparse.csr_matrix:

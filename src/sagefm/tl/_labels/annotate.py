@@ -15,7 +15,7 @@ from sagefm._settings import logger
 from sagefm._types import Array, Floats, Strings
 from sagefm._utils import check_choice
 from sagefm.tl._labels import classifiers
-from sagefm.tl._labels.held_out import open_task, predict_held_out, record_scores
+from sagefm.tl._labels.held_out import Task, predict_held_out, record_scores
 from sagefm.tl._labels.labels import check_classes, get_labels, score_labels
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def annotate(
     own = None
     if source is not query and label_key in query.obs:
         own = get_labels(query, label_key, merge, strict=False)
-    task = open_task(query, source, labels, use_rep=use_rep, scale=scale, library_key=library_key, group_key=group_key)
+    task = Task(query, source, labels, use_rep=use_rep, scale=scale, library_key=library_key, group_key=group_key)
     seed = int(np.random.default_rng(rng).integers(2**31))
     chosen = classifiers.choose(task.views, task.truth, task.groups, classifier, seed)
     fit = partial(classifiers.fit_probabilities, kind=classifier, params=chosen.params, seed=seed, classes=classes)

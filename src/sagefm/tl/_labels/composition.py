@@ -16,7 +16,7 @@ from sagefm._stats import pearson
 from sagefm._types import Floats
 from sagefm._utils import check_choice, check_key, check_whole, get_device
 from sagefm.tl._labels import classifiers
-from sagefm.tl._labels.held_out import is_known, open_task, predict_held_out, record_scores
+from sagefm.tl._labels.held_out import Task, is_known, predict_held_out, record_scores
 from sagefm.tl._labels.labels import check_classes, score_labels
 from sagefm.tl._labels.network import fit_network
 
@@ -131,7 +131,7 @@ def composition(
     own = get_targets(query, target_key) if source is not query and target_key in query.obsm else None
     if own is not None and list(own.columns) != list(targets.columns):
         raise ValueError(f"obsm[{target_key!r}] of adata and of the reference have other classes.")
-    task = open_task(query, source, targets, use_rep=use_rep, scale=scale, library_key=library_key, group_key=group_key)
+    task = Task(query, source, targets, use_rep=use_rep, scale=scale, library_key=library_key, group_key=group_key)
     seed = int(np.random.default_rng(rng).integers(2**31))
     fit = partial(fit_network, n_layers=n_layers, n_epochs=n_epochs, device=get_device(device), seed=seed)
     held_out = predict_held_out(task.views, task.truth, task.groups, fit)

@@ -44,32 +44,49 @@ class HeldOut:
         return pd.DataFrame(rows, index=pd.Index([name for name, _ in parts], name="group"))
 
 
-@dataclass(frozen=True)
 class Task:
     """Spots to learn from and spots to predict.
 
-    Attributes
+    Parameters
     ----------
     adata, source
         Object to predict, and the one to learn from: the reference, or ``adata`` itself.
+    truth
+        What is known of the source, missing where nothing is.
+    use_rep, scale, library_key, group_key
+        As the user passed them.
+
+    Attributes
+    ----------
     known
         Spots of the source that are learned from.
     truth, groups, views
         What is known of these, their groups, and their representation by scaling.
-    query
-        Representation of the spots to predict, by scaling.
-    group_key
-        Column of ``obs`` that the groups come from.
     """
 
-    adata: AnnData
-    source: AnnData
-    known: Bools
-    truth: Array
-    groups: Strings
-    views: dict[str, Array]
-    query: dict[str, Array]
-    group_key: str | None
+    def __init__(
+        self,
+        adata: AnnData,
+        source: AnnData,
+        truth: pd.Series | pd.DataFrame,
+        *,
+        use_rep: str,
+        scale: str,
+        library_key: str | None,
+        group_key: str | None,
+    ) -> None:
+        def read(part: AnnData) -> dict[str, Array]:
+            return classifiers.views(get_points(part, use_rep), split_libraries(part, library_key).codes, scale)
+
+        self.adata, self.source, self.group_key = adata, source, group_key or library_key
+        self.known = is_known(truth)
+        self.truth: Array = truth[self.known].to_numpy()
+        views = self._query = read(source)
+        if source is not adata:
+            check_same_model(source, adata, use_rep)
+            self._query = read(adata)
+        self.groups = get_column(source, "group_key", self.group_key, self.known)
+        self.views = {name: view[self.known] for name, view in views.items()}
 
     def predict(
         self, fit: Fit, scale: str, held_out: Floats | None, own: pd.Series | pd.DataFrame | None
@@ -85,7 +102,7 @@ class Task:
         own
             What is known of ``adata`` where the source is another object; it is scored before the source is.
         """
-        predicted = fit(self.views[scale], self.truth)(self.query[scale])
+        predicted = fit(self.views[scale], self.truth)(self._query[scale])
         if self.source is not self.adata:
             scored = None if own is None else self._in_query(own, predicted)
             if scored is not None:
@@ -110,38 +127,6 @@ class Task:
         if not unseen.any():
             return None
         return HeldOut(own.to_numpy()[known][unseen], predicted[known][unseen], groups[unseen], "adata")
-
-
-def open_task(
-    adata: AnnData,
-    source: AnnData,
-    truth: pd.Series | pd.DataFrame,
-    *,
-    use_rep: str,
-    scale: str,
-    library_key: str | None,
-    group_key: str | None,
-) -> Task:
-    """Read the representations of two objects, which may be one, and the groups of the spots to learn from."""
-
-    def read(part: AnnData) -> dict[str, Array]:
-        return classifiers.views(get_points(part, use_rep), split_libraries(part, library_key).codes, scale)
-
-    views = query = read(source)
-    if source is not adata:
-        check_same_model(source, adata, use_rep)
-        query = read(adata)
-    known, key = is_known(truth), group_key or library_key
-    return Task(
-        adata=adata,
-        source=source,
-        known=known,
-        truth=truth[known].to_numpy(),
-        groups=get_column(source, "group_key", key, known),
-        views={name: view[known] for name, view in views.items()},
-        query=query,
-        group_key=key,
-    )
 
 
 def is_known(truth: pd.Series | pd.DataFrame) -> Bools:
