@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -229,13 +229,9 @@ def _expected_r(alignment: Alignment, calibration: Calibration | None) -> tuple[
     return float(np.nanmean(prior[chosen])), float(np.nanmean(calibration.prior_sd[chosen]))
 
 
-def _markers(alignment: Alignment, model: Model) -> dict[str, Any]:
-    names = [name for group in MARKERS.values() for name in group]
-    index = model.vocabulary.find(names)
-    has = np.isin(index, alignment.measured)
-    return {
-        "markers_unknown": [name for name, gene in zip(names, index, strict=True) if gene < 0],
-        "markers_missing": [
-            name for name, gene, there in zip(names, index, has, strict=True) if gene >= 0 and not there
-        ],
-    }
+def _markers(alignment: Alignment, model: Model) -> dict[str, list[str]]:
+    """Well-known genes that the model doesn't know, and that it knows but the slide lacks."""
+    names = np.array([name for group in MARKERS.values() for name in group])
+    index = model.vocabulary.find(names.tolist())
+    missing = (index >= 0) & ~np.isin(index, alignment.measured)
+    return {"markers_unknown": names[index < 0].tolist(), "markers_missing": names[missing].tolist()}

@@ -112,10 +112,10 @@ def choose(
     ``points`` holds the representation under the name of each scaling to try.
     """
     splits = folds(groups)
-    candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
     if not splits:
         scale = "slide" if "slide" in points else "none"
         return ChosenSettings(scale, GRIDS[kind][0], pd.DataFrame(columns=["scale", "params", "f1_macro", "accuracy"]))
+    candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
     rows = []
     for scale, params in progress(candidates, "Choosing", unit="setting") if show else candidates:
         scores = []
@@ -123,11 +123,8 @@ def choose(
             # Half the trees rank settings as well.
             estimator = fit(make(kind, params, seed, N_TREES // 2), points[scale][train], labels[train])
             scores.append(score_labels(labels[held_out], estimator.predict(points[scale][held_out])))
-        mean = pd.DataFrame(scores).mean()
-        ((name, value),) = params.items()
-        rows.append(
-            {"scale": scale, "params": f"{name}={value}", "f1_macro": mean["f1_macro"], "accuracy": mean["accuracy"]}
-        )
+        described = {"scale": scale, "params": ", ".join(f"{name}={value}" for name, value in params.items())}
+        rows.append(described | pd.DataFrame(scores)[["f1_macro", "accuracy"]].mean().to_dict())
     tried = pd.DataFrame(rows, index=pd.RangeIndex(len(rows)).astype(str))  # as h5ad and zarr keep it
     scale, params = candidates[int(tried["f1_macro"].to_numpy().argmax())]
     return ChosenSettings(scale, params, tried)
