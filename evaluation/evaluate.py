@@ -19,7 +19,7 @@ TABLES = (
     "annotation",
     "annotation_tests",
     "clustering",
-    "cluster-composition",
+    "cluster-proportions",
     "clusters",
     "composition",
     "domains",

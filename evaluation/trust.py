@@ -100,7 +100,7 @@ def assessed(adata: ad.AnnData, model: sg.models.Model, trial: pd.Series) -> dic
         "verdict": found["verdict"],
         "because of": "" if found["verdict"] == "fine" else ", ".join(worst),
         "depth": round(found["checks"].loc["depth", "value"]),
-        "distance": round(found["checks"].loc["composition", "value"], 2),
+        "distance": round(found["checks"].loc["expression", "value"], 2),
         "ahead": bool(is_ahead(trial)),
         "RMSE ratio": round(trial["rmse"] / trial["baseline_rmse"], 3),
         "r": round(trial["r_within"], 3),

@@ -183,8 +183,8 @@ FUNCTIONS: dict[str, Function] = {
     "tl.cluster_markers": _function(
         lambda a, k: sg.tl.cluster_markers(a), "uns/sage_cluster_markers", "counts clusters"
     ),
-    "tl.cluster_composition": _function(
-        lambda a, k: sg.tl.cluster_composition(a, "domain"), "uns/sage_cluster_composition", "clusters labels"
+    "tl.cluster_proportions": _function(
+        lambda a, k: sg.tl.cluster_proportions(a, "domain"), "uns/sage_cluster_proportions", "clusters labels"
     ),
     "tl.annotate": _function(
         _small_forests(lambda a, k: sg.tl.annotate(a, "domain", group_key="donor", classifier="forest")),
@@ -258,7 +258,7 @@ PLOTS: dict[str, Function] = {
     "pl.annotation": _function(lambda a, k: sg.pl.annotation(a, "domain", show=False), reads="coordinates annotation"),
     "pl.assessment": _function(lambda a, k: sg.pl.assessment(a), reads="card"),
     "pl.cluster": _function(lambda a, k: sg.pl.cluster(a, show=False), reads="clusters coordinates"),
-    "pl.cluster_composition": _function(lambda a, k: sg.pl.cluster_composition(a), reads="tables"),
+    "pl.cluster_proportions": _function(lambda a, k: sg.pl.cluster_proportions(a), reads="tables"),
     "pl.cluster_markers": _function(lambda a, k: sg.pl.cluster_markers(a), reads="tables"),
     "pl.composition": _function(lambda a, k: sg.pl.composition(a, show=False), reads="coordinates likelihoods"),
     "pl.dose_response": _function(lambda a, k: sg.pl.dose_response(a), reads="screen"),
@@ -541,7 +541,7 @@ def _gap(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-RESULTS = ("perturb_lr", "perturb_targets", "gene_sensitivity", "sage_cluster_markers", "sage_cluster_composition")
+RESULTS = ("perturb_lr", "perturb_targets", "gene_sensitivity", "sage_cluster_markers", "sage_cluster_proportions")
 
 
 def _texts(adata: ad.AnnData) -> None:
@@ -613,10 +613,10 @@ FEW_GENES = {
 NO_GRAPH = {"pp.neighborhood_graph": REFUSED, "pp.neighborhood_graph, knn": REFUSED}
 ON_TOP = {"pp.neighborhood_graph, knn": REFUSED, "pp.pseudospots": REFUSED}
 THREE_SAMPLES = {"benchmark.centroid_distances": REFUSED}
-NO_GAPS = {**THREE_SAMPLES, "tl.cluster_composition": REFUSED}
+NO_GAPS = {**THREE_SAMPLES, "tl.cluster_proportions": REFUSED}
 DRAWN = {"pl.cluster": FINE}
 NAMES = {"tl.annotate": REFUSED}  # classes become names of columns
-COUNTED = {"tl.cluster_composition": FINE}
+COUNTED = {"tl.cluster_proportions": FINE}
 IN_ONE = {**ON_TOP, **OFF_THE_IMAGE, "tl.impute": REFUSED}
 NO_SCORES = {"tl.annotate": FINE, "tl.composition": FINE}  # nothing is held out, which they say
 NO_GENES = {"pp.assess": FINE, "pp.pseudospots": FINE}

@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 
 import sagefm as sg
+from sagefm.tl._labels import classifiers
 from sagefm.tl._labels.composition import score_composition
 from sagefm.tl._labels.labels import score_labels
 from sagefm.tl._points import standardize
@@ -15,7 +16,7 @@ from sagefm.tl._points import standardize
 
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
-    monkeypatch.setattr("sagefm.tl._labels.labels.classifiers.N_TREES", 20)
+    monkeypatch.setattr(classifiers, "N_TREES", 20)
 
 
 def planted(shift=0.0, n=60, groups="ABCD", seed=0, n_classes=3):
@@ -295,12 +296,12 @@ def test_clusters_of_one_spot_and_genes_of_one_name(slide, log):
     assert "'alone'" in log.text
 
 
-def test_cluster_composition_by_hand():
+def test_cluster_proportions_by_hand():
     adata = ad.AnnData(np.ones((8, 1), dtype=np.float32))
     adata.obs["sage_cluster"] = pd.Categorical(list("00001111"))
     adata.obs["tissue"] = list("aaabbbbb")
-    sg.tl.cluster_composition(adata, "tissue")
-    results = adata.uns["sage_cluster_composition"]["results"].set_index(["cluster", "group"])
+    sg.tl.cluster_proportions(adata, "tissue")
+    results = adata.uns["sage_cluster_proportions"]["results"].set_index(["cluster", "group"])
     assert results["n_spots"].to_dict() == {("0", "a"): 3, ("0", "b"): 1, ("1", "a"): 0, ("1", "b"): 4}
     row = results.loc[("0", "a")]
     assert row["share"] == 0.75
@@ -312,4 +313,4 @@ def test_clusters_have_to_be_there(slide):
     with pytest.raises(KeyError, match=r"sg\.tl\.cluster\(adata\)"):
         sg.tl.cluster_markers(slide)
     with pytest.raises(KeyError, match="nowhere"):
-        sg.tl.cluster_composition(slide, "nowhere", "domain")
+        sg.tl.cluster_proportions(slide, "nowhere", "domain")

@@ -43,7 +43,7 @@ def test_every_key_that_is_written_is_in_the_glossary(generated, slide):
     sg.tl.sage_embed(adata, model)
     sg.tl.cluster(adata, n_clusters=3)
     sg.tl.cluster_markers(adata)
-    sg.tl.cluster_composition(adata, "domain")
+    sg.tl.cluster_proportions(adata, "domain")
     sg.tl.impute(adata, ["COL1A1", absent], model, intervals=0.9)
     sg.tl.annotate(adata, "domain")
     sg.tl.composition(adata, "likelihood")

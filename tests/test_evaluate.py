@@ -17,13 +17,13 @@ from sagefm.benchmark._protocol import tasks as _tasks
 from sagefm.benchmark._protocol.folder import Folder
 from sagefm.cli import main
 from sagefm.tl._labels import classifiers
-from sagefm.tl._labels import composition as compositions
+from sagefm.tl._labels.network import fit_network
 
 
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
     """Forests of few trees: what is tested is the way through, not the score."""
-    monkeypatch.setattr("sagefm.tl._labels.labels.classifiers.N_TREES", 10)
+    monkeypatch.setattr(classifiers, "N_TREES", 10)
 
 
 def blobs(seed=0, n=40, groups="ABC"):
@@ -168,16 +168,15 @@ def folder_of_slides(tmp_path_factory):
     return folder
 
 
-class Brief(compositions.Learner):
+def fit_briefly(points, target, **options):
     """Few epochs: what the protocol does with the fits is tested, not they."""
-
-    def __init__(self, n_layers, n_epochs, device, seed):
-        super().__init__(n_layers, 3, device, seed)
+    return fit_network(points, target, **options | {"n_epochs": 3})
 
 
 @pytest.fixture
 def config(folder_of_slides, tmp_path, monkeypatch):
-    monkeypatch.setattr(compositions, "Learner", Brief)
+    for module in ("benchmark._composition", "tl._labels.composition"):
+        monkeypatch.setattr(f"sagefm.{module}.fit_network", fit_briefly)
     monkeypatch.setattr(classifiers, "N_TREES", 10)
     path = tmp_path / "config.toml"
     path.write_text(

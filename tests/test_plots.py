@@ -408,10 +408,10 @@ def test_volcano_colours_and_names_the_genes(slide):
         sg.pl.cluster_markers(slide, "bone")
 
 
-def test_bars_of_cluster_composition_add_up(slide):
+def test_bars_of_cluster_proportions_add_up(slide):
     slide.obs["half"] = (slide.obs["array_row"] < 5).astype(str)
-    sg.tl.cluster_composition(slide, "half", "domain")
-    ax = sg.pl.cluster_composition(slide)
+    sg.tl.cluster_proportions(slide, "half", "domain")
+    ax = sg.pl.cluster_proportions(slide)
     ends = {round(bar.get_y(), 3): 0.0 for bar in ax.patches}
     for bar in ax.patches:
         ends[round(bar.get_y(), 3)] += bar.get_width()

@@ -17,7 +17,7 @@ from spatialdata.transformations import Scale, get_transformation
 
 import sagefm as sg
 from sagefm.pp._regions import pseudospots as _pseudospots
-from sagefm.pp._regions.pseudospots import lattice_points, nearest_centers
+from sagefm.pp._regions.hexagons import lattice_points, nearest_centers
 
 
 def make_bins(n=60, size=8.0, n_genes=7, rng=0, shuffled=True):

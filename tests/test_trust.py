@@ -449,7 +449,7 @@ def test_calibrate(corpus, small, tmp_path, monkeypatch):
     sg.pp.neighborhood_graph(slide)
     sg.pp.assess(slide, read)
     # As near to training as its own sections are to each other.
-    assert slide.uns["sage_assessment"]["checks"].loc["composition", "value"] < 0.3
+    assert slide.uns["sage_assessment"]["checks"].loc["expression", "value"] < 0.3
 
 
 def test_calibration_refusals(corpus, small):
@@ -540,7 +540,7 @@ SHIFTS = {
     "shallow": (lambda a: thinned(a, 0.25), "with care", "depth"),
     "all but empty": (lambda a: thinned(a, 0.03), "outside what the model knows", "depth"),
     "deep": (lambda a: a.__setattr__("X", a.X * 5) or a, "with care", "depth"),
-    "genes exchanged": (renamed, "outside what the model knows", "composition"),
+    "genes exchanged": (renamed, "outside what the model knows", "expression"),
     "mouse": (mouse, "outside what the model knows", "genes"),
     "irregular": (irregular, "with care", "lattice"),
     "scattered": (scattered, "outside what the model knows", "neighbours"),
@@ -574,7 +574,7 @@ def test_card_says_what_it_measured(known_slide, judge):
     means = (dense + adata.obsp["sage_connectivities"] @ dense) / 15
     genes = np.sort(adata.var["sage_gene"][known])
     cosine = unit(means[:, genes]) @ unit(judge.calibration.centroids[:, genes]).T
-    assert checks.loc["composition", "value"] == pytest.approx(np.median(1 - cosine.max(axis=1)), abs=0.005)
+    assert checks.loc["expression", "value"] == pytest.approx(np.median(1 - cosine.max(axis=1)), abs=0.005)
     prior = judge.calibration.prior(checks.loc["genes", "value"])
     assert found["expected_r"] == pytest.approx(prior[np.setdiff1d(np.arange(N), genes)].mean(), rel=1e-4)
     assert "VEGFA" in found["markers_unknown"]

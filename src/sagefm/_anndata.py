@@ -149,9 +149,7 @@ def open_run(
     adata = get_anndata(data, table_key, copy=copy)
     check_key("key_added", key_added)
     owned = (*((slot, key_added) for slot in slots), *more)
-    recorded = adata.uns.get(key_added)
-    params = recorded.get("params") if isinstance(recorded, Mapping) else None
-    is_ours = key_added == default or (isinstance(params, Mapping) and params.get("function") == function)
+    is_ours = key_added == default or recorded_params(adata, key_added).get("function") == function
     for slot, key in () if is_ours else (*owned, ("uns", key_added)):
         if key in getattr(adata, slot):
             raise ValueError(
@@ -159,6 +157,13 @@ def open_run(
                 "or delete it first."
             )
     return Run(adata, function, key_added, owned, copy)
+
+
+def recorded_params(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """What ``uns[key]`` tells of how a result was made; nothing if others made it."""
+    recorded = adata.uns.get(key)
+    params = recorded.get("params") if isinstance(recorded, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
 
 
 def check_free(

@@ -142,7 +142,7 @@ CLUSTER_MARKERS = "sage_cluster_markers"
 """
 uns : ``params``; ``results``, a row for each cluster and gene
 """
-CLUSTER_COMPOSITION = "sage_cluster_composition"
+CLUSTER_PROPORTIONS = "sage_cluster_proportions"
 """
 uns : ``params``; ``results``, a row for each cluster and group
 """

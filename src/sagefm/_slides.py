@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sagefm._types import Floats, Ints
+from sagefm._types import Bools, Floats, Ints, Strings
 from sagefm._utils import check_key, shorten
 
 if TYPE_CHECKING:
@@ -76,10 +76,22 @@ class Libraries:
         Name of each library.
     codes
         Position in ``names`` of every spot's, shape (spots,).
+    key
+        Column of ``obs`` that they come from; None if all spots are of one library.
     """
 
     names: list[str]
     codes: Ints
+    key: str | None = None
+
+    @property
+    def labels(self) -> Strings:
+        """Name of every spot's library."""
+        return np.asarray(self.names, dtype=str)[self.codes]
+
+    def title(self, name: str) -> str:
+        """A library in a message, such as ``slide 'a'``."""
+        return name if self.key is None else f"{self.key} {name!r}"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -94,8 +106,28 @@ class Libraries:
         return (self.codes[spots] == np.arange(len(self.names))[:, None]).astype(float)
 
 
-def split_libraries(adata: AnnData, library_key: str | None, *, single: str = "the slide") -> Libraries:
+def split_libraries(
+    adata: AnnData,
+    library_key: str | None,
+    *,
+    name: str = "library_key",
+    rows: Bools | None = None,
+    single: str = "the slide",
+) -> Libraries:
     """Library of every spot, sorted by name; all spots are of one, named ``single``, without a key.
+
+    Parameters
+    ----------
+    adata
+        Object with the column.
+    library_key
+        Column of ``obs``.
+    name
+        What the user calls this argument.
+    rows
+        Spots to look at; all by default.
+    single
+        Name of the only library.
 
     Raises
     ------
@@ -107,13 +139,15 @@ def split_libraries(adata: AnnData, library_key: str | None, *, single: str = "t
     import pandas as pd
 
     if library_key is None:
-        return Libraries([single], np.zeros(adata.n_obs, dtype=np.int64))
-    check_key("library_key", library_key)
+        return Libraries([single], np.zeros(adata.n_obs if rows is None else int(rows.sum()), dtype=np.int64))
+    check_key(name, library_key)
     if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
-    codes, names = pd.factorize(adata.obs[library_key], sort=True)
+        raise KeyError(f"{name}={library_key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
+    column = adata.obs[library_key]
+    codes, values = pd.factorize(column if rows is None else column[rows], sort=True)
     if (codes < 0).any():
         raise ValueError(f"obs[{library_key!r}] is missing for {(codes < 0).sum()} spots.")
-    if len({str(name) for name in names}) < len(names):
-        raise ValueError(f"obs[{library_key!r}] has libraries of one name and different types: {list(names)}.")
-    return Libraries([str(name) for name in names], codes.astype(np.int64))
+    names = [str(value) for value in values]
+    if twice := repeated(names):
+        raise ValueError(f"obs[{library_key!r}] has values of different types that are named {shorten(twice)}.")
+    return Libraries(names, codes.astype(np.int64), library_key)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from sagefm._anndata import get_anndata
-from sagefm._utils import check_choice, check_whole, progress
+from sagefm._utils import check_choice, check_whole, get_device, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
 from sagefm.tl._labels import classifiers
 from sagefm.tl._labels import composition as compositions
+from sagefm.tl._labels.held_out import predict_held_out
+from sagefm.tl._labels.network import fit_network
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,12 +117,12 @@ def evaluate_composition(
         start = {"representation": rep, "group": group}
         rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
         for depth in depths:
-            learn = compositions.Learner(depth, n_epochs, device, seed)
+            fit = partial(fit_network, n_layers=depth, n_epochs=n_epochs, device=get_device(device), seed=seed)
             seen = {name: view[train] for name, view in views.items()}
             chosen = list(seen)[-1]
-            if len(seen) > 1 and (tried := compositions.predict_held_out(seen, truth[train], groups[train], learn)):
+            if len(seen) > 1 and (tried := predict_held_out(seen, truth[train], groups[train], fit)):
                 chosen = compositions.best_scale(truth[train], tried)
-            found = learn.fit(views[chosen][train], truth[train])(views[chosen][test])
+            found = fit(views[chosen][train], truth[train])(views[chosen][test])
             scores = compositions.score_composition(truth[test], found)
             rows.append({**start, "n_layers": depth, **scores, "scale": chosen})
     return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ from sagefm._types import Floats
 from sagefm._utils import check_whole
 from sagefm.datasets._simulated_image import paint
 from sagefm.models._vocabulary import hest1k
-from sagefm.pp._neighbors import lattice_neighbors
+from sagefm.pp._lattice import lattice_neighbors
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from sagefm import _keys
 from sagefm._anndata import check_free, get_anndata
 from sagefm._settings import logger
+from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
 from sagefm._utils import check_positive, check_whole, progress
 from sagefm.histology.image import Image, find_source, open_image
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
-from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
+from sagefm.pp._graph import check_coordinates, find_coordinates
 from sagefm.pp._regions.regions import find_regions, region_library
 from sagefm.pp._regions.units import find_scales
 
@@ -195,9 +196,7 @@ def _slides(
     adata: AnnData, sdata: SpatialData | None, image: Any, library_key: str | None, spatial_key: str
 ) -> list[_Slide]:
     libraries = split_libraries(adata, library_key)
-    labels: list[str | None] = [None]
-    if library_key is not None:
-        labels = [str(adata.obs[library_key].iloc[rows[0]]) for _, rows in libraries]
+    labels: list[str | None] = [None] if library_key is None else list(libraries.names)
     if isinstance(image, Mapping):
         if library_key is None:
             raise ValueError("image maps slides to images, so library_key has to name the slides' column of obs.")
@@ -210,10 +209,11 @@ def _slides(
         images = dict.fromkeys(map(str, labels), image)
     regions: list[str | None] = [None] * len(libraries)
     if sdata is not None:
-        regions = find_regions(adata, libraries, library_key)
+        regions = find_regions(adata, libraries)
     found, _ = find_coordinates(adata, spatial_key, sdata)
     slides = []
-    for (name, rows), label, region in zip(libraries, labels, regions, strict=True):
+    for (library, rows), label, region in zip(libraries.rows(), labels, regions, strict=True):
+        name = libraries.title(library)
         xy = check_coordinates(adata, found, spatial_key, rows, name)[:, :2]
         slides.append(_Slide(adata, sdata, name, label, rows, xy, images[str(label)], region))
     return slides
@@ -237,8 +237,9 @@ def open_patches(adata: AnnData, sdata: SpatialData | None, key: str) -> Iterato
     library_key, spatial_key = params.get("library_key"), params["spatial_key"]
     found, _ = find_coordinates(adata, spatial_key, sdata)
     sources = record["images"].set_index("slide").to_dict(orient="index")
-    for name, rows in split_libraries(adata, library_key):
-        label = "" if library_key is None else str(adata.obs[library_key].iloc[rows[0]])
+    libraries = split_libraries(adata, library_key)
+    for library, rows in libraries.rows():
+        name, label = libraries.title(library), "" if library_key is None else library
         if label not in sources:
             raise KeyError(f"{name} has no image in adata.uns[{key!r}]. Run sg.pp.histology_patches again.")
         source = {key: value for key, value in sources[label].items() if value != ""}

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import check_free, get_anndata, recorded_params
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
 from sagefm._utils import check_choice, check_positive, check_whole, progress
@@ -31,7 +31,7 @@ from sagefm.histology.expression import (
 from sagefm.histology.locate import get_params, open_patches
 from sagefm.models import Encoder, load_encoder
 from sagefm.tl._labels import classifiers
-from sagefm.tl._labels.held_out import check_same_model, recorded_params
+from sagefm.tl._labels.held_out import check_same_model
 from sagefm.tl._points import get_column, get_points, standardize
 
 if TYPE_CHECKING:

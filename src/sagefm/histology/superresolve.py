@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._settings import logger
+from sagefm._slides import split_libraries
 from sagefm._utils import check_key, check_positive
 from sagefm.histology.embed import Describe
 from sagefm.histology.expression import Fitted, Floats, Ridge, read_target
@@ -22,7 +23,6 @@ from sagefm.histology.patches import Patches, glass_density, tissue_fraction
 from sagefm.histology.predict import FUNCTION as PREDICTED
 from sagefm.histology.predict import Regression, features
 from sagefm.models import Encoder
-from sagefm.pp._graph import split_libraries
 from sagefm.pp._regions.regions import add_spots, find_regions, refuse_taken
 from sagefm.pp._regions.units import find_scales
 from sagefm.tl._points import get_column, get_points, standardize_like
@@ -138,7 +138,7 @@ def superresolve_expression(
     describe.check(cut["size"])
     library_key = cut.get("library_key")
     libraries = split_libraries(adata, library_key)
-    labels = [None if library_key is None else str(adata.obs[library_key].iloc[rows[0]]) for _, rows in libraries]
+    labels: list[str | None] = [None] if library_key is None else list(libraries.names)
     if microns_per_unit is None:
         microns_per_unit = cut.get("microns_per_unit")
     scales = find_scales(adata, labels, microns_per_unit)
@@ -179,7 +179,7 @@ def superresolve_expression(
     logger.info("Predicted %d genes at %d points.", dense.n_vars, dense.n_obs)
     if sdata is not None:
         sizes = [len(found) for found in values]
-        regions = find_regions(adata, libraries, library_key)
+        regions = find_regions(adata, libraries)
         sources = [region for region, size in zip(regions, sizes, strict=True) for _ in range(size)]
         radius = np.repeat(stride / 2 / np.array(scales), sizes)
         dense = add_spots(sdata, dense, np.vstack(xy), radius, sources, *_element_names(key_added))

@@ -6,7 +6,7 @@ from sagefm import _lazy
 from sagefm.pl._annotation import annotation, composition
 from sagefm.pl._assessment import assessment
 from sagefm.pl._benchmark import benchmark_violin
-from sagefm.pl._cluster_genes import cluster_composition, cluster_markers
+from sagefm.pl._cluster_genes import cluster_markers, cluster_proportions
 from sagefm.pl._embedding import cluster
 from sagefm.pl._heterogeneity import centroid_distances, distance_error
 from sagefm.pl._imputation import imputation
@@ -31,8 +31,8 @@ __all__ = [
     "benchmark_violin",
     "centroid_distances",
     "cluster",
-    "cluster_composition",
     "cluster_markers",
+    "cluster_proportions",
     "composition",
     "distance_error",
     "dose_response",

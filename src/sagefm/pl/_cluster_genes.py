@@ -99,10 +99,10 @@ def cluster_markers(
     return finish(ax, save)
 
 
-def cluster_composition(
+def cluster_proportions(
     adata: AnnData | SpatialData,
     *,
-    key: str = _keys.CLUSTER_COMPOSITION,
+    key: str = _keys.CLUSTER_PROPORTIONS,
     ax: Axes | None = None,
     table_key: str = "table",
     save: str | Path | None = None,
@@ -112,9 +112,9 @@ def cluster_composition(
     Parameters
     ----------
     adata
-        Slides after :func:`sagefm.tl.cluster_composition`.
+        Slides after :func:`sagefm.tl.cluster_proportions`.
     key
-        Where :func:`sagefm.tl.cluster_composition` wrote, its ``key_added``.
+        Where :func:`sagefm.tl.cluster_proportions` wrote, its ``key_added``.
     ax
         Axes to draw into; new ones by default.
     table_key
@@ -140,13 +140,13 @@ def cluster_composition(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
     >>> adata.obs["half"] = (adata.obs["array_row"] < 5).astype(str)
-    >>> sg.tl.cluster_composition(adata, "half", "domain")
-    >>> ax = sg.pl.cluster_composition(adata)
+    >>> sg.tl.cluster_proportions(adata, "half", "domain")
+    >>> ax = sg.pl.cluster_proportions(adata)
     """
     import matplotlib as mpl
 
     columns = ["cluster", "group", "n_spots", "share"]
-    run = "sg.tl.cluster_composition(adata, ...)"
+    run = "sg.tl.cluster_proportions(adata, ...)"
     results = get_result(get_anndata(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
     shares = results.pivot(index="cluster", columns="group", values="share")
     order = list(dict.fromkeys(results["cluster"]))

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
+from sagefm._types import Array, Floats, Floats32, Ints
 from sagefm._utils import check_key
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ MAX_COUNT = 2**31
 class Block:
     """log1p counts of some rows: a dense array, and the non-zeros of the remaining genes as in CSR."""
 
-    dense: NDArray[np.float32]
+    dense: Floats32
     genes: NDArray[np.int32]
-    values: NDArray[np.float32]
-    indptr: NDArray[np.int64]
+    values: Floats32
+    indptr: Ints
 
-    def nonzeros(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
+    def nonzeros(self, start: int, stop: int) -> tuple[NDArray[np.int32], Floats32, Ints]:
         """Gene (counted from ``start``), value, and first entry of each row, for sparse genes start to stop."""
         picked = np.flatnonzero((self.genes >= start) & (self.genes < stop))
         return (
@@ -68,7 +69,7 @@ class Counts:
         While reading: if a value is negative, not finite or, in a sample, not whole.
     """
 
-    def __init__(self, adata: AnnData, index: NDArray[np.int64], layer: str | None = None) -> None:
+    def __init__(self, adata: AnnData, index: Ints, layer: str | None = None) -> None:
         if layer is not None:
             check_key("layer", layer)
         if layer is not None and layer not in adata.layers:
@@ -90,10 +91,10 @@ class Counts:
         self.index = index
         has_gene = np.zeros(index.max(initial=-1) + 1, dtype=bool)
         has_gene[index[index >= 0]] = True
-        self.genes: NDArray[np.int64] = np.flatnonzero(has_gene)
+        self.genes: Ints = np.flatnonzero(has_gene)
         """Vocabulary indices of the genes that the slide has, ascending."""
 
-    def density(self) -> NDArray[np.float64]:
+    def density(self) -> Floats:
         """Share of spots that each of ``genes`` is found in, estimated on some of them."""
         start = max(0, (self.n_obs - DENSITY_SPOTS) // 2)
         block = self._read(slice(start, min(start + DENSITY_SPOTS, self.n_obs)))
@@ -102,7 +103,7 @@ class Counts:
         np.maximum.at(density, self.index, found)
         return density[self.genes]
 
-    def reader(self, dense: NDArray[np.int64], sparse_: NDArray[np.int64]) -> Callable[[slice], Block]:
+    def reader(self, dense: Ints, sparse_: Ints) -> Callable[[slice], Block]:
         """Return a function that reads rows as log1p counts of some genes.
 
         Parameters
@@ -125,7 +126,7 @@ class Counts:
         is_doubled = np.bincount(codes_used, minlength=1).max() > 1
         buffer = np.empty((0, n_dense + 1), dtype=np.float32)
 
-        def fill(part: sparse.csr_matrix, out: NDArray[np.float32]) -> Block:
+        def fill(part: sparse.csr_matrix, out: Floats32) -> Block:
             has_zeros = self._check(part.data)
             # This may share memory with the user's matrix, so nothing is changed in place.
             data = part.data.astype(np.float32, copy=False)
@@ -168,7 +169,7 @@ class Counts:
 
         return read
 
-    def log1p(self, genes: NDArray[np.int64], batch_size: int, scratch: Scratch | None = None) -> sparse.csr_matrix:
+    def log1p(self, genes: Ints, batch_size: int, scratch: Scratch | None = None) -> sparse.csr_matrix:
         """log1p counts of some genes on the whole slide, shape (spots, genes); 0 for genes that it lacks."""
         read = self.reader(np.empty(0, dtype=np.int64), genes)
 
@@ -204,7 +205,7 @@ class Counts:
         if dtype.kind not in "fiub":
             raise ValueError(f"{self.name} holds values of type {dtype}, which are no counts. {self._hint}")
 
-    def _check(self, values: NDArray[Any]) -> bool:
+    def _check(self, values: Array) -> bool:
         """Refuse what is no count; return whether any value is 0."""
         self._check_type(values.dtype)
         if not len(values):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
 from sagefm._settings import logger
+from sagefm._types import Array, Bools, Ints
 from sagefm._utils import check_key, shorten
 from sagefm.models._vocabulary import Vocabulary, ensembl_ids, hest1k
 
@@ -28,7 +28,8 @@ WARN_COVERAGE = 0.7
 MIN_COVERAGE = 0.3
 # Real sections have up to five columns that are another name of a gene which they have by its better one.
 WARN_IGNORED = 20
-BY_SYMBOL, BY_ENSEMBL_ID, BY_OTHER_SYMBOL, UNKNOWN = 0, 1, 2, 3
+# Ways of naming a gene, from the best.
+WAYS = ("by_symbol", "by_ensembl_id", "by_other_symbol")
 
 
 def align_genes(
@@ -121,15 +122,15 @@ def align_genes(
 class Alignment:
     """Vocabulary index of every column (-1 for none), and the report of :func:`align_genes`."""
 
-    index: NDArray[np.int64]
+    index: Ints
     report: dict[str, Any]
 
     @property
-    def measured(self) -> NDArray[np.int64]:
+    def measured(self) -> Ints:
         """Vocabulary indices of the genes that the slide has, ascending."""
         return np.unique(self.index[self.index >= 0])
 
-    def find(self, adata: AnnData, vocabulary: Vocabulary, names: Sequence[str]) -> NDArray[np.int64]:
+    def find(self, adata: AnnData, vocabulary: Vocabulary, names: Sequence[str]) -> Ints:
         """Vocabulary index of each gene by the column of that name, else as the vocabulary knows it; -1 for none."""
         of_column = dict(zip(adata.var_names, self.index, strict=True))
         by_column = np.array([of_column.get(name, -1) for name in names], dtype=np.int64)
@@ -178,31 +179,16 @@ def match_genes(
     names = _names(adata, gene_symbols) if names is None else names
     listed_ids = [] if gene_symbols == _keys.ORTHOLOG else _listed_ids(adata)  # of the other species
 
-    # Best way of naming a gene first, each on the columns that are left. A column with an Ensembl id that
-    # agrees with its other symbol is found by the id; with one that doesn't, the symbol is not believed.
-    index = vocabulary.find_symbols(names)
-    rank = np.where(index >= 0, BY_SYMBOL, UNKNOWN)
-    left = np.flatnonzero(index < 0)
-    ids = ensembl_ids(names[i] for i in left)
-    if listed_ids:
-        ids = [own or listed for own, listed in zip(ids, ensembl_ids(listed_ids[i] for i in left), strict=True)]
-    index[left] = vocabulary.find_ensembl_ids(ids)
-    rank[left[index[left] >= 0]] = BY_ENSEMBL_ID
-    left = left[[not gene_id for gene_id in ids]]
-    index[left] = vocabulary.find_other_symbols([names[i] for i in left])
-    rank[left[index[left] >= 0]] = BY_OTHER_SYMBOL
-
-    best = np.full(len(vocabulary), UNKNOWN)
-    known = index >= 0
-    np.minimum.at(best, index[known], rank[known])
-    outranked = np.zeros(len(names), dtype=bool)
-    outranked[known] = rank[known] > best[index[known]]
-    index[outranked] = -1
-    rank[outranked] = UNKNOWN
-
+    index, way, outranked = _find_columns(names, listed_ids, vocabulary)
     matched, n_columns = np.unique(index[index >= 0], return_counts=True)
     missing = np.setdiff1d(np.arange(len(vocabulary)), matched)
     coverage = len(matched) / len(vocabulary)
+    if coverage < min_coverage:
+        raise ValueError(
+            f"the slide has {len(matched)} of the model's {len(vocabulary)} genes ({coverage:.1%}), less than "
+            f"min_coverage={min_coverage:g}. {hint_at_names(adata, gene_symbols)}"
+            f"To go on regardless, run sg.pp.align_genes(adata, min_coverage={np.floor(coverage * 100) / 100:g}) first."
+        )
     report: dict[str, Any] = {
         "vocabulary": vocabulary.name,
         "sha256": vocabulary.sha256,
@@ -211,9 +197,7 @@ def match_genes(
         "n_matched": len(matched),
         "n_vocabulary": len(vocabulary),
         "coverage": coverage,
-        "by_symbol": int((rank == BY_SYMBOL).sum()),
-        "by_ensembl_id": int((rank == BY_ENSEMBL_ID).sum()),
-        "by_other_symbol": int((rank == BY_OTHER_SYMBOL).sum()),
+        **{name: int((way == number).sum()) for number, name in enumerate(WAYS)},
         "missing": [vocabulary.symbols[i] for i in missing],
         "ignored": [names[i] for i in np.flatnonzero(outranked)],
     }
@@ -221,39 +205,57 @@ def match_genes(
         report["gene_symbols"] = gene_symbols
     if gene_symbols == _keys.ORTHOLOG:
         report["orthologs"] = True
-    if coverage < min_coverage:
-        raise ValueError(
-            f"the slide has {len(matched)} of the model's {len(vocabulary)} genes ({coverage:.1%}), less than "
-            f"min_coverage={min_coverage:g}. {hint_at_names(adata, gene_symbols)}"
-            f"To go on regardless, run sg.pp.align_genes(adata, min_coverage={np.floor(coverage * 100) / 100:g}) first."
-        )
+    _log_matches(report, [vocabulary.symbols[i] for i in matched[n_columns > 1]])
+    return Alignment(index, report)
+
+
+def _find_columns(names: list[str], listed_ids: list[str], vocabulary: Vocabulary) -> tuple[Ints, Ints, Bools]:
+    """Gene of each column, the way it was found, and columns whose gene another one names in a better way.
+
+    Best way of naming a gene first, each on the columns that are left. A column with an Ensembl id that agrees with
+    its other symbol is found by the id; with one that doesn't, the symbol is not believed.
+    """
+    index = vocabulary.find_symbols(names)
+    way = np.where(index >= 0, 0, len(WAYS))
+    left = np.flatnonzero(index < 0)
+    ids = ensembl_ids(names[i] for i in left)
+    if listed_ids:
+        ids = [own or listed for own, listed in zip(ids, ensembl_ids(listed_ids[i] for i in left), strict=True)]
+    index[left] = vocabulary.find_ensembl_ids(ids)
+    way[left[index[left] >= 0]] = 1
+    left = left[[not gene_id for gene_id in ids]]
+    index[left] = vocabulary.find_other_symbols([names[i] for i in left])
+    way[left[index[left] >= 0]] = 2
+
+    known = index >= 0
+    best = np.full(len(vocabulary), len(WAYS))
+    np.minimum.at(best, index[known], way[known])
+    outranked = known & (way > best[index])
+    index[outranked], way[outranked] = -1, len(WAYS)
+    return index, way, outranked
+
+
+def _log_matches(report: dict[str, Any], doubled: list[str]) -> None:
     logger.info(
         "Matched %d of %d genes (%.1f %%): %d columns by symbol, %d by Ensembl id, %d by another symbol.",
-        len(matched),
-        len(vocabulary),
-        100 * coverage,
-        report["by_symbol"],
-        report["by_ensembl_id"],
-        report["by_other_symbol"],
+        *(report["n_matched"], report["n_vocabulary"], 100 * report["coverage"]),
+        *(report[way] for way in WAYS),
     )
-    if (n_columns > 1).any():
-        doubled = [vocabulary.symbols[i] for i in matched[n_columns > 1]]
+    if doubled:
         logger.info("Several columns are one gene and are added up: %s.", shorten(doubled))
     if len(report["ignored"]) > WARN_IGNORED:
         logger.warning(
             "%d columns are not read, as the slide has their genes by a better name: %s. If slides whose genes are "
             "named differently were joined, their counts are lost: name the genes alike first, or embed each slide by "
             "itself.",
-            len(report["ignored"]),
-            shorten(report["ignored"]),
+            *(len(report["ignored"]), shorten(report["ignored"])),
         )
-    if coverage < WARN_COVERAGE:
+    if report["coverage"] < WARN_COVERAGE:
         logger.warning(
             "The slide has only %.1f %% of the model's genes; the others count as zero, which the model has "
             "hardly seen in training. Trust results the less.",
-            100 * coverage,
+            100 * report["coverage"],
         )
-    return Alignment(index, report)
 
 
 def _names(adata: AnnData, gene_symbols: str | None) -> list[str]:
@@ -272,7 +274,7 @@ def _listed_ids(adata: AnnData) -> list[str]:
     return [] if key is None else adata.var[key].map(str).tolist()
 
 
-def _fingerprint(names: list[str], ids: list[str], index: NDArray[Any]) -> str:
+def _fingerprint(names: list[str], ids: list[str], index: Array) -> str:
     """Digest of what an alignment was made from, and of itself."""
     numbers = index.astype(np.int64).tobytes() if index.dtype.kind in "iu" else b""
     return hashlib.sha256("\n".join([*names, "", *ids, ""]).encode() + numbers).hexdigest()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._anndata import get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
-from sagefm._types import Floats, Ints
+from sagefm._slides import Libraries, split_libraries
+from sagefm._types import Array, Bools, Floats, Ints
 from sagefm._utils import check_choice, check_key, check_whole, shorten
-from sagefm.pp._neighbors import is_hexagonal, lattice_neighbors, nearest_neighbors
+from sagefm.pp._lattice import array_positions, is_hexagonal, lattice_neighbors, refuse_doubled, refuse_exchanged
+from sagefm.pp._neighbors import nearest_neighbors
 from sagefm.pp._regions.regions import region_coordinates, region_library
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from scipy import sparse
     from spatialdata import SpatialData
@@ -107,94 +107,113 @@ def neighborhood_graph(
     (100, 100)
     """
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
     check_choice("method", method, ("auto", "visium", "knn"))
     n_spots = check_whole("n_spots", n_spots, 2)
     check_key("key_added", key_added)
     key_added = key_added.removesuffix("_connectivities")
+    connectivities_key, distances_key, far_key, key = (
+        name.format(key_added) for name in (_keys.CONNECTIVITIES, _keys.DISTANCES, _keys.FAR_NEIGHBORS, _keys.NEIGHBORS)
+    )
     sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_anndata(adata, table_key, copy=copy)
-    by_region = region_library(adata) if sdata is not None and library_key is None else None
-    library_key = by_region if library_key is None else library_key
-    libraries = split_libraries(adata, library_key)
-    for name, spots in libraries:
+    more = [("obsp", connectivities_key), ("obsp", distances_key), ("obs", far_key)]
+    default = _keys.NEIGHBORS.format(_keys.GRAPH)
+    run = open_run(adata, "pp.neighborhood_graph", key, default, more=more, table_key=table_key, copy=copy)
+    slide = run.adata
+    if sdata is not None and library_key is None and (library_key := region_library(slide)) is not None:
+        logger.info("The table annotates several regions: neighbours stay within obs['%s'].", library_key)
+    libraries = split_libraries(slide, library_key)
+    for name, spots in libraries.rows():
         if len(spots) < n_spots:
             raise ValueError(
-                f"{name} has {len(spots)} spots, fewer than the n_spots={n_spots} of a neighbourhood. "
-                "Remove it or set a smaller n_spots."
+                f"{libraries.title(name)} has {len(spots)} spots, fewer than the n_spots={n_spots} of a "
+                "neighbourhood. Remove it or set a smaller n_spots."
             )
-    used, reason = _choose(adata, method, libraries)
+    used, reason = _choose(slide, method, libraries)
     try:
-        coordinates, from_regions = find_coordinates(adata, spatial_key, sdata)
+        coordinates, from_regions = find_coordinates(slide, spatial_key, sdata)
     except (KeyError, ValueError):
         if used == "knn":
             raise
         coordinates, from_regions = np.empty((0, 0)), False  # the lattice doesn't need them
-    if used == "visium":
-        for name, spots in libraries:
-            positions = _array_positions(adata, spots)
-            _refuse_doubled(positions, name)
-            _refuse_exchanged(adata, positions, spots, coordinates, spatial_key, name)
-    k = n_spots - 1
-    neighbors = np.empty((adata.n_obs, k), dtype=np.int64)
-    distances = np.empty((adata.n_obs, k))
-    far = np.zeros(adata.n_obs, dtype=bool)
-    for name, spots in libraries:
-        if used == "visium":
-            found, length, spacing = lattice_neighbors(_array_positions(adata, spots), k)
-        else:
-            checked = check_coordinates(adata, coordinates, spatial_key, spots, name)
-            found, length, spacing = nearest_neighbors(checked, k)
-        neighbors[spots], distances[spots] = spots[found], length
-        far[spots] = length[:, -1] > FAR_SPACINGS * spacing
-
-    # Sorted columns: CSR that every library takes as it is.
-    order = np.argsort(neighbors, axis=1)
-    indices = np.take_along_axis(neighbors, order, axis=1).ravel()
-    indptr = np.arange(0, adata.n_obs * k + 1, k)
-    shape = (adata.n_obs, adata.n_obs)
-    lengths = np.take_along_axis(distances, order, axis=1).ravel()
-
-    connectivities_key = _keys.CONNECTIVITIES.format(key_added)
-    distances_key = _keys.DISTANCES.format(key_added)
-    adata.obsp[connectivities_key] = csr_matrix((np.ones(len(indices), dtype=np.float32), indices, indptr), shape)
-    adata.obsp[distances_key] = csr_matrix((lengths, indices, indptr), shape)
-    adata.obs[_keys.FAR_NEIGHBORS.format(key_added)] = far
-    params: dict[str, object] = {"method": used, "n_spots": int(n_spots), "n_neighbors": int(k)}
-    params["distance_unit"] = "lattice spacing" if used == "visium" else f"obsm['{spatial_key}']"
-    if library_key is not None:
-        params["library_key"] = library_key
-    adata.uns[_keys.NEIGHBORS.format(key_added)] = {
-        "connectivities_key": connectivities_key,
-        "distances_key": distances_key,
-        "params": params,
-    }
+    distances, far = _connect(slide, libraries, used, n_spots - 1, coordinates, spatial_key)
+    connectivities = distances.astype(np.float32)
+    connectivities.data[:] = 1
+    written = dict(zip(more, (connectivities, distances, far), strict=True))
     if from_regions:
-        adata.obsm[spatial_key] = coordinates
+        written["obsm", spatial_key] = coordinates
         logger.info("Took the coordinates from the centroids of the table's regions; wrote obsm['%s'].", spatial_key)
-    if by_region is not None:
-        logger.info("The table annotates several regions: neighbours stay within obs['%s'].", by_region)
     if far.any():
         logger.warning(
             "%d of %d spots have their last neighbour more than %g spacings away (scattered spots or islands). "
             "The model has seen no such neighbourhoods; they are True in obs['%s'].",
-            far.sum(),
-            adata.n_obs,
-            FAR_SPACINGS,
-            _keys.FAR_NEIGHBORS.format(key_added),
+            *(far.sum(), slide.n_obs, FAR_SPACINGS, far_key),
         )
     logger.info(
         "Connected %d spots on %d slide(s) with %d neighbours each by method '%s'%s; wrote obsp['%s'], obsp['%s'].",
-        adata.n_obs,
-        len(libraries),
-        k,
-        used,
-        reason,
-        connectivities_key,
-        distances_key,
+        *(slide.n_obs, len(libraries), n_spots - 1, used, reason, connectivities_key, distances_key),
     )
-    return adata if copy else None
+    params = {
+        "method": used,
+        "n_spots": n_spots,
+        "n_neighbors": n_spots - 1,
+        "distance_unit": "lattice spacing" if used == "visium" else f"obsm['{spatial_key}']",
+        "library_key": library_key,
+    }
+    return run.commit(written, params, connectivities_key=connectivities_key, distances_key=distances_key)
+
+
+def _choose(adata: AnnData, method: Method, libraries: Libraries) -> tuple[str, str]:
+    """Method to use, and why where the choice was left open."""
+    if method != "auto":
+        return method, ""
+    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
+        return "knn", " (no array_row and array_col in obs)"
+    for name, spots in libraries.rows():
+        try:
+            positions = array_positions(adata, spots)
+        except ValueError as error:
+            return "knn", f" ({error})"
+        # Slides on top of each other: coordinates would mix them just as well.
+        refuse_doubled(positions, libraries.title(name))
+        if not is_hexagonal(positions):
+            return "knn", " (array_row and array_col are no hexagonal lattice)"
+    return "visium", ""
+
+
+def _connect(
+    adata: AnnData, libraries: Libraries, method: str, k: int, found: Array, spatial_key: str
+) -> tuple[sparse.csr_matrix, Bools]:
+    """Distances to the k nearest spots of the same slide, and which spots have far ones."""
+    from scipy.sparse import csr_matrix
+
+    neighbors, distances = np.empty((adata.n_obs, k), dtype=np.int64), np.empty((adata.n_obs, k))
+    far = np.zeros(adata.n_obs, dtype=bool)
+    for name, spots in libraries.rows():
+        title = libraries.title(name)
+        if method == "visium":
+            positions = array_positions(adata, spots)
+            _check_positions(adata, positions, spots, found, spatial_key, title)
+            nearest, length, spacing = lattice_neighbors(positions, k)
+        else:
+            coordinates = check_coordinates(adata, found, spatial_key, spots, title)
+            nearest, length, spacing = nearest_neighbors(coordinates, k)
+        neighbors[spots], distances[spots] = spots[nearest], length
+        far[spots] = length[:, -1] > FAR_SPACINGS * spacing
+    indptr = np.arange(0, adata.n_obs * k + 1, k)
+    graph = csr_matrix((distances.ravel(), neighbors.ravel(), indptr), (adata.n_obs, adata.n_obs))
+    graph.sort_indices()
+    return graph, far
+
+
+def _check_positions(adata: AnnData, positions: Ints, spots: Ints, found: Array, spatial_key: str, title: str) -> None:
+    """Refuse lattice positions that are doubled or, if there are coordinates to tell, exchanged."""
+    refuse_doubled(positions, title)
+    try:
+        coordinates = check_coordinates(adata, found, spatial_key, spots, title)
+    except ValueError:
+        return  # absent or no good, and the lattice doesn't need them
+    refuse_exchanged(positions, coordinates, spatial_key, title)
 
 
 def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
@@ -222,85 +241,7 @@ def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
     return graph
 
 
-def split_libraries(adata: AnnData, library_key: str | None) -> list[tuple[str, Ints]]:
-    """Return a printable name and the row numbers of each slide."""
-    if library_key is None:
-        return [("the slide", np.arange(adata.n_obs))]
-    check_key("library_key", library_key)
-    if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs.")
-    column: pd.Series = adata.obs[library_key]
-    if column.isna().any():
-        raise ValueError(f"obs[{library_key!r}] is missing for {int(column.isna().sum())} spots.")
-    return [(f"{library_key} {name!r}", np.flatnonzero((column == name).to_numpy())) for name in column.unique()]
-
-
-def _choose(adata: AnnData, method: Method, libraries: list[tuple[str, Ints]]) -> tuple[str, str]:
-    """Method to use, and why where the choice was left open."""
-    if method != "auto":
-        return method, ""
-    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
-        return "knn", " (no array_row and array_col in obs)"
-    for name, spots in libraries:
-        try:
-            positions = _array_positions(adata, spots)
-        except ValueError as error:
-            return "knn", f" ({error})"
-        # Slides on top of each other: coordinates would mix them just as well.
-        _refuse_doubled(positions, name)
-        if not is_hexagonal(positions):
-            return "knn", " (array_row and array_col are no hexagonal lattice)"
-    return "visium", ""
-
-
-def _array_positions(adata: AnnData, spots: Ints) -> Ints:
-    """Lattice rows and columns of the spots of one slide, shape (spots, 2)."""
-    columns = []
-    for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL):
-        if key not in adata.obs:
-            raise KeyError(f"{key!r} not in adata.obs. Use method='knn' for a slide without lattice positions.")
-        try:
-            values = adata.obs[key].to_numpy()[spots].astype(float)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"obs[{key!r}] holds no numbers: {error}") from error
-        if not np.isfinite(values).all() or (values != np.rint(values)).any() or (abs(values) > 2**31).any():
-            raise ValueError(f"obs[{key!r}] holds values that are no whole lattice positions")
-        columns.append(values.astype(np.int64))
-    return np.column_stack(columns)
-
-
-def _refuse_doubled(positions: Ints, name: str) -> None:
-    n_doubled = len(positions) - len(np.unique(positions, axis=0))
-    if n_doubled:
-        raise ValueError(
-            f"{n_doubled} spots of {name} share their array_row and array_col with another one. If the object holds "
-            "several slides, pass library_key='...', the column of obs that tells them apart; else use method='knn'."
-        )
-
-
-def _refuse_exchanged(
-    adata: AnnData, positions: Ints, spots: Ints, found: NDArray[Any], spatial_key: str, name: str
-) -> None:
-    """Refuse lattice positions whose rows and columns are exchanged, told by the coordinates where there are any.
-
-    A step of one row is √3 times as long as a step of one column on the hexagonal lattice, and as long where
-    the coordinates are the lattice positions themselves; exchanged, it is 1/√3 times as long.
-    """
-    try:
-        coordinates = check_coordinates(adata, found, spatial_key, spots, name)
-    except ValueError:
-        return  # absent or no good, and this method doesn't need them
-    steps = np.linalg.lstsq(np.column_stack([positions, np.ones(len(spots))]), coordinates, rcond=None)[0]
-    row, col = np.linalg.norm(steps[:2], axis=1)
-    if row < 0.75 * col:
-        raise ValueError(
-            f"array_row and array_col of {name} look exchanged: by obsm[{spatial_key!r}] a step of one row is "
-            f"{row / max(col, 1e-12):.2f} times as long as a step of one column, where it should be 1.73 times. "
-            "Exchange the columns, or use method='knn'."
-        )
-
-
-def find_coordinates(adata: AnnData, spatial_key: str, sdata: SpatialData | None) -> tuple[NDArray[Any], bool]:
+def find_coordinates(adata: AnnData, spatial_key: str, sdata: SpatialData | None) -> tuple[Array, bool]:
     """Coordinates from ``obsm``, else from the regions of the table's SpatialData; whether from the latter."""
     if spatial_key in adata.obsm:
         found = adata.obsm[spatial_key]
@@ -314,7 +255,7 @@ def find_coordinates(adata: AnnData, spatial_key: str, sdata: SpatialData | None
         raise KeyError(f"{absent} They can't be taken from regions either: {error.args[0]}") from error
 
 
-def check_coordinates(adata: AnnData, found: NDArray[Any], spatial_key: str, spots: Ints, name: str) -> Floats:
+def check_coordinates(adata: AnnData, found: Array, spatial_key: str, spots: Ints, name: str) -> Floats:
     """Coordinates of the spots of one slide, checked."""
     if found.ndim != 2 or found.shape[1] not in (2, 3):
         raise ValueError(f"obsm[{spatial_key!r}] has shape {found.shape}, expected (spots, 2) or (spots, 3).")

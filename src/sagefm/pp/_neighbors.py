@@ -1,4 +1,4 @@
-"""Nearest spots on a lattice and in space, with ties that don't depend on chance. Knows arrays only."""
+"""Nearest spots in space, with ties that don't depend on chance. Knows arrays only."""
 
 from __future__ import annotations
 
@@ -16,81 +16,6 @@ if TYPE_CHECKING:
 TIE_TOLERANCE = 1e-6
 # Points looked up together, and the side of the squares (in spacings) that they are taken from in turn.
 POINTS_AT_A_TIME, SIDE = 32_768, 64
-
-
-def is_hexagonal(positions: Ints) -> bool:
-    """Whether row and column have one parity sum, and spots touch along rows and across them."""
-    if len(np.unique(positions.sum(axis=1) % 2)) > 1:
-        return False
-    lookup = _Lookup(positions)
-    along = (lookup(positions + np.array([0, 2])) >= 0).mean()
-    across = ((lookup(positions + np.array([1, 1])) >= 0) | (lookup(positions + np.array([1, -1])) >= 0)).mean()
-    return bool(along > 0.02 and across > 0.02)
-
-
-class _Lookup:
-    """Number of the spot at a lattice position, -1 where there is none."""
-
-    def __init__(self, positions: Ints) -> None:
-        self.low = positions.min(axis=0)
-        self.span = positions.max(axis=0) - self.low + 1
-        code = self._encode(positions)
-        self.order = np.argsort(code)
-        self.codes = code[self.order]
-
-    def _encode(self, positions: Ints) -> Ints:
-        shifted = positions - self.low
-        return shifted[..., 0] * self.span[1] + shifted[..., 1]
-
-    def __call__(self, positions: Ints) -> Ints:
-        inside = ((positions >= self.low) & (positions < self.low + self.span)).all(axis=-1)
-        code = self._encode(positions)
-        at = np.minimum(np.searchsorted(self.codes, code), len(self.codes) - 1)
-        return np.where(inside & (self.codes[at] == code), self.order[at], -1)
-
-
-def _lattice_offsets(reach: int) -> Ints:
-    """Every offset (Δrow, Δcol, d²) up to ``reach`` rows away, in the order of the neighbourhood."""
-    rows, cols = np.arange(-reach, reach + 1), np.arange(-2 * reach, 2 * reach + 1)
-    row, col = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
-    square = col**2 + 3 * row**2
-    # Up to this radius the window is complete: what lies outside is further away.
-    keep = ((row + col) % 2 == 0) & (square > 0) & (square <= 3 * reach**2)
-    row, col = row[keep], col[keep]
-    order = _lattice_order(row, col)
-    return np.column_stack([row, col, square[keep]])[order]
-
-
-def _lattice_order(row: Ints, col: Ints) -> Ints:
-    """Order of lattice offsets: by d² = Δcol² + 3Δrow², ties by |Δrow|, then Δcol, then Δrow."""
-    return np.lexsort((row, col, abs(row), col**2 + 3 * row**2))
-
-
-def lattice_neighbors(positions: Ints, k: int) -> tuple[Ints, Floats, float]:
-    """Nearest k spots on the hexagonal lattice, their distances in spacings, and the spacing (1)."""
-    if len(np.unique(positions.sum(axis=1) % 2)) > 1:
-        raise ValueError(
-            "array_row + array_col is both even and odd: the spots are on no hexagonal lattice. Use method='knn'."
-        )
-    n = len(positions)
-    lookup = _Lookup(positions)
-    neighbors = np.empty((n, k), dtype=np.int64)
-    squares = np.empty((n, k), dtype=np.int64)
-    filled = np.zeros(n, dtype=np.int64)
-    todo = np.arange(n)
-    for row, col, square in _lattice_offsets(reach=32):
-        found = lookup(positions[todo] + (row, col))
-        spots, found = todo[found >= 0], found[found >= 0]
-        neighbors[spots, filled[spots]], squares[spots, filled[spots]] = found, square
-        filled[spots] += 1
-        todo = todo[filled[todo] < k]
-        if not len(todo):
-            break
-    for spot in todo:  # far islands: rank the whole slide
-        row, col = (positions - positions[spot]).T
-        nearest = _lattice_order(row, col)[1 : k + 1]  # the first is the spot itself
-        neighbors[spot], squares[spot] = nearest, (col**2 + 3 * row**2)[nearest]
-    return neighbors, np.sqrt(squares) / 2, 1.0
 
 
 def nearest_neighbors(coordinates: Floats, k: int) -> tuple[Ints, Floats, float]:

@@ -6,8 +6,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sagefm.pp._counts import Counts
+
 if TYPE_CHECKING:
     from anndata import AnnData
+
+BATCH_SIZE = 2_048
+
+
+def read_counts(adata: AnnData, layer: str | None) -> AnnData:
+    """Raw counts of every gene, checked, as an object that may be changed."""
+    from anndata import AnnData
+
+    columns = np.arange(adata.n_vars)
+    slide = AnnData(Counts(adata, columns, layer).log1p(columns, BATCH_SIZE).expm1())
+    slide.var_names = adata.var_names
+    return slide
 
 
 def normalize_total(slide: AnnData) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sagefm import _lazy
 from sagefm.tl._baselines import mofa_embed, nichepca_embed
 from sagefm.tl._clusters.cluster import cluster
-from sagefm.tl._clusters.genes import cluster_composition, cluster_markers
+from sagefm.tl._clusters.genes import cluster_markers, cluster_proportions
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._impute.predict import impute
 from sagefm.tl._join import join_representations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "annotate",
     "cluster",
-    "cluster_composition",
     "cluster_markers",
+    "cluster_proportions",
     "composition",
     "embed_sections",
     "gene_sensitivity",

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import Run, open_run
 from sagefm._settings import logger, settings
-from sagefm._utils import check_key, check_whole
-from sagefm.pp._counts import Counts
+from sagefm._slides import split_libraries
+from sagefm._types import Array
+from sagefm._utils import check_whole
 from sagefm.pp._graph import get_graph
-from sagefm.pp._normalize import check_variety, normalize_total
+from sagefm.pp._normalize import check_variety, normalize_total, read_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-BATCH_SIZE = 2_048
 
 
 def nichepca_embed(
@@ -97,20 +95,20 @@ def nichepca_embed(
 
     n_components = check_whole("n_components", n_components, 1)
     check_whole("seed", seed, 0)
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.NICHEPCA, ["obsm"], "tl.nichepca_embed")
-    graph = get_graph(adata, connectivity_key)
-    slide = _normalized(adata, layer, n_top_genes)
-    if min(slide.shape) <= n_components:
-        raise ValueError(f"{slide.n_obs} spots and {slide.n_vars} genes are too few for n_components={n_components}.")
-    graph.data[:] = 1
-    around = graph + sparse.identity(adata.n_obs, format="csr")
+    run = open_run(adata, "tl.nichepca_embed", key_added, _keys.NICHEPCA, ["obsm"], table_key=table_key, copy=copy)
+    around = get_graph(run.adata, connectivity_key) + sparse.identity(run.adata.n_obs, format="csr")
+    slide = _normalized(run.adata, layer, n_top_genes, n_components=n_components)
     slide.X = sparse.csr_matrix((around @ slide.X).multiply(1 / around.sum(axis=1)), dtype=np.float32)
     check_variety(slide, n_components, "n_components")
     sc.pp.pca(slide, n_comps=n_components, random_state=seed)
-    params = {"n_components": n_components, "connectivity_key": connectivity_key, "seed": seed}
-    found = {"variance_ratio": np.asarray(slide.uns["pca"]["variance_ratio"])}
-    return _write(adata, slide, "X_pca", key_added, "tl.nichepca_embed", params, layer, n_top_genes, found, copy=copy)
+    params = {
+        "n_components": n_components,
+        "n_top_genes": n_top_genes,
+        "layer": layer,
+        "connectivity_key": connectivity_key,
+        "seed": seed,
+    }
+    return _commit(run, slide.obsm["X_pca"], params, variance_ratio=np.asarray(slide.uns["pca"]["variance_ratio"]))
 
 
 def mofa_embed(
@@ -189,20 +187,11 @@ def mofa_embed(
     n_factors = check_whole("n_factors", n_factors, 1)
     n_iterations = check_whole("n_iterations", n_iterations, 2)
     seed = check_whole("seed", seed, 0)
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.MOFA, ["obsm"], "tl.mofa_embed")
-    if library_key is not None:
-        check_key("library_key", library_key)
-        if library_key not in adata.obs:
-            raise KeyError(f"library_key={library_key!r} not in adata.obs.")
-        if adata.obs[library_key].isna().any():
-            raise ValueError(f"obs[{library_key!r}] is missing for {int(adata.obs[library_key].isna().sum())} spots.")
-    slide = _normalized(adata, layer, n_top_genes)
-    if min(slide.shape) <= n_factors:
-        raise ValueError(f"{slide.n_obs} spots and {slide.n_vars} genes are too few for n_factors={n_factors}.")
+    run = open_run(adata, "tl.mofa_embed", key_added, _keys.MOFA, ["obsm"], table_key=table_key, copy=copy)
+    libraries = split_libraries(run.adata, library_key)
+    slide = _normalized(run.adata, layer, n_top_genes, n_factors=n_factors)
     check_variety(slide, n_factors, "n_factors")
-    if library_key is not None:
-        slide.obs["group"] = adata.obs[library_key].astype(str).to_numpy()
+    slide.obs["group"] = libraries.labels
     logger.info("Fitting MOFA to %d spots and %d genes.", slide.n_obs, slide.n_vars)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(_Iterations(n_iterations)):
         muon.tl.mofa(
@@ -219,58 +208,42 @@ def mofa_embed(
         )
     factors = [f"factor{i + 1}" for i in range(n_factors)]
     weights = pd.DataFrame(np.asarray(slide.varm["LFs"])[:, :n_factors], index=slide.var_names, columns=factors)
-    params: dict[str, Any] = {"n_factors": n_factors, "n_iterations": n_iterations, "seed": seed}
-    if library_key is not None:
-        params["library_key"] = library_key
-    return _write(
-        adata, slide, "X_mofa", key_added, "tl.mofa_embed", params, layer, n_top_genes, {"weights": weights}, copy=copy
-    )
+    params = {
+        "n_factors": n_factors,
+        "n_top_genes": n_top_genes,
+        "layer": layer,
+        "library_key": library_key,
+        "n_iterations": n_iterations,
+        "seed": seed,
+    }
+    return _commit(run, slide.obsm["X_mofa"], params, weights=weights)
 
 
-def _normalized(adata: AnnData, layer: str | None, n_top_genes: int | None) -> AnnData:
+def _normalized(adata: AnnData, layer: str | None, n_top_genes: int | None, **n_dimensions: int) -> AnnData:
     """Counts at a common depth, log1p, of the most variable genes; everything checked."""
     import scanpy as sc
-    from anndata import AnnData
 
     if n_top_genes is not None:
         check_whole("n_top_genes", n_top_genes, 2)
-    columns = np.arange(adata.n_vars)
-    log_counts = Counts(adata, columns, layer).log1p(columns, BATCH_SIZE)
-    if not log_counts.count_nonzero():
+    slide = read_counts(adata, layer)
+    if not slide.X.count_nonzero():
         raise ValueError("the slide holds no counts.")
-    slide = AnnData(log_counts.expm1())
-    slide.var_names = adata.var_names
     normalize_total(slide)
     sc.pp.log1p(slide)
     if n_top_genes is not None and n_top_genes < slide.n_vars:
         sc.pp.highly_variable_genes(slide, n_top_genes=n_top_genes)
         slide = slide[:, slide.var["highly_variable"]].copy()
+    for name, n in n_dimensions.items():
+        if min(slide.shape) <= n:
+            raise ValueError(f"{slide.n_obs} spots and {slide.n_vars} genes are too few for {name}={n}.")
     return slide
 
 
-def _write(
-    adata: AnnData,
-    slide: AnnData,
-    source: str,
-    key_added: str,
-    function: str,
-    params: dict[str, Any],
-    layer: str | None,
-    n_top_genes: int | None,
-    found: dict[str, Any],
-    *,
-    copy: bool,
-) -> AnnData | None:
-    """Put the embedding of the slide into ``adata``."""
-    embedding: NDArray[np.float32] = np.asarray(slide.obsm[source], dtype=np.float32)
-    params = {"function": function, **params}
-    for name, value in (("layer", layer), ("n_top_genes", n_top_genes)):
-        if value is not None:
-            params[name] = value
-    adata.obsm[key_added] = embedding
-    adata.uns[key_added] = {"params": params, **found}
-    logger.info("Embedded %d spots; wrote obsm['%s'] %s.", adata.n_obs, key_added, embedding.shape)
-    return adata if copy else None
+def _commit(run: Run, points: Array, params: dict[str, Any], **recorded: Any) -> AnnData | None:
+    """Write the embedding."""
+    embedding = np.asarray(points, dtype=np.float32)
+    logger.info("Embedded %d spots; wrote obsm['%s'] %s.", len(embedding), run.key, embedding.shape)
+    return run.commit({("obsm", run.key): embedding}, params, **recorded)
 
 
 class _Iterations(io.TextIOBase):

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
-from sagefm.tl._points import get_column, get_points, standardize
+from sagefm._slides import split_libraries
+from sagefm.tl._points import get_points, standardize
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-FUNCTION = "tl.join_representations"
 
 
 def join_representations(
@@ -83,18 +82,12 @@ def join_representations(
         raise ValueError(f"use_reps={names} has to name two representations or more, each once.")
     if key_added in names:
         raise ValueError(f"key_added={key_added!r} would overwrite what is joined. Choose another one.")
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.JOINED, ["obsm"], FUNCTION)
-    slides = get_column(adata, "library_key", library_key)
+    run = open_run(adata, "tl.join_representations", key_added, _keys.JOINED, ["obsm"], table_key=table_key, copy=copy)
+    slides = split_libraries(run.adata, library_key).codes
     parts = []
     for name in names:
-        points = standardize(get_points(adata, name), slides)
+        points = standardize(get_points(run.adata, name), slides)
         parts.append(points / np.sqrt(points.shape[1]).astype(np.float32))
     joined = np.hstack(parts)
-    params: dict[str, object] = {"function": FUNCTION, "use_reps": names}
-    if library_key is not None:
-        params["library_key"] = library_key
-    adata.obsm[key_added] = joined
-    adata.uns[key_added] = {"params": params}
     logger.info("Joined %s; wrote obsm['%s'] %s.", " and ".join(names), key_added, joined.shape)
-    return adata if copy else None
+    return run.commit({("obsm", key_added): joined}, {"use_reps": names, "library_key": library_key})

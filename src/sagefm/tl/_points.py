@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._utils import check_key, shorten
+from sagefm._slides import split_libraries
+from sagefm._types import Array, Bools, Floats32, Strings
+from sagefm._utils import check_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MAX_VALUE = 1e15  # float32 sums of squares of larger ones overflow
 
 
-def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
+def get_points(adata: AnnData, use_rep: str) -> Array:
     """Representation of every spot, checked to be finite."""
     check_key("use_rep", use_rep)
     if use_rep not in adata.obsm:
@@ -33,22 +34,13 @@ def get_points(adata: AnnData, use_rep: str) -> NDArray[Any]:
 
 
 def get_column(
-    adata: AnnData, name: str, key: str | None, rows: NDArray[np.bool_] | None = None, *, single: str = "all"
-) -> NDArray[np.str_]:
+    adata: AnnData, name: str, key: str | None, rows: Bools | None = None, *, single: str = "all"
+) -> Strings:
     """Column of ``obs`` as text, without gaps in the rows asked for; all are of one kind where ``key`` is None."""
-    n_rows = adata.n_obs if rows is None else int(rows.sum())
-    if key is None:
-        return np.full(n_rows, single)
-    check_key(name, key)
-    if key not in adata.obs:
-        raise KeyError(f"{name}={key!r} not in adata.obs; it has {shorten(adata.obs.columns)}.")
-    column = adata.obs[key] if rows is None else adata.obs[key][rows]
-    if column.isna().any():
-        raise ValueError(f"obs[{key!r}] is missing for {int(column.isna().sum())} spots that need it.")
-    return column.astype(str).to_numpy(dtype=str)
+    return split_libraries(adata, key, name=name, rows=rows, single=single).labels
 
 
-def standardize(points: NDArray[Any], slides: NDArray[np.str_]) -> NDArray[np.float32]:
+def standardize(points: Array, slides: Array) -> Floats32:
     """Give every dimension mean 0 and variance 1 within each slide, which takes what only tells slides apart."""
     scaled = np.empty(points.shape, dtype=np.float32)
     for slide in np.unique(slides):
@@ -57,7 +49,7 @@ def standardize(points: NDArray[Any], slides: NDArray[np.str_]) -> NDArray[np.fl
     return scaled
 
 
-def standardize_like(points: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float32]:
+def standardize_like(points: Array, others: Array) -> Floats32:
     """Shift and scale every dimension as gives ``others`` mean 0 and variance 1."""
     others = others.astype(np.float64)
     spread = others.std(axis=0)
@@ -65,7 +57,7 @@ def standardize_like(points: NDArray[Any], others: NDArray[Any]) -> NDArray[np.f
     return np.asarray((points.astype(np.float64) - others.mean(axis=0)) / spread, dtype=np.float32)
 
 
-def silhouette(points: NDArray[Any], clusters: NDArray[Any], n_spots: int, seed: int) -> float:
+def silhouette(points: Array, clusters: Array, n_spots: int, seed: int) -> float:
     """Mean silhouette of at most ``n_spots`` spots; NaN where these are all of one cluster, or each of its own."""
     from sklearn.metrics import silhouette_score
 

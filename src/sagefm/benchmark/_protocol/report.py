@@ -273,7 +273,7 @@ def _clusters(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], fig
             _table(part.set_index("n_clusters").drop(columns="representation"), {"davies_bouldin"}),
         ]
     lines += _images(record, figures, "tsne", "t-SNE")
-    lines += _images(record, figures, "composition", "Clusters by tissue")
+    lines += _images(record, figures, "proportions", "Clusters by tissue")
     lines += _images(record, figures, "markers", "Markers")
     return "\n".join(lines)
 

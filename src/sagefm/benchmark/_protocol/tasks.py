@@ -135,16 +135,16 @@ class Tasks:
         def run() -> pd.DataFrame:
             tl.cluster(table, KEY, n_clusters=config.n_clusters, rng=config.seed)
             tl.cluster_markers(table)
-            tl.cluster_composition(table, TISSUE if table.obs[TISSUE].nunique() > 1 else SAMPLE)
-            for key, slot in (("markers", _keys.CLUSTER_MARKERS), ("cluster composition", _keys.CLUSTER_COMPOSITION)):
+            tl.cluster_proportions(table, TISSUE if table.obs[TISSUE].nunique() > 1 else SAMPLE)
+            for key, slot in (("markers", _keys.CLUSTER_MARKERS), ("cluster proportions", _keys.CLUSTER_PROPORTIONS)):
                 results = table.uns[slot]["results"]
                 top = results.groupby("cluster").head(N_MARKERS) if key == "markers" else results
                 write(self.folder.parts / f"{slug(key)}__{slug(name)}.csv", _named(top, name).to_csv(index=False))
-            self.folder.figure("composition", name, lambda path: _close(pl.cluster_composition(table, save=path)))
+            self.folder.figure("proportions", name, lambda path: _close(pl.cluster_proportions(table, save=path)))
             for cluster in table.obs[_keys.CLUSTER].cat.categories[:4]:
                 self.folder.figure("markers", f"{name}, cluster {cluster}", partial(_markers, table, str(cluster)))
             scores = table.uns[_keys.CLUSTER]["scores"].reset_index()
-            for slot in (_keys.CLUSTER, _keys.CLUSTER_MARKERS, _keys.CLUSTER_COMPOSITION):
+            for slot in (_keys.CLUSTER, _keys.CLUSTER_MARKERS, _keys.CLUSTER_PROPORTIONS):
                 del table.uns[slot]
             del table.obs[_keys.CLUSTER]
             return _named(scores, name)

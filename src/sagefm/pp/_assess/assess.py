@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 from scipy import sparse
 
 from sagefm import _keys, models
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._io.files import atomic
 from sagefm._settings import logger
+from sagefm._slides import split_libraries
+from sagefm._types import Floats, Ints
 from sagefm.pp._assess import card as _card
 from sagefm.pp._assess import checks as _checks
-from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, recorded_of
+from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, Distances, graph_params
 from sagefm.pp._assess.markers import MARKERS
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from sagefm.models._calibration import Calibration
 
 N_SAMPLED, BATCH_SIZE = 1_000, 2_048
+COLUMNS = ["value", "care", "outside", "worse", "verdict", "text"]
 
 
 def assess(
@@ -45,7 +48,7 @@ def assess(
 ) -> AnnData | None:
     """Say whether a model can be trusted on a slide: its trust card.
 
-    Nothing is predicted. The slide's genes, depth, arrangement and composition are compared with what the model was
+    Nothing is predicted. The slide's genes, depth, arrangement and expression are compared with what the model was
     trained on and with how it did on donors left out of training.
 
     Parameters
@@ -86,7 +89,7 @@ def assess(
         - ``neighbours``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
           many as in training.
         - ``lattice``: arrangement and spacing of the spots.
-        - ``composition``: median cosine distance of the spots' neighbourhood means to the nearest of the training
+        - ``expression``: median cosine distance of the spots' neighbourhood means to the nearest of the training
           data's, over the genes that the slide has (of 1,000 spots a slide).
         - ``species``: only where genes were translated by a table of orthologs.
     ``expected_r``, ``expected_r_sd``
@@ -119,95 +122,81 @@ def assess(
     >>> adata.uns["sage_assessment"]["checks"].loc["genes", "verdict"]
     'fine'
     """
-    import pandas as pd
-
     if save is not None and Path(save).suffix not in (".html", ".txt"):
         raise ValueError(f"save={str(save)!r} has to end with .html or .txt.")
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.ASSESSMENT, [], "pp.assess")
-    if not adata.n_obs:
-        raise ValueError("the slide has no spots.")
-    graph = get_graph(adata, connectivity_key)
+    run = open_run(adata, "pp.assess", key_added, _keys.ASSESSMENT, table_key=table_key, copy=copy)
     loaded = models.load(model)
-    slides = _slides(adata, connectivity_key)
     # Panels are judged, not refused.
-    alignment, _ = get_alignment(adata, loaded.vocabulary, min_coverage=0)
-    picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
-    totals, means = _read(Counts(adata, alignment.index, layer), graph, picked)
-    calibration = loaded.calibration
-    found_by_slide = [
-        [
-            _checks.depth(totals[spots], alignment, calibration),
-            _checks.neighbours(adata, graph, spots, connectivity_key, loaded),
-            _checks.lattice(adata, spots, connectivity_key, calibration),
-            _checks.composition(means[np.isin(picked, spots)], alignment, calibration),
-        ]
-        for spots in slides.values()
+    alignment, _ = get_alignment(run.adata, loaded.vocabulary, min_coverage=0)
+    checks = [
+        _checks.genes(run.adata, alignment, loaded.calibration),
+        *_check_slides(run.adata, Counts(run.adata, alignment.index, layer), connectivity_key, alignment, loaded),
     ]
-    checks = [_checks.genes(adata, alignment, calibration)]
-    for parts in zip(*found_by_slide, strict=True):
-        worst = max(range(len(parts)), key=lambda at: (VERDICTS.index(parts[at].verdict), parts[at].badness, -at))
-        name = f" (slide {list(slides)[worst]!r}, the worst of {len(slides)})" if len(slides) > 1 else ""
-        checks.append(replace(parts[worst], text=parts[worst].text + name))
     if alignment.report.get("orthologs"):
         checks.append(Check("species", np.nan, "genes of another species, by a table of orthologs", verdict=CARE))
     # What couldn't be looked at is no reason for trust.
     levels = [CARE if check.verdict == UNKNOWN else check.verdict for check in checks]
-    verdict = UNKNOWN if calibration is None else max(levels, key=VERDICTS.index)
-    expected, between = _expected_r(alignment, calibration)
+    expected, between = _expected_r(alignment, loaded.calibration)
+    params = {
+        "model": loaded.name,
+        "connectivity_key": connectivity_key,
+        "n_spots": run.adata.n_obs,
+        "layer": layer,
+    }
     found = {
-        "verdict": verdict,
-        "checks": pd.DataFrame(
-            {
-                "value": [check.value for check in checks],
-                "care": [check.care for check in checks],
-                "outside": [check.outside for check in checks],
-                "worse": [check.worse for check in checks],
-                "verdict": [check.verdict for check in checks],
-                "text": [check.text for check in checks],
-            },
-            index=pd.Index([check.name for check in checks]),
-        ),
+        "verdict": UNKNOWN if loaded.calibration is None else max(levels, key=VERDICTS.index),
+        "checks": pd.DataFrame(checks, index=[check.name for check in checks])[COLUMNS],
         "expected_r": expected,
         "expected_r_sd": between,
         **_markers(alignment, loaded),
-        "params": {
-            "function": "pp.assess",
-            "model": loaded.name,
-            "connectivity_key": connectivity_key,
-            "n_spots": adata.n_obs,
-        },
     }
-    if layer is not None:
-        found["params"]["layer"] = layer
-    found["text"] = _card.to_text(found)
+    found["text"] = _card.to_text(found | {"params": params})
     if save is not None:
-        text = _card.to_html(found) if Path(save).suffix == ".html" else found["text"] + "\n"
+        html = Path(save).suffix == ".html"
+        text = _card.to_html(found | {"params": params}) if html else found["text"] + "\n"
         with atomic(save) as partial:
             partial.write_text(text, encoding="utf-8")
-    adata.uns[key_added] = found
     logger.info("%s\nWrote uns['%s'].", found["text"], key_added)
-    return adata if copy else None
+    return run.commit({}, params, **found)
 
 
-def _slides(adata: AnnData, connectivity_key: str) -> dict[str, NDArray[np.int64]]:
-    """Spots of each slide, as the graph tells them apart."""
-    library_key = recorded_of(adata, connectivity_key).get("library_key")
-    if not isinstance(library_key, str) or library_key not in adata.obs:
-        return {"": np.arange(adata.n_obs)}
-    library = adata.obs[library_key].map(str).to_numpy(dtype=str)
-    return {str(name): np.flatnonzero(library == name) for name in np.unique(library)}
+def _check_slides(
+    adata: AnnData, counts: Counts, connectivity_key: str, alignment: Alignment, model: Model
+) -> list[Check]:
+    """Look at each slide, as the graph tells them apart, and return the worst of each check."""
+    graph = get_graph(adata, connectivity_key)
+    key = graph_params(adata, connectivity_key).get("library_key")
+    slides = dict(split_libraries(adata, key if isinstance(key, str) and key in adata.obs else None).rows())
+    picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
+    totals, means = _read(counts, graph, picked)
+    found_by_slide = []
+    for spots in slides.values():
+        distances = Distances(adata, spots, connectivity_key)
+        found_by_slide.append(
+            [
+                _checks.depth(totals[spots], alignment, model.calibration),
+                _checks.neighbours(graph, spots, distances, model),
+                _checks.lattice(distances, model.calibration),
+                _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
+            ]
+        )
+    checks = []
+    for found in zip(*found_by_slide, strict=True):
+        name, worst = max(
+            zip(slides, found, strict=True), key=lambda part: (VERDICTS.index(part[1].verdict), part[1].severity)
+        )
+        where = f" (slide {name!r}, the worst of {len(slides)})" if len(slides) > 1 else ""
+        checks.append(replace(worst, text=worst.text + where))
+    return checks
 
 
-def _sample(adata: AnnData, spots: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sample(adata: AnnData, spots: Ints) -> Ints:
     """Some of the spots, drawn by name, so that their order doesn't matter."""
     by_name = spots[np.argsort(adata.obs_names[spots].to_numpy().astype(str), kind="stable")]
     return by_name[np.random.default_rng(0).permutation(len(spots))[:N_SAMPLED]]
 
 
-def _read(
-    counts: Counts, graph: sparse.csr_matrix, picked: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], sparse.csr_matrix]:
+def _read(counts: Counts, graph: sparse.csr_matrix, picked: Ints) -> tuple[Floats, sparse.csr_matrix]:
     """Counts of every spot, and mean log1p counts of some spots with their neighbours, in the slide's genes."""
     n = counts.n_obs
     around = graph[picked]
@@ -240,13 +229,9 @@ def _expected_r(alignment: Alignment, calibration: Calibration | None) -> tuple[
     return float(np.nanmean(prior[chosen])), float(np.nanmean(calibration.prior_sd[chosen]))
 
 
-def _markers(alignment: Alignment, model: Model) -> dict[str, Any]:
-    names = [name for group in MARKERS.values() for name in group]
-    index = model.vocabulary.find(names)
-    has = np.isin(index, alignment.measured)
-    return {
-        "markers_unknown": [name for name, gene in zip(names, index, strict=True) if gene < 0],
-        "markers_missing": [
-            name for name, gene, there in zip(names, index, has, strict=True) if gene >= 0 and not there
-        ],
-    }
+def _markers(alignment: Alignment, model: Model) -> dict[str, list[str]]:
+    """Well-known genes that the model doesn't know, and that it knows but the slide lacks."""
+    names = np.array([name for group in MARKERS.values() for name in group])
+    index = model.vocabulary.find(names.tolist())
+    missing = (index >= 0) & ~np.isin(index, alignment.measured)
+    return {"markers_unknown": names[index < 0].tolist(), "markers_missing": names[missing].tolist()}

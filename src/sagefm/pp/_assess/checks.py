@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._anndata import recorded_params
+from sagefm._types import Floats, Ints
 from sagefm.pp._genes import Alignment, hint_at_names
 from sagefm.pp._graph import FAR_SPACINGS
 from sagefm.pp._neighbors import lattice_of
@@ -40,7 +41,7 @@ class Check:
     verdict: str = UNKNOWN
 
     @property
-    def badness(self) -> float:
+    def severity(self) -> float:
         """Larger for the worse of two values that are judged alike; 0 where there is nothing to tell by."""
         return {ABOVE: self.value, BELOW: -self.value}.get(self.worse, 0.0)
 
@@ -62,11 +63,9 @@ def _limit(calibration: Calibration | None, name: str) -> Mapping[str, float] | 
     return None if calibration is None else calibration.limits.get(name)
 
 
-def recorded_of(adata: AnnData, connectivity_key: str) -> Mapping[str, Any]:
+def graph_params(adata: AnnData, connectivity_key: str) -> Mapping[str, Any]:
     """What was recorded of the graph."""
-    about = adata.uns.get(_keys.NEIGHBORS.format(connectivity_key.removesuffix("_connectivities")))
-    params = about.get("params") if isinstance(about, Mapping) else None
-    return params if isinstance(params, Mapping) else {}
+    return recorded_params(adata, _keys.NEIGHBORS.format(connectivity_key.removesuffix("_connectivities")))
 
 
 def genes(adata: AnnData, alignment: Alignment, calibration: Calibration | None) -> Check:
@@ -78,7 +77,7 @@ def genes(adata: AnnData, alignment: Alignment, calibration: Calibration | None)
     return _judged("genes", lacking, text, _limit(calibration, "lacking"), form=".1%")
 
 
-def depth(totals: NDArray[np.float64], alignment: Alignment, calibration: Calibration | None) -> Check:
+def depth(totals: Floats, alignment: Alignment, calibration: Calibration | None) -> Check:
     share = 1.0 if calibration is None else float(calibration.count_share[alignment.measured].sum())
     median = float(np.median(totals)) if len(totals) else 0.0
     value = median / share if share > 0 else 0.0
@@ -91,43 +90,53 @@ def depth(totals: NDArray[np.float64], alignment: Alignment, calibration: Calibr
     return _judged("depth", value, text, _limit(calibration, "depth"), form=",.0f")
 
 
-def _distances(
-    adata: AnnData, spots: NDArray[np.int64], connectivity_key: str
-) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-    """Distances to the neighbours, ascending for each spot, and how many each has; None if none are stored."""
-    stored = adata.obsp.get(_keys.DISTANCES.format(connectivity_key.removesuffix("_connectivities")))
-    if stored is None:
-        return None
-    if hasattr(stored, "compute"):  # as read_lazy reads it
-        stored = stored.compute()
-    rows = sparse.coo_matrix(sparse.csr_matrix(stored)[spots])
-    other = rows.col != spots[rows.row]  # a spot is no neighbour of its own
-    row, values = rows.row[other], rows.data[other].astype(float)
-    return values[np.lexsort((values, row))], np.bincount(row, minlength=len(spots))
+class Distances:
+    """Distances from spots to their neighbours in a graph, as far as they are stored.
+
+    Attributes
+    ----------
+    known
+        Whether any are stored, at ``obsp[key]``; the other attributes are only there if so.
+    ranked, degree, first
+        Distances, ascending for each spot, how many each has, and where its first is.
+    on_lattice
+        Whether they are in spacings of the lattice.
+    spacing
+        Median distance to the nearest neighbour.
+    unit
+        What the graph records of their unit.
+    """
+
+    def __init__(self, adata: AnnData, spots: Ints, connectivity_key: str) -> None:
+        self.key = _keys.DISTANCES.format(connectivity_key.removesuffix("_connectivities"))
+        stored = adata.obsp.get(self.key)
+        self.known = stored is not None
+        if stored is None:
+            return
+        if hasattr(stored, "compute"):  # as read_lazy reads it
+            stored = stored.compute()
+        rows = sparse.coo_matrix(sparse.csr_matrix(stored)[spots])
+        other = rows.col != spots[rows.row]  # a spot is no neighbour of its own
+        row, values = rows.row[other], rows.data[other].astype(float)
+        self.ranked = values[np.lexsort((values, row))]
+        self.degree = np.bincount(row, minlength=len(spots))
+        self.first = np.cumsum(self.degree) - self.degree
+        nearest = self.ranked[self.first[self.degree > 0]]
+        self.spacing = float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else float("nan")
+        recorded = graph_params(adata, connectivity_key)
+        self.on_lattice, self.unit = recorded.get("method") == "visium", recorded.get("distance_unit")
 
 
-def _spacing(ranked: NDArray[np.float64], degree: NDArray[np.int64]) -> float:
-    """Median distance to the nearest neighbour."""
-    nearest = ranked[(np.cumsum(degree) - degree)[degree > 0]]
-    return float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else float("nan")
-
-
-def neighbours(
-    adata: AnnData, graph: sparse.csr_matrix, spots: NDArray[np.int64], connectivity_key: str, model: Model
-) -> Check:
+def neighbours(graph: sparse.csr_matrix, spots: Ints, distances: Distances, model: Model) -> Check:
     """Share of spots with far or no neighbours, and whether they have as many as in training."""
     n_neighbors = np.diff(graph.indptr)[spots]
     expected, unlike = model.n_spots - 1, ""
     if (n_neighbors != expected).any():
         unlike = f"; {n_neighbors.min()} to {n_neighbors.max()} neighbours a spot, where training had {expected}"
-    found = _distances(adata, spots, connectivity_key)
-    if found is None:
-        key = _keys.DISTANCES.format(connectivity_key.removesuffix("_connectivities"))
-        return Check("neighbours", float("nan"), f"no obsp['{key}'], so not looked at{unlike}")
-    ranked, degree = found
-    on_grid = recorded_of(adata, connectivity_key).get("method") == "visium"  # in spacings of the lattice
-    spacing = 1.0 if on_grid else _spacing(ranked, degree)
-    farthest = ranked[np.cumsum(degree)[degree > 0] - 1]
+    if not distances.known:
+        return Check("neighbours", float("nan"), f"no obsp['{distances.key}'], so not looked at{unlike}")
+    spacing = 1.0 if distances.on_lattice else distances.spacing
+    farthest = distances.ranked[np.cumsum(distances.degree)[distances.degree > 0] - 1]
     far = 1 - float((farthest <= FAR_SPACINGS * spacing).sum()) / len(spots)
     if np.isnan(spacing):
         far = float("nan")
@@ -138,30 +147,27 @@ def neighbours(
     return replace(check, text=check.text + unlike)
 
 
-def lattice(adata: AnnData, spots: NDArray[np.int64], connectivity_key: str, calibration: Calibration | None) -> Check:
-    found = _distances(adata, spots, connectivity_key)
-    if found is None:
+def lattice(distances: Distances, calibration: Calibration | None) -> Check:
+    """Arrangement and spacing of the spots."""
+    if not distances.known:
         return Check("lattice", float("nan"), "no distances, so not looked at")
-    ranked, degree = found
-    recorded = recorded_of(adata, connectivity_key)
-    full = degree >= 6
-    kind = "irregular"
+    full, kind = distances.degree >= 6, "irregular"
     if full.any():
-        kind, _ = lattice_of(ranked[(np.cumsum(degree) - degree)[full][:, None] + np.arange(6)])
-    spacing = _spacing(ranked, degree)
-    on_grid = recorded.get("method") == "visium"
-    unit = f" in the unit of {recorded['distance_unit']}" if "distance_unit" in recorded and not on_grid else ""
-    where = "on the lattice of array_row and array_col" if on_grid else f"spots {spacing:.4g} apart{unit}"
+        kind, _ = lattice_of(distances.ranked[distances.first[full][:, None] + np.arange(6)])
+    unit = "" if distances.unit is None else f" in the unit of {distances.unit}"
+    where = f"spots {distances.spacing:.4g} apart{unit}"
+    if distances.on_lattice:
+        where = "on the lattice of array_row and array_col"
     verdict = UNKNOWN if calibration is None else FINE if kind in calibration.lattices else CARE
     trained = "" if calibration is None else f"; in training: {', '.join(calibration.lattices)}"
-    return Check("lattice", spacing, f"{kind}, {where}{trained}", verdict=verdict)
+    return Check("lattice", distances.spacing, f"{kind}, {where}{trained}", verdict=verdict)
 
 
-def composition(means: sparse.csr_matrix, alignment: Alignment, calibration: Calibration | None) -> Check:
+def expression(means: sparse.csr_matrix, alignment: Alignment, calibration: Calibration | None) -> Check:
     if calibration is None:
-        return Check("composition", float("nan"), "the model carries no calibration to compare with")
+        return Check("expression", float("nan"), "the model carries no calibration to compare with")
     if not len(alignment.measured):
-        return Check("composition", float("nan"), "no genes to compare", verdict=OUTSIDE)
+        return Check("expression", float("nan"), "no genes to compare", verdict=OUTSIDE)
     value = float(np.median(calibration.distance(means.toarray(), alignment.measured)))
     text = f"neighbourhoods {value:.2f} from the nearest of training (cosine distance)"
-    return _judged("composition", value, text, _limit(calibration, "distance"), form=".2f")
+    return _judged("expression", value, text, _limit(calibration, "distance"), form=".2f")

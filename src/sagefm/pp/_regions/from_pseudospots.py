@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._settings import logger
+from sagefm._types import Ints
 from sagefm._utils import check_key, shorten
 from sagefm.pp._regions.pseudospots import get_record
 
@@ -144,7 +144,7 @@ def _listed(name: str, keys: Iterable[str] | None) -> list[str]:
     return list(keys or ())
 
 
-def _take(column: pd.Series, index: NDArray[np.intp]) -> pd.Series:
+def _take(column: pd.Series, index: Ints) -> pd.Series:
     """Entries of a column, missing for -1, in a type that can be missing and be saved."""
     import pandas as pd
 
@@ -157,7 +157,7 @@ def _take(column: pd.Series, index: NDArray[np.intp]) -> pd.Series:
     return pd.Series(column.array.take(index, allow_fill=True))
 
 
-def _take_rows(found: Any, index: NDArray[np.intp], names: pd.Index, name: str) -> Any:
+def _take_rows(found: Any, index: Ints, names: pd.Index, name: str) -> Any:
     """Rows of an array or a data frame, NaN for -1."""
     import pandas as pd
 

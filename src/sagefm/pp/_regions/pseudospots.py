@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
-from sagefm._types import Floats, Ints
+from sagefm._slides import split_libraries
+from sagefm._types import Bools, Floats, Ints
 from sagefm._utils import check_positive, check_whole, progress
 from sagefm.pp._counts import Counts
-from sagefm.pp._graph import check_coordinates, find_coordinates, split_libraries
+from sagefm.pp._graph import find_coordinates
+from sagefm.pp._regions.hexagons import find_hexagons
 from sagefm.pp._regions.regions import add_spots, find_regions, refuse_taken, region_library
 from sagefm.pp._regions.units import find_scales
 
@@ -25,8 +30,6 @@ if TYPE_CHECKING:
 FUNCTION = "pp.pseudospots"
 # Values of a block of rows if it were dense: 256 MB in float32.
 BLOCK_VALUES = 2**26
-# Bins whose nearest one is looked for, to tell the size of a bin.
-N_SAMPLED = 2000
 
 
 def pseudospots(
@@ -127,122 +130,81 @@ def pseudospots(
     >>> spots.uns["sage_neighbors"]["params"]["method"]
     'visium'
     """
-    import pandas as pd
     from anndata import AnnData
 
     spacing, diameter, min_bins = _check_lengths(spacing, diameter, min_bins)
     sdata = None if isinstance(adata, AnnData) else adata
-    bins = get_anndata(adata, table_key)
     inside_key = _keys.IN_PSEUDOSPOT.format(key_added)
-    check_free(bins, key_added, _keys.PSEUDOSPOT, ["obs"], FUNCTION)
+    more = [("obs", inside_key)]
+    run = open_run(adata, FUNCTION, key_added, _keys.PSEUDOSPOT, ["obs"], more, table_key=table_key, copy=False)
+    bins = run.adata
     if inside_key in bins.obs and key_added not in bins.uns:
         raise ValueError(f"adata.obs[{inside_key!r}] exists and wasn't written by this function. Set key_added.")
     if sdata is not None:
         refuse_taken(sdata, *_element_names(key_added)[:2], key_added, FUNCTION)
         library_key = region_library(bins) if library_key is None else library_key
     libraries = split_libraries(bins, library_key)
+    labels: list[str | None] = [None] if library_key is None else list(libraries.names)
     found, from_regions = find_coordinates(bins, spatial_key, sdata)
-    labels: list[str | None] = [None]
-    if library_key is not None:
-        column = bins.obs[library_key].to_numpy()
-        labels = [str(column[rows[0]]) for _, rows in libraries]
     in_pixels = spatial_key == _keys.SPATIAL and not from_regions
-    scales = find_scales(bins if in_pixels else None, labels, microns_per_unit)
-    sources = None if sdata is None else find_regions(bins, libraries, library_key)
+    scales = np.array(find_scales(bins if in_pixels else None, labels, microns_per_unit))
+    sources = None if sdata is None else find_regions(bins, libraries)
 
-    # Positions (library, row, column) of the hexagons that have bins, and the number of each bin's.
-    position = np.empty((bins.n_obs, 3), dtype=np.int64)
-    distance = np.empty(bins.n_obs)
-    origins, sizes = [], []
-    for number, ((name, rows), scale) in enumerate(zip(libraries, scales, strict=True)):
-        xy = check_coordinates(bins, found, spatial_key, rows, name)
-        if xy.shape[1] != 2:
-            raise ValueError(f"the coordinates of {name} have {xy.shape[1]} dimensions; pseudo-spots are made in two.")
-        xy *= scale
-        sizes.append(_bin_size(xy, spacing if diameter is None else diameter, name))
-        origins.append(xy.min(axis=0))
-        position[rows, 0] = number
-        position[rows, 1:], distance[rows] = nearest_centers(xy - origins[-1], spacing)
-    code = np.ravel_multi_index(tuple(position.T), position.max(axis=0) + 1)
-    _, first, hexagon = np.unique(code, return_index=True, return_inverse=True)
-    # Bins at the very edge count, whatever their coordinates are rounded to.
-    inside = np.ones(bins.n_obs, dtype=bool) if diameter is None else distance <= diameter / 2 * (1 + 1e-9)
-    n_bins = np.bincount(hexagon[inside], minlength=len(first))
+    hexagons = find_hexagons(bins, libraries, found, spatial_key, scales, spacing, diameter)
+    n_bins = np.bincount(hexagons.of_bin[hexagons.inside], minlength=len(hexagons.library))
+    kept, min_bins = _keep(n_bins, min_bins, bins.n_obs)
+    spot = np.where(kept, np.cumsum(kept) - 1, -1)[hexagons.of_bin]
+    inside = hexagons.inside & (spot >= 0)
+    library = hexagons.library[kept]
+    centers = hexagons.centers[kept] / scales[library, None]
+    obs = hexagons.describe(libraries).assign(**{_keys.N_BINS: n_bins})[kept]
+    counts = _add_up(Counts(bins, np.arange(bins.n_vars), layer), np.where(inside, spot, -1), len(obs), bins.n_vars)
+
+    params = {
+        "spacing": spacing,
+        "min_bins": min_bins,
+        "microns_per_unit": scales.tolist(),
+        "bin_size": hexagons.bin_sizes,
+        "spatial_key": spatial_key,
+        "diameter": diameter,
+        "layer": layer,
+        "library_key": library_key,
+    }
+    uns = {key_added: {"params": run.describe(params)}}
+    spots = AnnData(counts, obs=obs, var=bins.var.copy(), obsm={spatial_key: centers}, uns=uns)
+    width = spacing if diameter is None else diameter
+    if in_pixels and (images := _with_diameter(bins, labels, width / scales)):
+        spots.uns[_keys.SPATIAL] = images
+    if sdata is not None and sources is not None:
+        regions = [sources[number] for number in library]
+        spots = add_spots(sdata, spots, centers, width / 2 / scales[library], regions, *_element_names(key_added))
+
+    logger.info(
+        "Added up %d of %d bins to %d pseudo-spots (median %d bins; %d with fewer than %d dropped); wrote obs['%s'], "
+        "obs['%s'].",
+        *(inside.sum(), bins.n_obs, spots.n_obs, np.median(n_bins[kept]), (~kept).sum(), min_bins),
+        *(key_added, inside_key),
+    )
+    recorded = {name: value for name, value in get_record(bins, key_added).items() if name != "params"}
+    run.commit(
+        {("obs", key_added): pd.Categorical.from_codes(spot, spots.obs_names), ("obs", inside_key): inside},
+        params,
+        **recorded,
+    )
+    return spots
+
+
+def _keep(n_bins: Ints, min_bins: int | None, n_in_all: int) -> tuple[Bools, int]:
+    """Pseudo-spots with enough bins, and how many that is."""
     if min_bins is None:
         min_bins = max(1, int(np.ceil(np.median(n_bins[n_bins > 0]) / 4))) if n_bins.any() else 1
     kept = n_bins >= min_bins
     if not kept.any():
         raise ValueError(
-            f"no pseudo-spot has min_bins={min_bins} bins: the fullest has {n_bins.max()} of {bins.n_obs} in all. "
+            f"no pseudo-spot has min_bins={min_bins} bins: the fullest has {n_bins.max()} of {n_in_all} in all. "
             "Set a smaller min_bins or a larger diameter, or check microns_per_unit."
         )
-    spot = np.where(kept, np.cumsum(kept) - 1, -1)[hexagon]
-    inside &= spot >= 0
-
-    library, row, col = position[first[kept]].T
-    centers = (lattice_points(row, col, spacing) + np.array(origins)[library]) / np.array(scales)[library, None]
-    names = [f"pseudospot_{r:04d}x{c:04d}" for r, c in zip(row, col, strict=True)]
-    obs = pd.DataFrame({_keys.ARRAY_ROW: row, _keys.ARRAY_COL: col, _keys.N_BINS: n_bins[kept]})
-    if library_key is not None:
-        obs[library_key] = pd.Categorical.from_codes(library, labels)
-        names = [f"{labels[number]}_{name}" for number, name in zip(library, names, strict=True)]
-    obs.index = pd.Index(names)
-    counts = _add_up(Counts(bins, np.arange(bins.n_vars), layer), np.where(inside, spot, -1), len(names), bins.n_vars)
-
-    params: dict[str, object] = {"function": FUNCTION, "spacing": spacing, "min_bins": min_bins}
-    params |= {"microns_per_unit": scales, "bin_size": sizes, "spatial_key": spatial_key}
-    options = {"diameter": diameter, "layer": layer, "library_key": library_key}
-    params |= {key: value for key, value in options.items() if value is not None}  # None can't be saved everywhere
-    uns = {key_added: {"params": params}}
-    spots = AnnData(counts, obs=obs, var=bins.var.copy(), obsm={spatial_key: centers}, uns=uns)
-    width = spacing if diameter is None else diameter
-    if in_pixels and (images := _with_diameter(bins, labels, width / np.array(scales))):
-        spots.uns[_keys.SPATIAL] = images
-    if sdata is not None and sources is not None:
-        radius = width / 2 / np.array(scales)[library]
-        spots = add_spots(
-            sdata, spots, centers, radius, [sources[number] for number in library], *_element_names(key_added)
-        )
-
-    bins.obs[key_added] = pd.Categorical.from_codes(spot, names)
-    bins.obs[inside_key] = inside
-    bins.uns[key_added] = {**get_record(bins, key_added), "params": dict(params)}
-    logger.info(
-        "Added up %d of %d bins to %d pseudo-spots (median %d bins; %d with fewer than %d dropped); wrote obs['%s'], "
-        "obs['%s'].",
-        inside.sum(),
-        bins.n_obs,
-        len(names),
-        np.median(n_bins[kept]),
-        (~kept).sum(),
-        min_bins,
-        key_added,
-        inside_key,
-    )
-    return spots
-
-
-def nearest_centers(xy: Floats, spacing: float) -> tuple[Ints, Floats]:
-    """Row and column of the nearest centre of the hexagonal lattice through the origin, and the distance to it.
-
-    A point is nearer to its hexagon's centre than rows are apart, so the centre is in one of the two rows that the
-    point lies between.
-    """
-    below = np.floor(xy[:, 1] / (spacing * np.sqrt(0.75))).astype(np.int64)
-    best, best_distance = np.empty((len(xy), 2), dtype=np.int64), np.full(len(xy), np.inf)
-    for row in (below, below + 1):
-        odd = row % 2
-        col = odd + 2 * np.floor((2 * xy[:, 0] / spacing - odd) / 2 + 0.5).astype(np.int64)
-        distance = np.hypot(*(xy - lattice_points(row, col, spacing)).T)
-        nearer = distance < best_distance
-        best[nearer] = np.column_stack([row, col])[nearer]
-        best_distance[nearer] = distance[nearer]
-    return best, best_distance
-
-
-def lattice_points(row: Ints, col: Ints, spacing: float) -> Floats:
-    """Centres of the hexagonal lattice: columns are counted by half steps, as Visium's are."""
-    return np.column_stack([col * (spacing / 2), row * (spacing * np.sqrt(0.75))])
+    return kept, min_bins
 
 
 def _add_up(counts: Counts, spot: Ints, n_spots: int, n_vars: int) -> sparse.csr_matrix:
@@ -259,12 +221,8 @@ def _add_up(counts: Counts, spot: Ints, n_spots: int, n_vars: int) -> sparse.csr
         sums[-1].sort_indices()  # scipy adds sorted matrices faster
         # Only sums of like size are merged, so that no value is added more often than the logarithm of the blocks.
         while len(sums) > 1 and sums[-2].nnz < 2 * sums[-1].nnz:
-            last = sums.pop()
-            sums[-1] = sums[-1] + last
-    while len(sums) > 1:
-        last = sums.pop()
-        sums[-1] = sums[-1] + last
-    total = sums[0]
+            sums.append(sums.pop() + sums.pop())
+    total = reduce(add, reversed(sums))
     total.sum_duplicates()
     total.eliminate_zeros()
     return total
@@ -294,27 +252,6 @@ def _with_diameter(bins: AnnData, labels: list[str | None], diameters: Floats) -
         if isinstance(entry, Mapping) and _keys.SCALEFACTORS in entry
         if (diameter := diameter_of.get(None, diameter_of.get(name)))
     }
-
-
-def _bin_size(xy: Floats, width: float, name: str) -> float:
-    """Median distance to the nearest bin, in µm; refused where nothing is left to add up."""
-    from scipy.spatial import cKDTree
-
-    if len(xy) < 2:
-        raise ValueError(f"{name} has {len(xy)} bins: there is nothing to add up.")
-    sample = xy[np.linspace(0, len(xy) - 1, min(len(xy), N_SAMPLED)).astype(int)]
-    size = float(np.median(cKDTree(xy, balanced_tree=False).query(sample, k=2)[0][:, 1]))
-    if size == 0:
-        raise ValueError(
-            f"most bins of {name} coincide with another one. If the object holds several slides, pass "
-            "library_key='...', the column of obs that tells them apart."
-        )
-    if size >= width:
-        raise ValueError(
-            f"the bins of {name} are {size:.3g} µm apart and pseudo-spots {width:g} µm wide, so there is nothing to "
-            "add up. Use the bins as they are if that is right, else correct microns_per_unit."
-        )
-    return size
 
 
 def _element_names(key: str) -> tuple[str, str, str, str]:

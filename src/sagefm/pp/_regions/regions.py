@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sagefm._types import Floats, Ints
+from sagefm._slides import Libraries
+from sagefm._types import Floats
 from sagefm._utils import shorten
 
 if TYPE_CHECKING:
@@ -31,19 +32,19 @@ def region_library(table: AnnData) -> str | None:
     return key if key is not None and table.obs[key].nunique() > 1 else None
 
 
-def find_regions(table: AnnData, libraries: list[tuple[str, Ints]], library_key: str | None) -> list[str | None]:
+def find_regions(table: AnnData, libraries: Libraries) -> list[str | None]:
     """Region that each library lies in; ``None`` where the table annotates none."""
     key = region_key(table)
     if key is None:
         return [None] * len(libraries)
     regions = table.obs[key].to_numpy()
     sources: list[str | None] = []
-    for name, rows in libraries:
+    for name, rows in libraries.rows():
         found = np.unique(regions[rows].astype(str))
         if len(found) > 1:
             raise ValueError(
-                f"{name} lies in regions {shorten(found)}, whose coordinates can't be compared. Leave library_key out "
-                f"(now {library_key!r}), or pass the table alone if you know that they can."
+                f"{libraries.title(name)} lies in regions {shorten(found)}, whose coordinates can't be compared. "
+                f"Leave library_key out (now {libraries.key!r}), or pass the table alone if you know that they can."
             )
         sources.append(str(found[0]))
     return sources

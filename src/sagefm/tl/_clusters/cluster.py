@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
 from sagefm._utils import check_whole, progress
 from sagefm.tl._points import get_points, silhouette
@@ -83,10 +83,9 @@ def cluster(
     from sklearn.cluster import KMeans
     from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score
 
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.CLUSTER, ["obs"], "tl.cluster")
+    run = open_run(adata, "tl.cluster", key_added, _keys.CLUSTER, ["obs"], table_key=table_key, copy=copy)
     candidates = list(CANDIDATES) if n_clusters is None else [check_whole("n_clusters", n_clusters, 2)]
-    points = get_points(adata, use_rep)
+    points = get_points(run.adata, use_rep)
     n_distinct = len(np.unique(points, axis=0))
     if n_distinct <= candidates[0]:
         raise ValueError(
@@ -107,17 +106,14 @@ def cluster(
     table = pd.DataFrame.from_dict(scores, orient="index").rename_axis("n_clusters")
     best = int(table["silhouette"].idxmax())
 
-    by_size = np.argsort(-np.bincount(labels[best], minlength=best), kind="stable")
-    rank = np.argsort(by_size)
-    names = [str(i) for i in range(best)]
-    adata.obs[key_added] = pd.Categorical.from_codes(rank[labels[best]], names)
-    # Text index: the only one that h5ad and zarr both keep.
-    table.index = table.index.astype(str)
-    adata.uns[key_added] = {
-        "params": {"function": "tl.cluster", "use_rep": use_rep, "n_clusters": best, "seed": seed},
-        "scores": table,
-    }
+    rank = np.argsort(np.argsort(-np.bincount(labels[best], minlength=best), kind="stable"))
+    clusters = pd.Categorical.from_codes(rank[labels[best]], [str(i) for i in range(best)])
     logger.info("Found %d clusters (silhouette %.2f); wrote obs['%s'].", best, table["silhouette"].max(), key_added)
     if len(table) > 1 and best == candidates[0]:
         logger.info("That is the fewest that were tried; n_clusters=%d would be one less.", best - 1)
-    return adata if copy else None
+    # Text index: the only one that h5ad and zarr both keep.
+    return run.commit(
+        {("obs", key_added): clusters},
+        {"use_rep": use_rep, "n_clusters": best, "seed": seed},
+        scores=table.set_index(table.index.astype(str)),
+    )

@@ -8,19 +8,29 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
 from sagefm._stats import adjust_pvalues
 from sagefm._utils import check_key, shorten
-from sagefm.pp._counts import Counts
-from sagefm.pp._normalize import normalize_total
+from sagefm.pp._normalize import normalize_total, read_counts
 from sagefm.tl._points import get_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-BATCH_SIZE = 2_048
+
+# What scanpy calls the columns, and what they are called here.
+COLUMNS = {
+    "group": "cluster",
+    "names": "gene",
+    "scores": "score",
+    "logfoldchanges": "log2_fold_change",
+    "pvals": "pval",
+    "pvals_adj": "padj",
+    "pct_nz_group": "share_in",
+    "pct_nz_reference": "share_out",
+}
 
 
 def cluster_markers(
@@ -81,20 +91,17 @@ def cluster_markers(
     ['cluster', 'gene']
     """
     import scanpy as sc
-    from anndata import AnnData
 
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.CLUSTER_MARKERS, [], "tl.cluster_markers")
-    clusters = _clusters(adata, key)
+    run = open_run(adata, "tl.cluster_markers", key_added, _keys.CLUSTER_MARKERS, table_key=table_key, copy=copy)
+    clusters = _clusters(run.adata, key)
     names, sizes = np.unique(clusters, return_counts=True)
     tested = [str(name) for name in names[sizes > 1]]
     if len(names) < 2 or not tested:
         raise ValueError(f"obs[{key!r}] has to hold two clusters or more, one of them of two spots or more.")
     if len(tested) < len(names):
         logger.warning("Clusters of one spot (%s) have no markers.", shorten(names[sizes < 2]))
-    columns = np.arange(adata.n_vars)
-    slide = AnnData(Counts(adata, columns, layer).log1p(columns, BATCH_SIZE).expm1())
-    slide.var_names, slide.obs["cluster"] = adata.var_names, pd.Categorical(clusters)
+    slide = read_counts(run.adata, layer)
+    slide.obs["cluster"] = pd.Categorical(clusters)
     slide.var_names_make_unique()  # or scanpy multiplies the rows of genes that share a name
     slide = slide[:, slide.X.getnnz(axis=0) >= min_spots].copy()
     if not slide.n_vars:
@@ -102,34 +109,20 @@ def cluster_markers(
     normalize_total(slide)
     sc.pp.log1p(slide)
     sc.tl.rank_genes_groups(slide, "cluster", groups=tested, method="wilcoxon", pts=True)
-    found = sc.get.rank_genes_groups_df(slide, group=None)
-    results = pd.DataFrame(
-        {
-            "cluster": found["group"].astype(str),
-            "gene": found["names"].astype(str),
-            "score": found["scores"].astype(float),
-            "log2_fold_change": found["logfoldchanges"].astype(float),
-            "pval": found["pvals"].astype(float),
-            "padj": found["pvals_adj"].astype(float),
-            "share_in": found["pct_nz_group"].astype(float),
-            "share_out": found["pct_nz_reference"].astype(float),
-        }
-    )
-    results.index = results.index.astype(str)
-    params = {"function": "tl.cluster_markers", "key": key, "min_spots": int(min_spots)}
-    if layer is not None:
-        params["layer"] = layer
-    adata.uns[key_added] = {"params": params, "results": results}
+    found = sc.get.rank_genes_groups_df(slide, group=None).rename(columns=COLUMNS)[list(COLUMNS.values())]
+    texts = dict.fromkeys(("cluster", "gene"), str)
+    results = found.astype({name: texts.get(name, float) for name in found})
     logger.info("Compared %d genes in %d clusters; wrote uns['%s'].", slide.n_vars, len(names), key_added)
-    return adata if copy else None
+    params = {"key": key, "min_spots": int(min_spots), "layer": layer}
+    return run.commit({}, params, results=results.set_index(results.index.astype(str)))
 
 
-def cluster_composition(
+def cluster_proportions(
     adata: AnnData | SpatialData,
     groupby: str,
     key: str = _keys.CLUSTER,
     *,
-    key_added: str = _keys.CLUSTER_COMPOSITION,
+    key_added: str = _keys.CLUSTER_PROPORTIONS,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
@@ -154,7 +147,7 @@ def cluster_composition(
     -------
     ``None``, or the copy. Writes
 
-    ``uns["sage_cluster_composition"]``
+    ``uns["sage_cluster_proportions"]``
         ``params``, and ``results``, one row for each cluster and group: ``cluster, group, n_spots, share`` (of the
         cluster's spots), ``log2_enrichment`` (over independence, with half a spot added to both), ``pval`` (Fisher's
         exact test of the spot counts, two-sided), ``padj``.
@@ -175,16 +168,17 @@ def cluster_composition(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
     >>> adata.obs["half"] = (adata.obs["array_row"] < 5).astype(str)
-    >>> sg.tl.cluster_composition(adata, "half", "domain")
-    >>> int(adata.uns["sage_cluster_composition"]["results"]["n_spots"].sum())
+    >>> sg.tl.cluster_proportions(adata, "half", "domain")
+    >>> int(adata.uns["sage_cluster_proportions"]["results"]["n_spots"].sum())
     100
     """
     from scipy.stats import fisher_exact
 
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.CLUSTER_COMPOSITION, [], "tl.cluster_composition")
+    run = open_run(
+        adata, "tl.cluster_proportions", key_added, _keys.CLUSTER_PROPORTIONS, table_key=table_key, copy=copy
+    )
     check_key("groupby", groupby)
-    clusters, groups = _clusters(adata, key), get_column(adata, "groupby", groupby)
+    clusters, groups = _clusters(run.adata, key), get_column(run.adata, "groupby", groupby)
     counts = pd.crosstab(clusters, groups)
     n, of_cluster, of_group = len(clusters), counts.sum(axis=1), counts.sum(axis=0)
     rows = []
@@ -202,13 +196,10 @@ def cluster_composition(
                     "pval": float(fisher_exact(table).pvalue),
                 }
             )
-    results = pd.DataFrame(rows)
+    results = pd.DataFrame(rows, index=pd.RangeIndex(len(rows)).astype(str))
     results["padj"] = adjust_pvalues(results["pval"].to_numpy())
-    results.index = results.index.astype(str)
-    params = {"function": "tl.cluster_composition", "key": key, "groupby": groupby}
-    adata.uns[key_added] = {"params": params, "results": results}
     logger.info("Counted %d clusters in %d groups; wrote uns['%s'].", *counts.shape, key_added)
-    return adata if copy else None
+    return run.commit({}, {"key": key, "groupby": groupby}, results=results)
 
 
 def _clusters(adata: AnnData, key: str) -> np.ndarray:

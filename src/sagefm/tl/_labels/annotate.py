@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import get_anndata, open_run
 from sagefm._settings import logger
+from sagefm._types import Array, Floats, Strings
 from sagefm._utils import check_choice
 from sagefm.tl._labels import classifiers
-from sagefm.tl._labels.held_out import Scored, check_same_model, in_query, in_reference
+from sagefm.tl._labels.held_out import Task, predict_held_out, record_scores
 from sagefm.tl._labels.labels import check_classes, get_labels, score_labels
-from sagefm.tl._points import get_column, get_points
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,115 +127,67 @@ def annotate(
     check_choice("scale", scale, classifiers.SCALES)
     if not isinstance(min_probability, int | float | np.number) or not 0 <= min_probability <= 1:
         raise ValueError(f"min_probability={min_probability!r} has to lie between 0 and 1.")
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.ANNOTATION, ["obs", "obsm"], "tl.annotate")
+    run = open_run(adata, "tl.annotate", key_added, _keys.ANNOTATION, ["obs", "obsm"], table_key=table_key, copy=copy)
     if key_added == label_key:
         raise ValueError(f"key_added={key_added!r} would overwrite the labels. Choose another one.")
-    source = adata if reference is None else get_anndata(reference, table_key)
+    query = run.adata
+    source = query if reference is None else get_anndata(reference, table_key)
     labels = get_labels(source, label_key, merge)
-    known = labels.notna().to_numpy()
-    classes = sorted(labels[known].unique())
+    classes = _get_classes(labels, label_key)
+    own = None
+    if source is not query and label_key in query.obs:
+        own = get_labels(query, label_key, merge, strict=False)
+    task = Task(query, source, labels, use_rep=use_rep, scale=scale, library_key=library_key, group_key=group_key)
+    seed = int(np.random.default_rng(rng).integers(2**31))
+    chosen = classifiers.choose(task.views, task.truth, task.groups, classifier, seed)
+    fit = partial(classifiers.fit_probabilities, kind=classifier, params=chosen.params, seed=seed, classes=classes)
+    view = {chosen.scale: task.views[chosen.scale]}
+    held_out = predict_held_out(view, task.truth, task.groups, fit).get(chosen.scale)
+    probability, scored = task.predict(fit, chosen.scale, held_out, own)
+    metrics = partial(_score, classes=classes, min_probability=min_probability)
+    scores, text = record_scores(scored, metrics, "accuracy", "accuracy")
+    params = {
+        "label_key": label_key,
+        "use_rep": use_rep,
+        "classifier": classifier,
+        "scale": chosen.scale,
+        "settings": {name: float(value) for name, value in chosen.params.items()},
+        "min_probability": float(min_probability),
+        "reference": source is not query,
+        "seed": seed,
+        "scored_on": None if scored is None else scored.of,
+    }
+    sure = probability.max(axis=1) >= min_probability
+    best = np.asarray([*classes, UNSURE])[np.where(sure, probability.argmax(axis=1), len(classes))]
+    logger.info(
+        "Labelled %d spots with %d classes, %d unsure%s; wrote obs['%s'].",
+        *(query.n_obs, len(classes), int((~sure).sum()), text, key_added),
+    )
+    written = {
+        ("obs", key_added): pd.Categorical(best, [*classes, UNSURE]),
+        ("obsm", key_added): pd.DataFrame(probability, index=query.obs_names, columns=classes),
+    }
+    return run.commit(written, params, tried=chosen.tried, **scores)
+
+
+def _get_classes(labels: pd.Series, label_key: str) -> list[str]:
+    """Names of the classes, checked."""
+    classes = sorted(labels.dropna().unique())
     if len(classes) < 2:
         raise ValueError(f"obs[{label_key!r}] has {len(classes)} classes to learn from, needs two or more: {classes}.")
     if UNSURE in classes:
         raise ValueError(f"a class can't be named {UNSURE!r}. Rename it through merge.")
     check_classes(classes, "through merge")
-    views = classifiers.views(get_points(source, use_rep), get_column(source, "library_key", library_key), scale)
-    key = group_key or library_key
-    groups = get_column(source, "group_key", key, known)
-    target = np.asarray(labels[known], dtype=str)
-    known_views = {name: points[known] for name, points in views.items()}
-    seed = int(np.random.default_rng(rng).integers(2**31))
-    query = views
-    if source is not adata:
-        points = get_points(adata, use_rep)
-        check_same_model(source, adata, use_rep)
-        query = classifiers.views(points, get_column(adata, "library_key", library_key), scale)
+    return classes
 
-    choice = classifiers.choose(known_views, target, groups, classifier, seed)
-    estimator = classifiers.fit(classifiers.make(classifier, choice.params, seed), known_views[choice.scale], target)
-    found = classifiers.probabilities(estimator, query[choice.scale], classes)
-    held_out = _held_out(known_views[choice.scale], target, groups, classes, classifier, choice, seed)
-    if source is adata:
-        if held_out is not None:
-            found[known] = held_out
-        scored = in_reference(target, held_out, groups, "adata")
-    else:
-        scored = None
-        if label_key in adata.obs:
-            own = get_labels(adata, label_key, merge, strict=False)
-            scored = in_query(adata, own.notna().to_numpy(), own.to_numpy(), found, key, groups)
-        scored = scored or in_reference(target, held_out, groups, "reference")
-    if scored is None:
-        logger.warning(
-            "Nothing is held out: all labels come from one group, so how good the annotation is can't be told. "
-            "Set group_key to a column with two groups or more, such as donors."
-        )
-    sure = found.max(axis=1) >= min_probability
-    best = np.asarray([*classes, UNSURE])[np.where(sure, found.argmax(axis=1), len(classes))]
-    params = {
-        "function": "tl.annotate",
-        "label_key": label_key,
-        "use_rep": use_rep,
-        "classifier": classifier,
-        "scale": choice.scale,
-        "settings": {name: float(value) for name, value in choice.params.items()},
-        "min_probability": float(min_probability),
-        "reference": source is not adata,
-        "seed": seed,
+
+def _score(truth: Array, probability: Floats, *, classes: list[str], min_probability: float) -> dict[str, float]:
+    """Agreement of the most probable class, over all spots and over those that are sure."""
+    predicted: Strings = np.asarray(classes)[probability.argmax(axis=1)]
+    sure = probability.max(axis=1) >= min_probability
+    return {
+        "n_spots": len(truth),
+        **score_labels(truth, predicted),
+        "share_sure": float(sure.mean()),
+        "accuracy_sure": float((predicted == truth)[sure].mean()) if sure.any() else np.nan,
     }
-    recorded: dict[str, Any] = {"params": params, "tried": choice.tried.set_axis(choice.tried.index.astype(str))}
-    accuracy = ""
-    if scored is not None:
-        recorded["scores"] = _score(scored, classes, float(min_probability))
-        params["scored_on"] = scored.of
-        accuracy = f" (accuracy {recorded['scores']['accuracy'].iloc[0]:.2f} where groups of {scored.of} are held out)"
-    adata.obs[key_added] = pd.Categorical(best, [*classes, UNSURE])
-    adata.obsm[key_added] = pd.DataFrame(found, index=adata.obs_names, columns=classes)
-    adata.uns[key_added] = recorded
-    logger.info(
-        "Labelled %d spots with %d classes, %d unsure%s; wrote obs['%s'].",
-        *(adata.n_obs, len(classes), int((~sure).sum())),
-        accuracy,
-        key_added,
-    )
-    return adata if copy else None
-
-
-def _held_out(
-    points: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    classes: list[str],
-    kind: str,
-    choice: classifiers.Choice,
-    seed: int,
-) -> np.ndarray | None:
-    """Probabilities of every labelled spot from a classifier that hasn't seen its group."""
-    splits = classifiers.folds(groups)
-    if not splits:
-        return None
-    found = np.zeros((len(labels), len(classes)))
-    for train, held_out in splits:
-        estimator = classifiers.fit(classifiers.make(kind, choice.params, seed), points[train], labels[train])
-        found[held_out] = classifiers.probabilities(estimator, points[held_out], classes)
-    return found
-
-
-def _score(scored: Scored, classes: list[str], min_probability: float) -> pd.DataFrame:
-    """Scores over all spots and by group."""
-    probability = scored.predicted
-    predicted, sure = np.asarray(classes)[probability.argmax(axis=1)], probability.max(axis=1) >= min_probability
-    right = predicted == scored.truth
-    names, rows = [], []
-    for name, part in scored.parts():
-        names.append(name)
-        rows.append(
-            {
-                "n_spots": int(part.sum()),
-                **score_labels(scored.truth[part], predicted[part]),
-                "share_sure": float(sure[part].mean()),
-                "accuracy_sure": float(right[part & sure].mean()) if (part & sure).any() else np.nan,
-            }
-        )
-    return pd.DataFrame(rows, index=pd.Index(names, name="group"))

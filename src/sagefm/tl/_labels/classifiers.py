@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from sagefm._types import Array, Floats, Ints, Strings
 from sagefm._utils import progress
+from sagefm.tl._labels.labels import score_labels
 from sagefm.tl._points import standardize
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ N_TREES = 100
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSettings:
     """What the classifier reads and how it is set, with the scores of all that was tried."""
 
     scale: str
@@ -49,7 +52,7 @@ def make(kind: str, params: dict[str, Any], seed: int, n_trees: int | None = Non
     return make_pipeline(StandardScaler(), network)
 
 
-def fit(estimator: BaseEstimator, points: NDArray[Any], labels: NDArray[np.str_]) -> BaseEstimator:
+def fit(estimator: BaseEstimator, points: Array, labels: Strings) -> BaseEstimator:
     """Fit; the network stops after its passes whether or not it has converged, which is no warning to users.
 
     Of spots that are all of one class, that class is what is learned.
@@ -64,7 +67,7 @@ def fit(estimator: BaseEstimator, points: NDArray[Any], labels: NDArray[np.str_]
         return estimator.fit(points, labels)
 
 
-def probabilities(estimator: BaseEstimator, points: NDArray[Any], classes: list[str]) -> NDArray[np.float64]:
+def probabilities(estimator: BaseEstimator, points: Array, classes: list[str]) -> Floats:
     """Probability of each class, 0 for classes that training lacked; shape (spots, classes)."""
     found = np.zeros((len(points), len(classes)))
     if len(points):
@@ -72,13 +75,20 @@ def probabilities(estimator: BaseEstimator, points: NDArray[Any], classes: list[
     return found
 
 
-def views(points: NDArray[Any], slides: NDArray[np.str_], scale: str) -> dict[str, NDArray[Any]]:
+def fit_probabilities(
+    points: Array, labels: Strings, *, kind: str, params: dict[str, Any], seed: int, classes: list[str]
+) -> Callable[[Array], Floats]:
+    """Fit a classifier, and return the function that gives probabilities of points."""
+    return partial(probabilities, fit(make(kind, params, seed), points, labels), classes=classes)
+
+
+def views(points: Array, slides: Array, scale: str) -> dict[str, Array]:
     """The representation as it is, standardised within slides, or both to choose from."""
     found = {} if scale == "slide" else {"none": points}
     return found if scale == "none" else {**found, "slide": standardize(points, slides)}
 
 
-def folds(groups: NDArray[np.str_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def folds(groups: Strings) -> list[tuple[Ints, Ints]]:
     """Training and held-out spots, at most five times, by whole groups."""
     from sklearn.model_selection import GroupKFold
 
@@ -89,25 +99,23 @@ def folds(groups: NDArray[np.str_]) -> list[tuple[NDArray[np.int64], NDArray[np.
 
 
 def choose(
-    points: dict[str, NDArray[Any]],
-    labels: NDArray[np.str_],
-    groups: NDArray[np.str_],
+    points: dict[str, Array],
+    labels: Strings,
+    groups: Strings,
     kind: str,
     seed: int,
     *,
     show: bool = True,
-) -> Choice:
+) -> ChosenSettings:
     """Take what has the best macro-F1 on held-out groups; without two groups the first of the grid.
 
     ``points`` holds the representation under the name of each scaling to try.
     """
     splits = folds(groups)
-    candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
     if not splits:
         scale = "slide" if "slide" in points else "none"
-        return Choice(scale, GRIDS[kind][0], pd.DataFrame(columns=["scale", "params", "f1_macro", "accuracy"]))
-    from sagefm.tl._labels.labels import score_labels
-
+        return ChosenSettings(scale, GRIDS[kind][0], pd.DataFrame(columns=["scale", "params", "f1_macro", "accuracy"]))
+    candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
     rows = []
     for scale, params in progress(candidates, "Choosing", unit="setting") if show else candidates:
         scores = []
@@ -115,11 +123,8 @@ def choose(
             # Half the trees rank settings as well.
             estimator = fit(make(kind, params, seed, N_TREES // 2), points[scale][train], labels[train])
             scores.append(score_labels(labels[held_out], estimator.predict(points[scale][held_out])))
-        mean = pd.DataFrame(scores).mean()
-        ((name, value),) = params.items()
-        rows.append(
-            {"scale": scale, "params": f"{name}={value}", "f1_macro": mean["f1_macro"], "accuracy": mean["accuracy"]}
-        )
-    tried = pd.DataFrame(rows)
+        described = {"scale": scale, "params": ", ".join(f"{name}={value}" for name, value in params.items())}
+        rows.append(described | pd.DataFrame(scores)[["f1_macro", "accuracy"]].mean().to_dict())
+    tried = pd.DataFrame(rows, index=pd.RangeIndex(len(rows)).astype(str))  # as h5ad and zarr keep it
     scale, params = candidates[int(tried["f1_macro"].to_numpy().argmax())]
-    return Choice(scale, params, tried)
+    return ChosenSettings(scale, params, tried)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import get_anndata, open_run
 from sagefm._settings import logger
-from sagefm._utils import check_choice, check_key, check_whole, get_device, progress
+from sagefm._stats import pearson
+from sagefm._types import Floats
+from sagefm._utils import check_choice, check_key, check_whole, get_device
 from sagefm.tl._labels import classifiers
-from sagefm.tl._labels.held_out import check_same_model, in_query, in_reference
+from sagefm.tl._labels.held_out import Task, is_known, predict_held_out, record_scores
 from sagefm.tl._labels.labels import check_classes, score_labels
-from sagefm.tl._points import get_column, get_points
+from sagefm.tl._labels.network import fit_network
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-    from torch import nn
-
-    Floats = NDArray[np.float64]
-
-WIDTH, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 128, 128, 1e-3, 1e-4
 
 
 def composition(
@@ -123,72 +119,38 @@ def composition(
     if check_whole("n_layers", n_layers, 2) > 3:
         raise ValueError(f"n_layers={n_layers} has to be 2 or 3.")
     n_epochs = check_whole("n_epochs", n_epochs, 1)
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.COMPOSITION, ["obsm"], "tl.composition")
+    run = open_run(adata, "tl.composition", key_added, _keys.COMPOSITION, ["obsm"], table_key=table_key, copy=copy)
     if key_added == target_key:
         raise ValueError(f"key_added={key_added!r} would overwrite the likelihoods. Choose another one.")
-    source = adata if reference is None else get_anndata(reference, table_key)
+    query = run.adata
+    source = query if reference is None else get_anndata(reference, table_key)
     targets = get_targets(source, target_key)
-    known = targets.notna().all(axis=1).to_numpy()
-    if known.sum() < 2:
-        raise ValueError(f"obsm[{target_key!r}] is known for {int(known.sum())} spots, too few to learn from.")
-    views = classifiers.views(get_points(source, use_rep), get_column(source, "library_key", library_key), scale)
+    if (n_known := int(is_known(targets).sum())) < 2:
+        raise ValueError(f"obsm[{target_key!r}] is known for {n_known} spots, too few to learn from.")
     check_classes(targets.columns, "in that table")
-    key = group_key or library_key
-    groups = get_column(source, "group_key", key, known)
-    query = views
-    if source is not adata:
-        check_same_model(source, adata, use_rep)
-        query = classifiers.views(get_points(adata, use_rep), get_column(adata, "library_key", library_key), scale)
-    known_views = {name: points[known] for name, points in views.items()}
-    target = targets[known].to_numpy()
+    own = get_targets(query, target_key) if source is not query and target_key in query.obsm else None
+    if own is not None and list(own.columns) != list(targets.columns):
+        raise ValueError(f"obsm[{target_key!r}] of adata and of the reference have other classes.")
+    task = Task(query, source, targets, use_rep=use_rep, scale=scale, library_key=library_key, group_key=group_key)
     seed = int(np.random.default_rng(rng).integers(2**31))
-    learn = Learner(n_layers, n_epochs, device, seed)
-
-    held_out = predict_held_out(known_views, target, groups, learn)
-    chosen = best_scale(target, held_out) if held_out else list(views)[-1]
-    predicted = learn.fit(known_views[chosen], target)(query[chosen])
-    scored = None
-    if source is adata:
-        if held_out:
-            predicted[known] = held_out[chosen]
-        scored = in_reference(target, held_out.get(chosen), groups, "adata")
-    else:
-        if target_key in adata.obsm:
-            own = get_targets(adata, target_key)
-            if list(own.columns) != list(targets.columns):
-                raise ValueError(f"obsm[{target_key!r}] of adata and of the reference have other classes.")
-            rows = own.notna().all(axis=1).to_numpy()
-            scored = in_query(adata, rows, own.to_numpy(), predicted, key, groups)
-        scored = scored or in_reference(target, held_out.get(chosen), groups, "reference")
+    fit = partial(fit_network, n_layers=n_layers, n_epochs=n_epochs, device=get_device(device), seed=seed)
+    held_out = predict_held_out(task.views, task.truth, task.groups, fit)
+    scale_used = best_scale(task.truth, held_out) if held_out else list(task.views)[-1]
+    predicted, scored = task.predict(fit, scale_used, held_out.get(scale_used), own)
+    scores, text = record_scores(scored, score_composition, "bce", "cross-entropy")
     params = {
-        "function": "tl.composition",
         "target_key": target_key,
         "use_rep": use_rep,
         "n_layers": n_layers,
-        "scale": chosen,
+        "scale": scale_used,
         "n_epochs": n_epochs,
-        "reference": source is not adata,
+        "reference": source is not query,
         "seed": seed,
+        "scored_on": None if scored is None else scored.of,
     }
-    adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=targets.columns)
-    adata.uns[key_added] = {"params": params}
-    entropy = ""
-    if scored is None:
-        logger.warning("Nothing is held out: all likelihoods come from one group, so no score can be given.")
-    else:
-        names, parts = zip(*scored.parts(), strict=True)
-        rows_of = [score_composition(scored.truth[part], scored.predicted[part]) for part in parts]
-        scores = pd.DataFrame(rows_of, index=pd.Index(names, name="group"))
-        params["scored_on"], adata.uns[key_added]["scores"] = scored.of, scores
-        entropy = f" (cross-entropy {scores['bce'].iloc[0]:.3f} where groups of {scored.of} are held out)"
-    logger.info(
-        "Predicted %d classes of %d spots%s; wrote obsm['%s'].",
-        *(targets.shape[1], adata.n_obs),
-        entropy,
-        key_added,
-    )
-    return adata if copy else None
+    logger.info("Predicted %d classes of %d spots%s; wrote obsm['%s'].", targets.shape[1], query.n_obs, text, key_added)
+    table = pd.DataFrame(predicted, index=query.obs_names, columns=targets.columns)
+    return run.commit({("obsm", key_added): table}, params, **scores)
 
 
 def get_targets(adata: AnnData, target_key: str) -> pd.DataFrame:
@@ -211,18 +173,6 @@ def get_targets(adata: AnnData, target_key: str) -> pd.DataFrame:
     return found
 
 
-def predict_held_out(
-    views: dict[str, NDArray[Any]], target: Floats, groups: NDArray[np.str_], learn: Learner
-) -> dict[str, Floats]:
-    """Likelihoods of every spot from a network that hasn't seen its group, by scaling; none of a single group."""
-    found = {name: np.zeros_like(target) for name in views}
-    splits = classifiers.folds(groups)
-    tasks = [(name, *split) for name in views for split in splits]
-    for name, train, test in progress(tasks, "Held out", unit="fit"):
-        found[name][test] = learn.fit(views[name][train], target[train])(views[name][test])
-    return found if splits else {}
-
-
 def best_scale(target: Floats, held_out: dict[str, Floats]) -> str:
     """Scaling with the lowest cross-entropy where groups are held out."""
     return min(held_out, key=lambda name: cross_entropy(target, held_out[name]))
@@ -239,62 +189,9 @@ def score_composition(truth: Floats, predicted: Floats) -> dict[str, float]:
     from scipy.stats import rankdata
 
     scores: dict[str, float] = {"n_spots": len(truth), "bce": cross_entropy(truth, predicted)}
-    ranked = {axis: (rankdata(truth, axis=axis), rankdata(predicted, axis=axis)) for axis in (0, 1)}
     for axis, of in ((0, ""), (1, "_spot")):
-        for name, (a, b) in (("pearson", (truth, predicted)), ("spearman", ranked[axis])):
-            r = _correlate(a, b, axis)
+        ranks = rankdata(predicted, axis=axis), rankdata(truth, axis=axis)
+        for name, (a, b) in (("pearson", (predicted, truth)), ("spearman", ranks)):
+            r = np.nan_to_num(pearson(a, b, axis))
             scores[f"{name}{of}_mean"], scores[f"{name}{of}_median"] = float(r.mean()), float(np.median(r))
     return {**scores, **score_labels(truth.argmax(axis=1), predicted.argmax(axis=1))}
-
-
-def _correlate(a: Floats, b: Floats, axis: int) -> Floats:
-    varies = (np.ptp(a, axis=axis) > 1e-9) & (np.ptp(b, axis=axis) > 1e-9)
-    a, b = (part - part.mean(axis=axis, keepdims=True) for part in (a, b))
-    norm = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
-    return np.divide((a * b).sum(axis=axis), norm, out=np.zeros_like(norm), where=varies)
-
-
-class Learner:
-    """Fits the network; the fit is a function from points to likelihoods."""
-
-    def __init__(self, n_layers: int, n_epochs: int, device: str, seed: int) -> None:
-        self.n_layers, self.n_epochs, self.device, self.seed = n_layers, n_epochs, get_device(device), seed
-
-    def fit(self, points: NDArray[Any], target: Floats) -> Fitted:
-        import torch
-        from torch import nn
-
-        center, spread = points.mean(axis=0), points.std(axis=0)
-        spread = np.where(spread > 0, spread, 1)
-        x = torch.as_tensor((points - center) / spread, dtype=torch.float32, device=self.device)
-        y = torch.tensor(target, dtype=torch.float32, device=self.device)  # a copy: pandas' arrays may be read-only
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            widths = [points.shape[1], *[WIDTH] * (self.n_layers - 1)]
-            layers: list[nn.Module] = []
-            for width, following in pairwise(widths):
-                layers += [nn.Linear(width, following), nn.ReLU()]
-            network = nn.Sequential(*layers, nn.Linear(widths[-1], target.shape[1])).to(self.device)
-        order = torch.Generator().manual_seed(self.seed)
-        optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        for _ in range(self.n_epochs):
-            for rows in torch.randperm(len(x), generator=order).to(self.device).split(BATCH_SIZE):
-                optimizer.zero_grad()
-                nn.functional.binary_cross_entropy_with_logits(network(x[rows]), y[rows]).backward()
-                optimizer.step()
-        return Fitted(network, center, spread)
-
-
-class Fitted:
-    """A fitted network with the scaling of its input."""
-
-    def __init__(self, network: nn.Module, center: NDArray[Any], spread: NDArray[Any]) -> None:
-        self.network, self.center, self.spread = network, center, spread
-
-    def __call__(self, points: NDArray[Any]) -> Floats:
-        import torch
-
-        device = next(self.network.parameters()).device
-        with torch.no_grad():
-            x = torch.as_tensor((points - self.center) / self.spread, dtype=torch.float32, device=device)
-            return np.asarray(torch.sigmoid(self.network(x)).cpu().numpy(), dtype=float)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from sagefm._types import Array
 from sagefm._utils import check_key, shorten
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check_classes(classes: Iterable[str], mend: str) -> None:
         raise ValueError(f"a class named {wrong[0]!r} can't be saved as a column. Rename it {mend}.")
 
 
-def score_labels(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+def score_labels(truth: Array, predicted: Array) -> dict[str, float]:
     """Agreement of classes; macro averages run over the classes that occur in either."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
