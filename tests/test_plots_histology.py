@@ -210,7 +210,7 @@ def test_one_of_several_slides(two):
     np.testing.assert_allclose(values(left), measured(two, "CD74")[rows], rtol=1e-5)
     np.testing.assert_allclose(values(right), two.obsm["histology_expression"]["CD74"][rows])
     assert figure.get_suptitle() == "B"
-    with pytest.raises(KeyError, match="library_id='C'"):
+    with pytest.raises(KeyError, match=r"no slide 'C' in adata\.obs\['slide'\]; it has 'A', 'B'"):
         sg.pl.predicted_expression(two, library_id="C")
     with pytest.raises(KeyError, match="library_key='nothing'"):
         sg.pl.predicted_expression(two, library_key="nothing", library_id="A")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pl._axes import finish, open_grid
 from sagefm.pl._spatial import draw_gene, get_coordinates
@@ -218,19 +219,13 @@ def _choose_genes(genes: str | Sequence[str] | None, r: pd.Series, where: str) -
 
 def _find_slide(adata: AnnData, library_key: str | None, library_id: str | None) -> Ints:
     """Rows of one slide."""
-    if library_key is None:
-        if library_id is not None:
-            raise ValueError(f"library_id={library_id!r} is one of which column of obs? Set library_key.")
-        return np.arange(adata.n_obs)
-    if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs.")
-    column = adata.obs[library_key].astype(str).to_numpy()
-    libraries = list(dict.fromkeys(column))
-    if library_id is None and len(libraries) > 1:
-        raise ValueError(f"one slide at a time: set library_id to one of {libraries}.")
-    if library_id is not None and str(library_id) not in libraries:
-        raise KeyError(f"library_id={library_id!r} not in adata.obs[{library_key!r}]; it has {libraries}.")
-    return np.flatnonzero(column == (libraries[0] if library_id is None else str(library_id)))
+    if library_key is None and library_id is not None:
+        raise ValueError(f"library_id={library_id!r} is one of which column of obs? Set library_key.")
+    slides = dict(split_libraries(adata, library_key).rows())
+    if library_id is None and len(slides) > 1:
+        raise ValueError(f"one slide at a time: set library_id to one of {list(slides)}.")
+    wanted = None if library_id is None else str(library_id)
+    return slides[choose(wanted, slides, "slide", f"adata.obs[{library_key!r}]")[0]]
 
 
 def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float) -> dict[str, Floats]:

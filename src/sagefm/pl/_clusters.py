@@ -161,12 +161,13 @@ def cluster_markers(
     hit = (part["padj"].to_numpy() <= max_padj) & (np.abs(x) >= min_log2_fold_change)
     up, down = hit & (x > 0), hit & (x < 0)
     ax, show = open_axes(ax, (5.6, 4.4), show)
-    for chosen, color in ((~hit, "0.8"), (up, ORANGE), (down, BLUE)):
-        ax.scatter(x[chosen], y[chosen], s=7, color=color, linewidths=0)
+    for chosen, color, label in ((~hit, "0.8", None), (up, ORANGE, "up"), (down, BLUE, "down")):
+        ax.scatter(x[chosen], y[chosen], s=7, color=color, linewidths=0, label=label)
     best = np.argsort(-np.where(up, part["score"].to_numpy(), -np.inf))[: min(n_labels, up.sum())]
     _name_on_the_right(ax, x[best], y[best], part["gene"].to_numpy()[best])
     title = f"cluster {cluster}: {up.sum()} genes up, {down.sum()} down"
     ax.set(xlabel="log2 fold change", ylabel="−log10 adjusted p", title=title)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", markerscale=2)
     tidy(ax)
     return finish(ax, show, save, return_fig)
 
@@ -255,5 +256,5 @@ def _name_on_the_right(ax: Axes, x: Floats, y: Floats, names: Array) -> None:
     column = max(x) + 0.04 * np.ptp(ax.get_xlim())
     for i in np.argsort(-y):
         last = min(y[i], last - step)
-        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.5}
+        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "relpos": (0, 0.5)}
         ax.annotate(names[i], (x[i], y[i]), (column, last), fontsize="small", va="center", arrowprops=line)
