@@ -52,7 +52,7 @@ def main() -> None:
     curve = pd.read_csv(arguments.out / "missingness.csv")
     first = curve[(curve["donor"] == CURVES[0]) & (curve["mask_by"] == "slide")]
     shown = [name for name in dict.fromkeys(first["predictor"]) if name != "zeros"]
-    sg.pl.missingness_curve(first, predictors=shown, save=arguments.figure)
+    sg.pl.missingness_curve(first, predictors=shown, show=False, save=arguments.figure)
     write_view(curve, arguments.out / "missingness_view.csv")
     write_donors(pd.read_csv(arguments.out / "reliability.csv"), arguments.out / "reliability_view.csv")
     write_smoothers(pd.read_csv(arguments.out / "smoothers.csv"), arguments.out / "smoothers_view.csv")

@@ -195,7 +195,7 @@ def card(file: Path) -> dict[str, object]:
     sg.pp.neighborhood_graph(adata)
     sg.pp.assess(adata, "sagefm-mini")
     if file.stem == SHOWN:
-        sg.pl.assessment(adata, save=FIGURE)
+        sg.pl.assessment(adata, show=False, save=FIGURE)
     found = adata.uns["sage_assessment"]
     print(f"\n{file.stem}\n{found['text']}")
     checks = found["checks"]

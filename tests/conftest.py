@@ -7,11 +7,13 @@ from pathlib import Path
 
 import anndata as ad
 import pytest
+import scanpy as sc
 import torch
 
 import sagefm as sg
 from sagefm.models._vocabulary import hest1k
 
+sc.settings.autoshow = False
 SECTIONS = Path(os.environ.get("SAGEFM_TEST_SECTIONS", Path(__file__).parents[2] / "shared" / "data"))
 
 

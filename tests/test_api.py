@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 import sagefm as sg
@@ -28,6 +29,10 @@ CLASSES = {
     if inspect.isclass(getattr(module, name))
 }
 ON_A_TABLE = {"pl.missingness_curve", "pl.centroid_distances", "pl.distance_error", "pl.benchmark_violin"}
+PLOTS = {name: function for name, function in FUNCTIONS.items() if name.startswith("pl.")}
+HAS_PANELS = {"pl.annotation", "pl.cluster", "pl.composition", "pl.histology_patches", "pl.imputation"}
+HAS_PANELS |= {"pl.predicted_expression", "pl.superresolved_expression"}
+HAS_A_FIGURE = HAS_PANELS | {"pl.centroid_distances"}  # of its own, so no axes can be given
 MAKES_ANOTHER = {"pp.pseudospots", "tl.superresolve_expression"}
 ON_FILES = {"tl.embed_sections"}
 ON_ADATA = {
@@ -62,6 +67,21 @@ def test_signatures(name, function):
         assert signature.return_annotation == "AnnData | None"
 
 
+@pytest.mark.parametrize(("name", "function"), PLOTS.items(), ids=PLOTS)
+def test_plots_have_one_contract(name, function):
+    """That of scanpy; what they return is tested on their examples."""
+    signature = inspect.signature(function)
+    options = {"show": "bool | None", "save": "str | Path | None", "return_fig": "bool | None"}
+    if name not in HAS_A_FIGURE:
+        options["ax"] = "Axes | None"
+    for option, annotation in options.items():
+        parameter = signature.parameters[option]
+        assert (parameter.default, parameter.annotation) == (None, annotation)
+        assert parameter.kind is parameter.KEYWORD_ONLY
+    panels = "list[Axes]" if name in HAS_PANELS else "Axes"
+    assert signature.return_annotation == f"{panels} | Figure | None"
+
+
 @pytest.mark.parametrize(("name", "function"), FUNCTIONS.items(), ids=FUNCTIONS)
 def test_docstrings(name, function):
     text = inspect.getdoc(function)
@@ -82,9 +102,13 @@ def test_examples_run(name):
     (example,) = finder.find(function, name, module=sys.modules[function.__module__])
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     failures = []
-    runner.run(example, out=failures.append)
+    runner.run(example, out=failures.append, clear_globs=False)
     assert not failures, "".join(failures)
     assert example.examples
+    if name in PLOTS:
+        drawn = example.globs["axes"] if name in HAS_PANELS else [example.globs["ax"]]
+        assert isinstance(drawn, list)
+        assert all(ax.get_figure() is plt.gcf() for ax in drawn), "plt.savefig would miss the figure"
 
 
 def test_everything_public_is_in_the_docs():

@@ -1,9 +1,11 @@
 """Plots, by what they draw."""
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scanpy.get import obs_df
 
 import sagefm as sg
@@ -31,7 +33,7 @@ def values(adata, gene, layer=None):
 
 
 def test_imputation_shows_measured_beside_predicted(done):
-    figure = sg.pl.imputation(done, ["KRT8", "COL1A1"], show=False)
+    figure = sg.pl.imputation(done, ["KRT8", "COL1A1"], return_fig=True)
     panels = [ax for ax in figure.axes if ", " in ax.get_title() and "r =" not in ax.get_title()]
     assert [ax.get_title() for ax in panels] == [
         f"{gene}, {what}" for gene in ("KRT8", "COL1A1") for what in ("measured", "predicted")
@@ -51,7 +53,7 @@ def scatters(figure):
 def test_imputation_sets_measured_against_predicted(done, tiny):
     sg.tl.impute(done, ["KRT8", "COL1A1"], tiny, intervals=0.8)
     row = done.uns["sage_imputed"]["reliability"].loc["COL1A1"]
-    _, ax = scatters(sg.pl.imputation(done, ["KRT8", "COL1A1"], show=False))
+    _, ax = scatters(sg.pl.imputation(done, ["KRT8", "COL1A1"], return_fig=True))
     lines, points = ax.collections
     found = np.column_stack([values(done, "COL1A1", "sage_imputed"), np.log1p(values(done, "COL1A1"))])
     np.testing.assert_allclose(points.get_offsets(), found, rtol=1e-5)
@@ -64,13 +66,13 @@ def test_imputation_sets_measured_against_predicted(done, tiny):
 
 def test_imputation_without_scores_has_no_r(done, tiny):
     sg.tl.impute(done, "KRT8", tiny, reliability=False)
-    (ax,) = scatters(sg.pl.imputation(done, "KRT8", show=False))
+    (ax,) = scatters(sg.pl.imputation(done, "KRT8", return_fig=True))
     assert ax.get_title() == ""
 
 
 def test_imputation_shows_an_absent_gene_by_its_prediction(done):
     gene = done.uns["absent"]
-    figure = sg.pl.imputation(done, gene, show=False)
+    figure = sg.pl.imputation(done, gene, return_fig=True)
     assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [f"{gene}, predicted"]
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert "was not measured" in texts[0]
@@ -87,7 +89,7 @@ def test_imputation_of_a_model_with_its_own_vocabulary(slide):
     model = sg.models.Model("mine", network, other)
     absent = next(name for name in other.symbols if name not in slide.var_names)
     sg.tl.impute(slide, ["KRT8", absent], model)
-    figure = sg.pl.imputation(slide, ["KRT8", absent], show=False)
+    figure = sg.pl.imputation(slide, ["KRT8", absent], return_fig=True)
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert [t for t in titles if "r =" not in t] == ["KRT8, measured", "KRT8, predicted", f"{absent}, predicted"]
     np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(values(slide, "KRT8")), rtol=1e-6)
@@ -97,7 +99,7 @@ def test_imputation_says_what_to_expect_of_an_absent_gene(done):
     symbol = next(name for name in ("PECAM1", "RBFOX3", "VWF", "ITGAX") if name not in done.var_names)
     sg.tl.impute(done, symbol, "sagefm-mini")
     prior = done.uns["sage_imputed"]["prior"].loc[symbol]
-    figure = sg.pl.imputation(done, symbol, show=False)
+    figure = sg.pl.imputation(done, symbol, return_fig=True)
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert f"r = {prior['r']:.2f} ± {prior['r_sd']:.2f}" in texts[1]
 
@@ -122,7 +124,7 @@ def test_imputation_adds_up_columns_of_one_gene_and_takes_any_name(done, tiny):
     names[names.index("CD74")] = "KRT8"
     done.var_names = names
     sg.tl.impute(done, ["KRT8"], tiny)
-    figure = sg.pl.imputation(done, "ENSG00000170421", show=False)  # KRT8
+    figure = sg.pl.imputation(done, "ENSG00000170421", return_fig=True)  # KRT8
     counts = done.X[:, done.var_names == "KRT8"].toarray().sum(axis=1)
     np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(counts), rtol=1e-6)
 
@@ -131,7 +133,7 @@ def test_imputation_shows_what_was_read(done, tiny):
     done.layers["counts"] = done.X.copy()
     done.X = done.X.log1p()
     sg.tl.impute(done, "KRT8", tiny, layer="counts")
-    figure = sg.pl.imputation(done, "KRT8", show=False)
+    figure = sg.pl.imputation(done, "KRT8", return_fig=True)
     np.testing.assert_allclose(spots(figure.axes[0]).get_array(), np.log1p(values(done, "KRT8", "counts")))
     del done.layers["counts"]
     with pytest.raises(KeyError, match="no longer in adata.layers"):
@@ -139,7 +141,7 @@ def test_imputation_shows_what_was_read(done, tiny):
 
 
 def test_cluster_shows_groups_and_the_choice(done, tmp_path):
-    figure = sg.pl.cluster(done, show=False, save=tmp_path / "figure.png")
+    figure = sg.pl.cluster(done, return_fig=True, save=tmp_path / "figure.png")
     tissue, choice = figure.axes
     groups = done.obs["sage_cluster"]
     assert [text.get_text() for text in tissue.get_legend().get_texts()] == groups.cat.categories.tolist()
@@ -152,23 +154,61 @@ def test_cluster_shows_groups_and_the_choice(done, tmp_path):
 
 def test_cluster_of_a_given_number_has_one_panel(done):
     sg.tl.cluster(done, n_clusters=3)
-    assert len(sg.pl.cluster(done, show=False).axes) == 1
+    assert len(sg.pl.cluster(done, return_fig=True).axes) == 1
 
 
 def test_cluster_takes_scanpys_colors(done):
     sg.tl.cluster(done, n_clusters=2)
     done.uns["sage_cluster_colors"] = np.array(["#ff0000", "#0000ff"])
-    colors = spots(sg.pl.cluster(done, show=False).axes[0]).get_facecolor()
+    colors = spots(sg.pl.cluster(done, return_fig=True).axes[0]).get_facecolor()
     assert {tuple(color) for color in colors} == {(1, 0, 0, 1), (0, 0, 1, 1)}
 
 
-def test_show(done, monkeypatch):
-    import matplotlib.pyplot as plt
+@pytest.fixture
+def shown(monkeypatch):
+    """Figures that were shown, where scanpy is set to show them."""
+    figures = []
+    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
+    sc.settings.autoshow = True
+    yield figures
+    sc.settings.autoshow = False
 
-    shown = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(1))
-    assert sg.pl.imputation(done, "KRT8") is None
-    assert shown == [1]
+
+@pytest.mark.parametrize(
+    ("plot", "kind"),
+    [(lambda a, **how: sg.pl.imputation(a, "KRT8", **how), list), (sg.pl.reliability, plt.Axes)],
+    ids=["several panels", "one panel"],
+)
+def test_a_plot_is_shown_or_returned(done, plot, kind, shown, tmp_path):
+    assert plot(done) is None
+    assert shown == [plt.gcf()]
+    assert isinstance(plot(done, show=False), kind)
+    figure = plot(done, return_fig=True, save=tmp_path / "figure.png")
+    assert figure is plt.gcf()
+    assert (tmp_path / "figure.png").exists()
+    sc.settings.autoshow = False
+    assert isinstance(plot(done), kind)
+    assert len(shown) == 1
+    assert plot(done, show=True) is None
+    assert len(shown) == 2
+
+
+def test_given_axes_are_the_callers_to_show(done, shown):
+    figure, axes = plt.subplots(1, 2)
+    assert sg.pl.reliability(done, ax=axes[0]) is axes[0]
+    assert sg.pl.reliability(done, ax=axes[1], return_fig=True) is figure
+    assert not shown
+    assert sg.pl.reliability(done, ax=axes[1], show=True) is None
+    assert shown
+
+
+def test_names_of_points_do_not_overlap():
+    from sagefm.pl._axes import name_points
+
+    _, ax = plt.subplots()
+    name_points(ax, np.tile([0.5, 0.5], (6, 1)) + np.linspace(0, 0.01, 6)[:, None], [f"GENE{i}" for i in range(6)])
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 @pytest.mark.parametrize(
@@ -228,7 +268,7 @@ def test_lollipop_chooses_the_largest_effects(perturbed):
     largest = effects.abs().sort_values(ascending=False, kind="stable").index[:2]
     shown = {label.get_text().split(" (")[0].replace(" → ", "|") for label in ax.get_yticklabels()}
     assert effects[list(shown)].abs().min() >= effects[largest].abs().min()
-    with pytest.raises(KeyError, match="no results of 'A|B'"):
+    with pytest.raises(KeyError, match=r"no pair 'A\|B'"):
         sg.pl.perturbation_lollipop(perturbed, ["A|B"])
 
 
@@ -320,8 +360,6 @@ def test_plots_say_what_to_run_first(slide, plot, run):
 
 
 def test_plots_of_perturbations_draw_into_given_axes(perturbed):
-    import matplotlib.pyplot as plt
-
     _, axes = plt.subplots(1, 3)
     assert sg.pl.perturbation_lollipop(perturbed, ax=axes[0]) is axes[0]
     assert sg.pl.sensitivity_heatmap(perturbed, ax=axes[1]) is axes[1]
@@ -368,7 +406,7 @@ def annotated(slide):
 
 
 def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
-    figure = sg.pl.annotation(annotated, "domain", show=False)
+    figure = sg.pl.annotation(annotated, "domain", return_fig=True)
     titles = [ax.get_title() for ax in figure.axes[:3]]
     assert titles == ["domain", "predicted", "probability of the predicted class"]
     known, predicted, probability = (ax.collections[0] for ax in figure.axes[:3])
@@ -379,20 +417,20 @@ def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
     assert (predicted.get_facecolor()[~sure] == predicted.get_facecolor()[~sure][0]).all()
     assert f"{(~sure).sum()} of {len(sure)} spots unsure" in figure.axes[1].get_xlabel()
     np.testing.assert_allclose(probability.get_array(), annotated.obsm["sage_annotation"].max(axis=1))
-    assert len(sg.pl.annotation(annotated, show=False).axes) == 3  # without known labels, with the colour bar
+    assert len(sg.pl.annotation(annotated, return_fig=True).axes) == 3  # without known labels, with the colour bar
 
 
 def test_composition_shows_the_likeliest_class(annotated):
     annotated.obsm["share"] = pd.get_dummies(annotated.obs["domain"], dtype=float)
     sg.tl.composition(annotated, "share", group_key="half", n_epochs=30)
-    figure = sg.pl.composition(annotated, "share", show=False)
+    figure = sg.pl.composition(annotated, "share", return_fig=True)
     known, predicted = (ax.collections[0].get_facecolor() for ax in figure.axes[:2])
     best = annotated.obsm["sage_composition"].idxmax(axis=1)
     same = (best == annotated.obs["domain"].astype(str)).to_numpy()
     np.testing.assert_array_equal((known == predicted).all(axis=1), same)
     # Classes are told by name, in whatever order they come.
     annotated.obsm["share"] = annotated.obsm["share"].iloc[:, ::-1]
-    again = sg.pl.composition(annotated, "share", show=False).axes[0].collections[0].get_facecolor()
+    again = sg.pl.composition(annotated, "share", return_fig=True).axes[0].collections[0].get_facecolor()
     np.testing.assert_array_equal(known, again)
 
 
@@ -430,7 +468,7 @@ def pairs():
 
 
 def test_heatmap_of_distances_is_clustered(pairs):
-    figure = sg.pl.centroid_distances(pairs, "first", show=False)
+    figure = sg.pl.centroid_distances(pairs, "first", return_fig=True)
     ax = next(ax for ax in figure.axes if ax.collections and len(ax.get_yticklabels()) == 6)
     rows = [label.get_text() for label in ax.get_yticklabels()]
     shown = ax.collections[0].get_array().reshape(6, 6)

@@ -77,30 +77,30 @@ def measured(adata, gene):
 
 
 def test_a_gallery_shows_the_pixels_of_its_spots(slide):
-    figure = sg.pl.histology_patches(slide, 8, show=False)
+    figure = sg.pl.histology_patches(slide, 8, return_fig=True)
     panels = shown(figure)
     names = [ax.get_title().split("\n")[0] for ax in panels]
     assert len(set(names)) == 8
     for ax, name in zip(panels, names, strict=True):
         np.testing.assert_array_equal(ax.images[0].get_array(), crop(slide, name))
-    again = [ax.get_title() for ax in shown(sg.pl.histology_patches(slide, 8, rng=1, show=False))]
+    again = [ax.get_title() for ax in shown(sg.pl.histology_patches(slide, 8, rng=1, return_fig=True))]
     assert again != [ax.get_title() for ax in panels]
-    assert len(shown(sg.pl.histology_patches(slide, 1000, show=False))) == slide.n_obs
+    assert len(shown(sg.pl.histology_patches(slide, 1000, return_fig=True))) == slide.n_obs
 
 
 def test_a_gallery_of_named_spots_keeps_their_order(slide):
     names = slide.obs_names[[40, 3, 17]].tolist()
-    panels = shown(sg.pl.histology_patches(slide, spots=names, show=False))
+    panels = shown(sg.pl.histology_patches(slide, spots=names, return_fig=True))
     assert [ax.get_title().split("\n")[0] for ax in panels] == names
     for ax, name in zip(panels, names, strict=True):
         np.testing.assert_array_equal(ax.images[0].get_array(), crop(slide, name))
-    assert len(shown(sg.pl.histology_patches(slide, spots=names[0], show=False))) == 1
+    assert len(shown(sg.pl.histology_patches(slide, spots=names[0], return_fig=True))) == 1
 
 
 def test_a_gallery_has_a_row_for_each_group(slide):
     slide.obs.loc[slide.obs_names[:9], "domain"] = np.nan
     groups = slide.obs["domain"].cat.remove_unused_categories().cat.categories
-    figure = sg.pl.histology_patches(slide, 3 * len(groups), color="domain", show=False)
+    figure = sg.pl.histology_patches(slide, 3 * len(groups), color="domain", return_fig=True)
     titles = [ax.get_title().split("\n")[0] for ax in shown(figure)]
     counts = slide.obs["domain"].value_counts()
     assert titles == [name for name in groups for _ in range(min(3, counts[name]))]
@@ -113,7 +113,7 @@ def test_a_gallery_has_a_row_for_each_group(slide):
 
 def test_a_gallery_is_sorted_by_numbers(slide):
     slide.obs["number"] = np.random.default_rng(0).normal(size=slide.n_obs)
-    panels = shown(sg.pl.histology_patches(slide, 7, color="number", show=False))
+    panels = shown(sg.pl.histology_patches(slide, 7, color="number", return_fig=True))
     found = [float(ax.get_title().split("\n")[0]) for ax in panels]
     assert found == sorted(found)
     spot = slide.obs["number"].sub(found[0]).abs().idxmin()
@@ -125,7 +125,7 @@ def test_a_gallery_marks_what_is_wrong(slide):
     slide.obsm["spatial"][0] = [5, height - 5]  # glass in the corner
     sg.pp.histology_patches(slide, size=SIZE)
     fine = slide.obs["histology_tissue"].idxmax()
-    first, second = shown(sg.pl.histology_patches(slide, spots=[slide.obs_names[0], fine], show=False))
+    first, second = shown(sg.pl.histology_patches(slide, spots=[slide.obs_names[0], fine], return_fig=True))
     assert first.get_title() == f"{slide.obs_names[0]}\n0% tissue\nleaves the image"
     assert second.get_title() == fine
     assert first.title.get_color() != second.title.get_color()
@@ -142,10 +142,10 @@ def test_a_gallery_of_several_slides_reads_those_it_shows(slide, tmp_path, monke
     real = locate.open_image
     monkeypatch.setattr(locate, "open_image", lambda source, *rest: opened.append(source) or real(source, *rest))
     name = slide.obs_names[20]
-    (ax,) = shown(sg.pl.histology_patches(both, spots=[f"{name}-B"], show=False))
+    (ax,) = shown(sg.pl.histology_patches(both, spots=[f"{name}-B"], return_fig=True))
     np.testing.assert_array_equal(ax.images[0].get_array(), crop(slide, name))
     assert len(opened) == 1
-    assert len(shown(sg.pl.histology_patches(both, 6, color="slide", show=False))) == 6
+    assert len(shown(sg.pl.histology_patches(both, 6, color="slide", return_fig=True))) == 6
     assert len(opened) == 3
 
 
@@ -159,7 +159,7 @@ def test_a_gallery_of_spatialdata(slide):
     pixels = Image2DModel.parse(image, dims=("y", "x", "c"))
     sdata = SpatialData(images={"he": pixels}, shapes={"spots": circles}, tables={"table": table})
     sg.pp.histology_patches(sdata, size=SIZE)
-    (ax,) = shown(sg.pl.histology_patches(sdata, spots=names[11], show=False))
+    (ax,) = shown(sg.pl.histology_patches(sdata, spots=names[11], return_fig=True))
     np.testing.assert_array_equal(ax.images[0].get_array(), crop(slide, names[11]))
 
 
@@ -179,7 +179,7 @@ def test_a_gallery_refuses(slide):
 
 
 def test_predicted_beside_measured(slide, tmp_path):
-    figure = sg.pl.predicted_expression(slide, ["CD74", "ERBB2"], show=False, save=tmp_path / "figure.png")
+    figure = sg.pl.predicted_expression(slide, ["CD74", "ERBB2"], return_fig=True, save=tmp_path / "figure.png")
     r = slide.var["histology_expression_reliability"]
     panels = maps(figure)
     assert [ax.get_title() for ax in panels] == [
@@ -197,20 +197,20 @@ def test_predicted_beside_measured(slide, tmp_path):
 
 def test_the_best_genes_are_shown(slide):
     best = slide.var["histology_expression_reliability"].nlargest(3).index
-    titles = [ax.get_title().split(",")[0] for ax in maps(sg.pl.predicted_expression(slide, show=False))]
+    titles = [ax.get_title().split(",")[0] for ax in maps(sg.pl.predicted_expression(slide, return_fig=True))]
     assert titles == [gene for gene in best for _ in range(2)]
 
 
 def test_one_of_several_slides(two):
     with pytest.raises(ValueError, match=r"set library_id to one of \['A', 'B'\]"):
         sg.pl.predicted_expression(two)
-    figure = sg.pl.predicted_expression(two, "CD74", library_id="B", show=False)
+    figure = sg.pl.predicted_expression(two, "CD74", library_id="B", return_fig=True)
     left, right = maps(figure)
     rows = (two.obs["slide"] == "B").to_numpy()
     np.testing.assert_allclose(values(left), measured(two, "CD74")[rows], rtol=1e-5)
     np.testing.assert_allclose(values(right), two.obsm["histology_expression"]["CD74"][rows])
     assert figure.get_suptitle() == "B"
-    with pytest.raises(KeyError, match="library_id='C'"):
+    with pytest.raises(KeyError, match=r"no slide 'C' in adata\.obs\['slide'\]; it has 'A', 'B'"):
         sg.pl.predicted_expression(two, library_id="C")
     with pytest.raises(KeyError, match="library_key='nothing'"):
         sg.pl.predicted_expression(two, library_key="nothing", library_id="A")
@@ -223,16 +223,16 @@ def test_counts_of_a_layer_and_spots_without(slide):
     truth = measured(slide, "CD74")
     slide.layers["counts"] = slide.X.multiply(np.arange(slide.n_obs)[:, None] != 5).tocsr()
     slide.X = slide.X.log1p()
-    left, _ = maps(sg.pl.predicted_expression(slide, "CD74", layer="counts", show=False))
+    left, _ = maps(sg.pl.predicted_expression(slide, "CD74", layer="counts", return_fig=True))
     assert np.ma.getmaskarray(values(left)).nonzero()[0].tolist() == [5]
     np.testing.assert_allclose(np.delete(values(left), 5), np.delete(truth, 5), rtol=1e-5)
     slide.uns["histology_expression"]["params"]["layer"] = "counts"
-    assert len(maps(sg.pl.predicted_expression(slide, "CD74", show=False))) == 2
+    assert len(maps(sg.pl.predicted_expression(slide, "CD74", return_fig=True))) == 2
     del slide.layers["counts"]
     with pytest.raises(KeyError, match="'counts' not in"):
         sg.pl.predicted_expression(slide, "CD74")
     slide.layers["counts"] = slide.X * 0
-    figure = sg.pl.predicted_expression(slide, "CD74", show=False)
+    figure = sg.pl.predicted_expression(slide, "CD74", return_fig=True)
     assert figure.axes[0].texts[0].get_text() == "CD74 was not measured"
 
 
@@ -244,7 +244,7 @@ def test_a_slide_that_was_not_measured(slide, without):
     if without == "counts":
         query.X = None
     sg.tl.predict_expression(query, GENES, reference=reference, group_key="half")
-    figure = sg.pl.predicted_expression(query, "CD74", show=False)
+    figure = sg.pl.predicted_expression(query, "CD74", return_fig=True)
     assert [text.get_text() for text in figure.axes[0].texts] == ["CD74 was not measured"]
     (right,) = maps(figure)
     r = query.uns["histology_expression"]["scores"].loc["CD74", "r"]
@@ -252,12 +252,12 @@ def test_a_slide_that_was_not_measured(slide, without):
     np.testing.assert_allclose(values(right), query.obsm["histology_expression"]["CD74"])
     reference.obs["half"] = "one"  # nothing to hold out
     sg.tl.predict_expression(query, GENES, reference=reference, group_key="half")
-    (right,) = maps(sg.pl.predicted_expression(query, "CD74", show=False))
+    (right,) = maps(sg.pl.predicted_expression(query, "CD74", return_fig=True))
     assert right.get_title() == "CD74, predicted (held-out r not known)"
 
 
 def test_a_prediction_is_asked_for(slide):
-    with pytest.raises(KeyError, match=r"genes 'KRT8' not in adata\.obsm\['histology_expression'\]; it has"):
+    with pytest.raises(KeyError, match=r"no gene 'KRT8' in adata\.obsm\['histology_expression'\]; it has"):
         sg.pl.predicted_expression(slide, "KRT8")
     with pytest.raises(ValueError, match="genes is empty"):
         sg.pl.predicted_expression(slide, [])
@@ -270,7 +270,7 @@ def test_a_prediction_is_asked_for(slide):
 
 
 def test_a_dense_map_has_a_pixel_for_each_point(dense, tmp_path):
-    figure = sg.pl.superresolved_expression(dense, ["ERBB2", "CD74"], show=False, save=tmp_path / "map.png")
+    figure = sg.pl.superresolved_expression(dense, ["ERBB2", "CD74"], return_fig=True, save=tmp_path / "map.png")
     panels = shown(figure)
     assert [ax.get_title() for ax in panels] == [
         f"{gene}\nheld-out r = {dense.var.loc[gene, 'reliability']:.2f}" for gene in ("ERBB2", "CD74")
@@ -287,13 +287,13 @@ def test_a_dense_map_has_a_pixel_for_each_point(dense, tmp_path):
 
 def test_the_dense_map_shows_the_best_genes(dense):
     best = dense.var["reliability"].nlargest(3).index
-    found = [ax.get_title().split("\n")[0] for ax in shown(sg.pl.superresolved_expression(dense, show=False))]
+    found = [ax.get_title().split("\n")[0] for ax in shown(sg.pl.superresolved_expression(dense, return_fig=True))]
     assert found == best.tolist()
     plain = dense.copy()
     del plain.var["reliability"]
-    (ax,) = shown(sg.pl.superresolved_expression(plain, "CD74", show=False))
+    (ax,) = shown(sg.pl.superresolved_expression(plain, "CD74", return_fig=True))
     assert ax.get_title() == "CD74\nheld-out r not known"
-    assert len(shown(sg.pl.superresolved_expression(plain, GENES, show=False))) == 4
+    assert len(shown(sg.pl.superresolved_expression(plain, GENES, return_fig=True))) == 4
 
 
 def test_a_dense_map_of_one_of_several_slides(dense):
@@ -307,7 +307,7 @@ def test_a_dense_map_of_one_of_several_slides(dense):
     with pytest.raises(ValueError, match=r"set library_id to one of \['A', 'B'\]"):
         sg.pl.superresolved_expression(both, library_key="slide")
     rasters = [
-        shown(sg.pl.superresolved_expression(both, "CD74", library_key="slide", library_id=name, show=False))[0]
+        shown(sg.pl.superresolved_expression(both, "CD74", library_key="slide", library_id=name, return_fig=True))[0]
         for name in "AB"
     ]
     first, second = (ax.images[0] for ax in rasters)
@@ -318,5 +318,5 @@ def test_a_dense_map_of_one_of_several_slides(dense):
 def test_a_dense_map_is_asked_for(dense, slide):
     with pytest.raises(KeyError, match=r"sg\.tl\.superresolve_expression"):
         sg.pl.superresolved_expression(slide)
-    with pytest.raises(KeyError, match="genes 'KRT8' not in the dense map"):
+    with pytest.raises(KeyError, match="no gene 'KRT8' in the dense map"):
         sg.pl.superresolved_expression(dense, "KRT8")

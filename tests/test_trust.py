@@ -285,7 +285,7 @@ def test_results_can_be_written(slide, sage, tmp_path):
         read.uns["sage_assessment"]["checks"], slide.uns["sage_assessment"]["checks"], check_names=False
     )
     assert sg.pl.assessment(read) is not None
-    assert sg.pl.imputation(read, "KRT8", show=False) is not None
+    assert sg.pl.imputation(read, "KRT8", return_fig=True) is not None
 
 
 # Calibration

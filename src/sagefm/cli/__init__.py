@@ -227,7 +227,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
     logger.info("Wrote %s.", arguments.out)
     if arguments.plot is not None:
         with headless():
-            sg.pl.perturbation_lollipop(adata, save=arguments.plot)
+            sg.pl.perturbation_lollipop(adata, show=False, save=arguments.plot)
         logger.info("Wrote %s.", arguments.plot)
     counts = results["verdict"].value_counts()
     print("\n".join(f"{number:6d}  {verdict}" for verdict, number in counts.items()))

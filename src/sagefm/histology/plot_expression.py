@@ -1,20 +1,21 @@
-"""Figures of expression that was predicted from histology."""
+"""Plots of expression that was predicted from histology."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
-from sagefm._utils import shorten
-from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+from sagefm._slides import split_libraries
+from sagefm._types import Floats, Ints
+from sagefm.pl._axes import finish, open_grid
+from sagefm.pl._spatial import draw_gene, get_coordinates
+from sagefm.pl._tables import choose, get_spot_table
 from sagefm.pp._counts import Counts
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def predicted_expression(
     spatial_key: str = _keys.SPATIAL,
     cmap: str = "viridis",
     table_key: str = "table",
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> list[Axes] | Figure | None:
     """Show measured genes beside what the histology says of them, on the tissue.
 
     Both maps of a gene share one colour scale, over what 98 % of the values of both span. A prediction is a mean, so
@@ -67,14 +69,17 @@ def predicted_expression(
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure: one row per gene, with its measured and its predicted ``log1p`` counts at the common depth,
-    and the Pearson r of both where groups were held out.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. There is a row for each
+    gene, with its measured and its predicted ``log1p`` counts at the common depth, and the Pearson r of both where
+    groups were held out.
 
     Raises
     ------
@@ -91,39 +96,29 @@ def predicted_expression(
     >>> sg.tl.histology_embed(adata)
     >>> adata.obs["half"] = (adata.obs["array_row"] < 4).astype(str)
     >>> sg.tl.predict_expression(adata, 20, group_key="half")
-    >>> figure = sg.pl.predicted_expression(adata, show=False)
+    >>> axes = sg.pl.predicted_expression(adata, show=False)
     """
-    import matplotlib.pyplot as plt
-
     adata = get_anndata(adata, table_key)
     run = "sg.tl.predict_expression(adata)"
     params = get_result(adata, (expression_key, "params"), Mapping, ["depth"], run)
-    table = adata.obsm.get(expression_key)
-    if not isinstance(table, pd.DataFrame):
-        raise KeyError(f"no table in adata.obsm[{expression_key!r}]. Run {run} first.")
+    table = get_spot_table(adata, expression_key, run)
     scores = adata.uns[expression_key].get("scores", pd.DataFrame({"r": np.nan}, index=table.columns))
-    names = _genes(genes, scores["r"], f"adata.obsm[{expression_key!r}]")
-    rows = _slide(adata, library_key or params.get("library_key"), library_id)
+    names = _choose_genes(genes, scores["r"], f"adata.obsm[{expression_key!r}]")
+    rows = _find_slide(adata, library_key or params.get("library_key"), library_id)
     coordinates = get_coordinates(adata, spatial_key)[rows]
     layer = params.get("layer") if layer is None else layer
     measured = _measured(adata, [name for name in names if name in adata.var_names], layer, params["depth"])
+    of = ", reference" if params.get("scored_on") == "reference" else ""
 
-    figure, axes = plt.subplots(len(names), 2, figsize=(9, 3.8 * len(names)), squeeze=False, layout="constrained")
-    for (left, right), name in zip(axes, names, strict=True):
+    grid = open_grid(len(names), 2, (4.5, 3.8))
+    for axes, name in zip(grid, names, strict=True):
         predicted = table[name].to_numpy(dtype=float)[rows]
         counted = measured[name][rows] if name in measured else np.full(len(rows), np.nan)
-        low, high = _limits(np.concatenate([counted, predicted]))
-        draw = partial(draw_spots, label="log1p counts", vmin=low, vmax=high, cmap=cmap)
-        if np.isfinite(counted).any():
-            draw(left, coordinates, counted, title=f"{name}, measured")
-        else:
-            left.text(0.5, 0.5, f"{name} was not measured", ha="center", va="center")
-            left.axis("off")
-        of = ", reference" if params.get("scored_on") == "reference" else ""
-        draw(right, coordinates, predicted, title=f"{name}, predicted ({_quality(scores['r'][name])}{of})")
-    if library_id is not None:
-        figure.suptitle(str(library_id))
-    return finish(figure, show, save)
+        known = counted if np.isfinite(counted).any() else None
+        note = f" ({_quality(scores['r'][name])}{of})"
+        limits = _limits(np.concatenate([counted, predicted]))
+        draw_gene(axes, coordinates, name, known, predicted, limits=limits, cmap=cmap, note=note)
+    return finish(_titled(grid, library_id), show, save, return_fig)
 
 
 def superresolved_expression(
@@ -135,9 +130,10 @@ def superresolved_expression(
     library_id: str | None = None,
     cmap: str = "viridis",
     table_key: str = "table",
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> list[Axes] | Figure | None:
     """Show the dense map of expression between the spots.
 
     Parameters
@@ -157,14 +153,17 @@ def superresolved_expression(
     table_key
         Table to use where ``adata`` is a ``SpatialData``, such as ``"superresolved"``.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure: a map per gene, a pixel per point, under the Pearson r of spots that were held out. Between
-    the spots nothing is measured, so r says nothing of the detail there.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. There is a map for each
+    gene, a pixel for each point, under the Pearson r of spots that were held out. Between the spots nothing is
+    measured, so r says nothing of the detail there.
 
     Raises
     ------
@@ -182,68 +181,54 @@ def superresolved_expression(
     >>> adata.obs["half"] = (adata.obs["array_row"] < 4).astype(str)
     >>> sg.tl.predict_expression(adata, 20, group_key="half")
     >>> dense = sg.tl.superresolve_expression(adata, 80)
-    >>> figure = sg.pl.superresolved_expression(dense, show=False)
+    >>> axes = sg.pl.superresolved_expression(dense, show=False)
     """
-    import matplotlib.pyplot as plt
     from scanpy.get import obs_df
 
     adata = get_anndata(adata, table_key)
     run = "dense = sg.tl.superresolve_expression(adata)"
     params = get_result(adata, (key, "params"), Mapping, ["stride", "microns_per_unit"], run)
     r = adata.var.get("reliability", pd.Series(np.nan, index=adata.var_names))
-    names = _genes(genes, r, "the dense map")
+    names = _choose_genes(genes, r, "the dense map")
     steps = params["stride"] / np.atleast_1d(np.asarray(params["microns_per_unit"], dtype=float))
     library_key = library_key or params.get("library_key")
     if library_key is None and len(steps) > 1:
         raise ValueError(f"the map is of {len(steps)} slides: set library_key to their column of obs, and library_id.")
-    rows = _slide(adata, library_key, library_id)
-    points = adata[rows]
+    points = adata[_find_slide(adata, library_key, library_id)]
     coordinates = get_coordinates(points, _keys.SPATIAL)
 
-    shape = -(-len(names) // N_GENES), min(len(names), N_GENES)
-    figure, axes = plt.subplots(*shape, figsize=(4.6 * shape[1], 4.2 * shape[0]), squeeze=False, layout="constrained")
-    for ax in axes.flat:
+    n_columns = min(len(names), N_GENES)
+    grid = open_grid(-(-len(names) // n_columns), n_columns, (4.6, 4.2))
+    axes = _titled(grid, library_id)
+    for ax in axes:
         ax.axis("off")
-    for ax, name in zip(axes.flat, names, strict=False):
+    for ax, name in zip(axes, names, strict=False):
         _draw_grid(ax, coordinates, obs_df(points, [name])[name].to_numpy(dtype=float), steps, cmap)
         ax.set_title(f"{name}\n{_quality(r[name])}")
     about = ["Predicted from the histology. Between the spots nothing was measured:", "r is that of held-out spots."]
-    figure.supxlabel(("\n" if shape[1] == 1 else " ").join(about), fontsize="small")
-    if library_id is not None:
-        figure.suptitle(str(library_id))
-    return finish(figure, show, save)
+    figure: Any = axes[0].figure
+    figure.supxlabel(("\n" if n_columns == 1 else " ").join(about), fontsize="small")
+    return finish(axes[: len(names)], show, save, return_fig)
 
 
-def _genes(genes: str | Sequence[str] | None, r: pd.Series, where: str) -> list[str]:
+def _choose_genes(genes: str | Sequence[str] | None, r: pd.Series, where: str) -> list[str]:
     """Those asked for, or the best predicted."""
-    if genes is None:
-        return [str(name) for name in r.sort_values(ascending=False, kind="stable").index[:N_GENES]]
-    names = [genes] if isinstance(genes, str) else list(genes)
-    if not names:
-        raise ValueError("genes is empty: name at least one.")
-    if unknown := [name for name in names if name not in r.index]:
-        raise KeyError(f"genes {shorten(unknown)} not in {where}; it has {shorten(r.index)}.")
-    return names
+    best = r.sort_values(ascending=False, kind="stable").index.astype(str)
+    return choose(best[:N_GENES].tolist() if genes is None else genes, r.index, "gene", where)
 
 
-def _slide(adata: AnnData, library_key: str | None, library_id: str | None) -> NDArray[np.int64]:
+def _find_slide(adata: AnnData, library_key: str | None, library_id: str | None) -> Ints:
     """Rows of one slide."""
-    if library_key is None:
-        if library_id is not None:
-            raise ValueError(f"library_id={library_id!r} is one of which column of obs? Set library_key.")
-        return np.arange(adata.n_obs)
-    if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs.")
-    column = adata.obs[library_key].astype(str).to_numpy()
-    libraries = list(dict.fromkeys(column))
-    if library_id is None and len(libraries) > 1:
-        raise ValueError(f"one slide at a time: set library_id to one of {libraries}.")
-    if library_id is not None and str(library_id) not in libraries:
-        raise KeyError(f"library_id={library_id!r} not in adata.obs[{library_key!r}]; it has {libraries}.")
-    return np.flatnonzero(column == (libraries[0] if library_id is None else str(library_id)))
+    if library_key is None and library_id is not None:
+        raise ValueError(f"library_id={library_id!r} is one of which column of obs? Set library_key.")
+    slides = dict(split_libraries(adata, library_key).rows())
+    if library_id is None and len(slides) > 1:
+        raise ValueError(f"one slide at a time: set library_id to one of {list(slides)}.")
+    wanted = None if library_id is None else str(library_id)
+    return slides[choose(wanted, slides, "slide", f"adata.obs[{library_key!r}]")[0]]
 
 
-def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float) -> dict[str, NDArray[np.float64]]:
+def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float) -> dict[str, Floats]:
     """log1p counts of genes at a common depth, as they were learned from; NaN where a spot has no counts."""
     if not genes or (layer is None and adata.X is None):
         return {}
@@ -257,7 +242,7 @@ def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float)
     return dict(zip(genes, np.concatenate(parts).T, strict=True))
 
 
-def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
+def _limits(values: Floats) -> tuple[float, float]:
     """What nearly all of the values span."""
     low, high = np.nanpercentile(values, (1, 99))
     return float(low), float(high if high > low else low + 1)
@@ -267,9 +252,15 @@ def _quality(r: float) -> str:
     return f"held-out r = {r:.2f}" if np.isfinite(r) else "held-out r not known"
 
 
-def _draw_grid(
-    ax: Axes, coordinates: NDArray[np.float64], values: NDArray[np.float64], steps: NDArray[np.float64], cmap: str
-) -> None:
+def _titled(grid: list[list[Axes]], library_id: str | None) -> list[Axes]:
+    """Return all axes of a grid, whose figure gets the slide's name."""
+    figure: Any = grid[0][0].figure
+    if library_id is not None:
+        figure.suptitle(str(library_id))
+    return [ax for axes in grid for ax in axes]
+
+
+def _draw_grid(ax: Axes, coordinates: Floats, values: Floats, steps: Floats, cmap: str) -> None:
     """Draw points of a square grid as the pixels of an image, y downwards."""
     from scipy.spatial import cKDTree
 
@@ -280,14 +271,7 @@ def _draw_grid(
     raster = np.full((rows.max() + 1, columns.max() + 1), np.nan)
     raster[rows, columns] = values
     left, top = low - step / 2
-    right, bottom = left + step * raster.shape[1], top + step * raster.shape[0]
+    extent = (left, left + step * raster.shape[1], top + step * raster.shape[0], top)
     vmin, vmax = _limits(values)
-    image = ax.imshow(
-        raster,
-        extent=(left, right, bottom, top),
-        vmin=vmin,
-        vmax=vmax,
-        cmap=cmap,
-        interpolation="nearest",
-    )
+    image = ax.imshow(raster, extent=extent, vmin=vmin, vmax=vmax, cmap=cmap, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, shrink=0.7, label="log1p counts")

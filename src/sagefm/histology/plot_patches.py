@@ -1,4 +1,4 @@
-"""Figures of patches of the histology."""
+"""Plots of patches of the histology."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._types import Array, Bools, Ints
 from sagefm._utils import check_whole, shorten
 from sagefm.histology.locate import get_params, open_patches
-from sagefm.pl._spatial import finish
+from sagefm.pl._axes import finish, open_grid
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
@@ -34,9 +35,10 @@ def histology_patches(
     histology_key: str = _keys.HISTOLOGY,
     rng: int | np.random.Generator = 0,
     table_key: str = "table",
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> list[Axes] | Figure | None:
     """Show the image around some spots.
 
     Parameters
@@ -57,14 +59,17 @@ def histology_patches(
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure: a patch each, under the spot's name or its value of ``color``, and what is wrong with it:
-    less than 25 % tissue, or that it leaves the image.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Each patch is under the
+    spot's name or its value of ``color``, and what is wrong with it: less than 25 % tissue, or that it leaves the
+    image.
 
     Raises
     ------
@@ -80,9 +85,8 @@ def histology_patches(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=8, n_cols=8, n_genes=300, image=True)
     >>> sg.pp.histology_patches(adata, size=64)
-    >>> figure = sg.pl.histology_patches(adata, color="domain", show=False)
+    >>> axes = sg.pl.histology_patches(adata, color="domain", show=False)
     """
-    import matplotlib.pyplot as plt
     from anndata import AnnData
 
     n = check_whole("n", n, 1)
@@ -94,22 +98,22 @@ def histology_patches(
     column = adata.obs.get(_keys.HISTOLOGY_TISSUE.format(histology_key))
     tissue = np.ones(len(picked)) if column is None else column.to_numpy()[picked]
 
-    shape = len(lines), max(map(len, lines))
-    figure, axes = plt.subplots(*shape, figsize=(1.7 * shape[1], 2.0 * shape[0]), squeeze=False, layout="constrained")
-    for ax in axes.flat:
-        ax.axis("off")
-    used = [ax for row, line in zip(axes, lines, strict=True) for ax in row[: len(line)]]
+    grid = open_grid(len(lines), max(map(len, lines)), (1.7, 2.0))
+    for axes in grid:
+        for ax in axes:
+            ax.axis("off")
+    used = [ax for axes, line in zip(grid, lines, strict=True) for ax in axes[: len(line)]]
     for i, ax in enumerate(used):
         marks = [f"{tissue[i]:.0%} tissue"] * bool(tissue[i] < LOW_TISSUE) + ["leaves the image"] * bool(padded[i])
         ax.imshow(pixels[i])
         title = "\n".join([titles[picked[i]], *marks])
         ax.set_title(title, fontsize="x-small", color="tab:red" if marks else "black")
-    return finish(figure, show, save)
+    return finish(used, show, save, return_fig)
 
 
 def _choose(
     adata: AnnData, n: int, spots: str | Sequence[str] | None, color: str | None, rng: np.random.Generator
-) -> tuple[list[NDArray[np.int64]], list[str]]:
+) -> tuple[list[Ints], list[str]]:
     """Rows of the slide by line of the gallery, and every row's title."""
     if spots is None:
         known = np.arange(adata.n_obs)
@@ -141,7 +145,7 @@ def _choose(
     return of_groups, column.astype(str).tolist()
 
 
-def _read(adata: AnnData, sdata: SpatialData | None, key: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _read(adata: AnnData, sdata: SpatialData | None, key: str) -> tuple[Array, Bools]:
     """Pixels of the patches, and which of them leave the image."""
     size = get_params(adata, key)["size"]
     found = np.empty((adata.n_obs, size, size, 3), dtype=np.uint8)

@@ -5,21 +5,16 @@ from typing import TYPE_CHECKING
 from sagefm import _lazy
 from sagefm.pl._annotation import annotation, composition
 from sagefm.pl._assessment import assessment
-from sagefm.pl._benchmark import benchmark_violin
-from sagefm.pl._cluster_genes import cluster_markers, cluster_proportions
-from sagefm.pl._embedding import cluster
+from sagefm.pl._benchmark import benchmark_violin, missingness_curve
+from sagefm.pl._clusters import cluster, cluster_markers, cluster_proportions
 from sagefm.pl._heterogeneity import centroid_distances, distance_error
 from sagefm.pl._imputation import imputation
-from sagefm.pl._missingness import missingness_curve
-from sagefm.pl._perturb import (
-    dose_response,
-    perturbation_lollipop,
-    perturbation_overlap,
-    perturbation_scatter,
-    perturbation_spatial,
-)
+from sagefm.pl._perturb.overlap import perturbation_overlap, perturbation_scatter
+from sagefm.pl._perturb.pairs import dose_response, perturbation_lollipop
+from sagefm.pl._perturb.sensitivity import sensitivity_heatmap
+from sagefm.pl._perturb.spatial import perturbation_spatial
+from sagefm.pl._perturb.targets import target_controls, target_effects
 from sagefm.pl._reliability import reliability
-from sagefm.pl._targets import sensitivity_heatmap, target_controls, target_effects
 
 if TYPE_CHECKING:
     from sagefm.histology.plot_expression import predicted_expression, superresolved_expression

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,17 @@ from scipy.sparse import issparse
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
-from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+from sagefm.pl._axes import finish, open_grid
+from sagefm.pl._spatial import draw_groups, draw_values, get_coordinates
+from sagefm.pl._tables import get_spot_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
+
+PANEL = (4.9, 4.0)
 
 
 def annotation(
@@ -28,9 +33,10 @@ def annotation(
     key: str = _keys.ANNOTATION,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = "table",
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> list[Axes] | Figure | None:
     """Show predicted labels on the tissue, beside known ones and how probable the predicted ones are.
 
     Parameters
@@ -48,14 +54,17 @@ def annotation(
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure: known labels (where ``label_key`` is given; grey where a spot has none), predicted labels
-    in the same colours with unsure spots in light grey, and the probability of the most probable class.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The panels are known
+    labels (where ``label_key`` is given; grey where a spot has none), predicted labels in the same colours with
+    unsure spots in light grey, and the probability of the most probable class.
 
     Raises
     ------
@@ -74,47 +83,35 @@ def annotation(
     >>> sg.tl.sage_embed(adata, "sagefm-mini")
     >>> adata.obs["half"] = (adata.obs["array_row"] < 6).astype(str)
     >>> sg.tl.annotate(adata, "domain", group_key="half")
-    >>> figure = sg.pl.annotation(adata, "domain", show=False)
+    >>> axes = sg.pl.annotation(adata, "domain", show=False)
     """
-    import matplotlib.pyplot as plt
-
     adata = get_anndata(adata, table_key)
-    if key not in adata.obs or key not in adata.obsm:
-        raise KeyError(f"{key!r} in adata.obs and adata.obsm is no annotation. Run sg.tl.annotate(adata, …) first.")
+    run = "sg.tl.annotate(adata, ...)"
+    if key not in adata.obs:
+        raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
+    probability = get_spot_table(adata, key, run)
     if label_key is not None and label_key not in adata.obs:
         raise KeyError(f"label_key={label_key!r} not in adata.obs.")
     coordinates = get_coordinates(adata, spatial_key)
-    probability = adata.obsm[key]
     classes = [str(name) for name in probability.columns]
-    panels: list[tuple[str, pd.Series]] = []
-    if label_key is not None:
-        labels = adata.obs[label_key].astype(object)
-        if merge is not None:
-            classes_of = {str(label): name for label, name in merge.items()}
-            labels = labels.map(lambda label: classes_of.get(str(label), str(label)) if pd.notna(label) else None)
-        others = sorted(set(labels.dropna().astype(str)) - set(classes))
-        known = labels.astype(str).where(labels.notna())
-        panels.append((label_key, pd.Series(pd.Categorical(known, [*classes, *others]))))
     predicted = adata.obs[key].astype(str)
-    panels.append(("predicted", pd.Series(pd.Categorical(predicted.where(predicted.isin(classes)), classes))))
+    panels = [("predicted", pd.Series(pd.Categorical(predicted.where(predicted.isin(classes)), classes)))]
+    if label_key is not None:
+        panels.insert(0, (label_key, _known(adata.obs[label_key], merge, classes)))
 
-    figure, axes = plt.subplots(
-        1, len(panels) + 1, figsize=(4.9 * (len(panels) + 1), 4.0), layout="constrained", squeeze=False
-    )
-    for ax, (title, values) in zip(axes[0], panels, strict=False):
-        draw_spots(ax, coordinates, values, title=title)
-    n_unsure = int((~predicted.isin(classes)).sum())
-    if n_unsure:
-        axes[0, len(panels) - 1].set_xlabel(f"grey: {n_unsure} of {len(predicted)} spots unsure")
-    draw_spots(
-        axes[0, -1],
+    (axes,) = open_grid(1, len(panels) + 1, PANEL)
+    for ax, (title, groups) in zip(axes, panels, strict=False):
+        draw_groups(ax, coordinates, groups, title=title)
+    if n_unsure := int((~predicted.isin(classes)).sum()):
+        axes[-2].set_xlabel(f"grey: {n_unsure} of {len(predicted)} spots unsure")
+    draw_values(
+        axes[-1],
         coordinates,
         probability.to_numpy(dtype=float).max(axis=1),
         title="probability of the predicted class",
-        vmin=1 / len(classes),
-        vmax=1.0,
+        limits=(1 / len(classes), 1.0),
     )
-    return finish(figure, show, save)
+    return finish(axes, show, save, return_fig)
 
 
 def composition(
@@ -124,9 +121,10 @@ def composition(
     key: str = _keys.COMPOSITION,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = "table",
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> list[Axes] | Figure | None:
     """Show the likeliest class of each spot on the tissue, predicted beside known.
 
     Parameters
@@ -142,13 +140,16 @@ def composition(
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The panels are the known
+    (where ``target_key`` is given) and the predicted classes.
 
     Raises
     ------
@@ -168,27 +169,39 @@ def composition(
     >>> sg.tl.sage_embed(adata, "sagefm-mini")
     >>> adata.obsm["share"] = adata.obsp["sage_connectivities"] @ pd.get_dummies(adata.obs["domain"], dtype=float) / 14
     >>> sg.tl.composition(adata, "share", n_epochs=5)
-    >>> figure = sg.pl.composition(adata, "share", show=False)
+    >>> axes = sg.pl.composition(adata, "share", show=False)
     """
-    import matplotlib.pyplot as plt
-
     adata = get_anndata(adata, table_key)
-    if not isinstance(adata.obsm.get(key), pd.DataFrame):
-        raise KeyError(f"{key!r} in adata.obsm is no composition. Run sg.tl.composition(adata, …) first.")
+    predicted = get_spot_table(adata, key, "sg.tl.composition(adata, ...)")
     if target_key is not None and target_key not in adata.obsm:
         raise KeyError(f"target_key={target_key!r} not in adata.obsm.")
     coordinates = get_coordinates(adata, spatial_key)
-    predicted = adata.obsm[key]
     classes = [str(name) for name in predicted.columns]
-    panels = [("predicted", predicted.to_numpy(dtype=float))]
+    panels = [("predicted", predicted)]
     if target_key is not None:
-        target = adata.obsm[target_key]
-        if isinstance(target, pd.DataFrame):
-            target = target.set_axis([str(name) for name in target.columns], axis=1).reindex(columns=classes)
-        panels.insert(0, (target_key, np.asarray(target.toarray() if issparse(target) else target, dtype=float)))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.0 * len(panels), 4.0), layout="constrained", squeeze=False)
-    for ax, (title, values) in zip(axes[0], panels, strict=True):
-        known = np.isfinite(values).all(axis=1)
-        codes = np.where(known, np.where(np.isnan(values), -1, values).argmax(axis=1), -1)
-        draw_spots(ax, coordinates, pd.Series(pd.Categorical.from_codes(codes, classes)), title=f"{title}, likeliest")
-    return finish(figure, show, save)
+        panels.insert(0, (target_key, adata.obsm[target_key]))
+    (axes,) = open_grid(1, len(panels), PANEL)
+    for ax, (title, likelihoods) in zip(axes, panels, strict=True):
+        draw_groups(ax, coordinates, _likeliest(likelihoods, classes), title=f"{title}, likeliest")
+    return finish(axes, show, save, return_fig)
+
+
+def _known(labels: pd.Series, merge: Mapping[str, str | None] | None, classes: list[str]) -> pd.Series:
+    """Labels as classes, those that are no class last, so that classes have the colours of the predicted ones."""
+    labels = labels.astype(object)
+    if merge is not None:
+        classes_of = {str(label): name for label, name in merge.items()}
+        labels = labels.map(lambda label: classes_of.get(str(label), str(label)) if pd.notna(label) else None)
+    known = labels.astype(str).where(labels.notna())
+    return pd.Series(pd.Categorical(known, [*classes, *sorted(set(known.dropna()) - set(classes))]))
+
+
+def _likeliest(likelihoods: Any, classes: list[str]) -> pd.Series:
+    """Likeliest class of each spot; none where a likelihood is missing."""
+    if isinstance(likelihoods, pd.DataFrame):
+        named = likelihoods.set_axis([str(name) for name in likelihoods.columns], axis=1)
+        likelihoods = named.reindex(columns=classes)
+    values = np.asarray(likelihoods.toarray() if issparse(likelihoods) else likelihoods, dtype=float)
+    known = np.isfinite(values).all(axis=1)
+    codes = np.where(known, np.where(known[:, None], values, 0).argmax(axis=1), -1)
+    return pd.Series(pd.Categorical.from_codes(codes, classes))

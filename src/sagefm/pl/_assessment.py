@@ -12,15 +12,17 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
-from sagefm.pl._axes import finish, get_axes
+from sagefm.pl._axes import finish, open_axes
 from sagefm.pp._assess.card import COLORS, headline, remarks
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
 SHADES = {"fine": "#d1e5f0", "with care": "#fee0b6", "outside what the model knows": "#f4a582"}
+LEVELS = list(SHADES)
 LETTERS = 92
 PARTS = ("verdict", "checks", "expected_r", "expected_r_sd", "markers_unknown", "markers_missing", "params")
 COLUMNS = ("value", "care", "outside", "worse", "verdict", "text")
@@ -32,8 +34,10 @@ def assessment(
     key: str = _keys.ASSESSMENT,
     table_key: str = "table",
     ax: Axes | None = None,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
     """Show the trust card of a slide: where each check lies between fine and outside what the model knows.
 
     Parameters
@@ -46,13 +50,18 @@ def assessment(
         Table to use where ``adata`` is a ``SpatialData``.
     ax
         Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    The axes. Each check has three fields, for values that are fine, to be taken with care, and outside what the
-    model knows; a field's edges are the model's limits. Checks without limits show their verdict alone.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Each check has three
+    fields, for values that are fine, to be taken with care, and outside what the model knows; a field's edges are
+    the model's limits. Checks without limits show their verdict alone.
 
     Raises
     ------
@@ -65,38 +74,40 @@ def assessment(
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
     >>> sg.pp.assess(adata, "sagefm-mini")
-    >>> ax = sg.pl.assessment(adata)
+    >>> ax = sg.pl.assessment(adata, show=False)
     """
     adata = get_anndata(adata, table_key)
     run = "sg.pp.assess(adata)"
     found = get_result(adata, (key,), Mapping, PARTS, run)
     checks = get_result(adata, (key, "checks"), pd.DataFrame, COLUMNS, run)
     notes = "\n".join(textwrap.fill(line, LETTERS + 28) for line in remarks(dict(found)))
-    ax = get_axes(ax, (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)))
-    levels = list(SHADES)
+    ax, show = open_axes(ax, (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)), show)
     for y, (name, row) in enumerate(checks.iterrows()):
-        verdict = row["verdict"]
-        color = COLORS[verdict]
-        has_limits = np.isfinite(row["care"])
-        for at, level in enumerate(levels):
-            if has_limits and (at < 2 or np.isfinite(row["outside"])):
-                ax.barh(y, 1, left=at, height=0.36, color=SHADES[level], edgecolor="white")
-        if has_limits:
-            place = _position(row["value"], row["care"], row["outside"], row["worse"] == "above")
-            ax.plot(place, y, "o", color=color, markersize=9)
-        elif verdict in levels:
-            ax.plot(levels.index(verdict) + 0.5, y, "o", color=color, markersize=9)
-        ax.text(-0.08, y, str(name), ha="right", va="center", parse_math=False)
-        style: dict[str, Any] = {"ha": "left", "fontsize": "small", "parse_math": False}
-        ax.text(3.12, y, verdict, va="bottom", color=color, weight="bold", **style)
-        ax.text(3.12, y, textwrap.fill(str(row["text"]).partition(";")[0], LETTERS - 32), va="top", **style)
-    for at, level in enumerate(levels):
+        _draw_check(ax, y, str(name), row)
+    for at, level in enumerate(LEVELS):
         ax.text(at + 0.5, -0.75, level.replace(" what the model knows", ""), ha="center", fontsize="small", color="0.4")
     ax.set(xlim=(-0.9, 6.4), ylim=(len(checks) - 0.4, -1.0))
     ax.set_title(headline(dict(found)), loc="left", weight="bold", color=COLORS[found["verdict"]], parse_math=False)
     ax.text(0, -0.01, notes, transform=ax.transAxes, va="top", fontsize="small", color="0.3", parse_math=False)
     ax.axis("off")
-    return finish(ax, save)
+    return finish(ax, show, save, return_fig)
+
+
+def _draw_check(ax: Axes, y: int, name: str, row: pd.Series) -> None:
+    """Draw a check's fields, its value in one of them, and its verdict in words."""
+    verdict, color = row["verdict"], COLORS[row["verdict"]]
+    if np.isfinite(row["care"]):
+        n_fields = 3 if np.isfinite(row["outside"]) else 2
+        shades = list(SHADES.values())[:n_fields]
+        ax.barh([y] * n_fields, 1, left=range(n_fields), height=0.36, color=shades, edgecolor="white")
+        place = _position(row["value"], row["care"], row["outside"], row["worse"] == "above")
+        ax.plot(place, y, "o", color=color, markersize=9)
+    elif verdict in LEVELS:
+        ax.plot(LEVELS.index(verdict) + 0.5, y, "o", color=color, markersize=9)
+    style: dict[str, Any] = {"ha": "left", "fontsize": "small", "parse_math": False}
+    ax.text(-0.08, y, name, ha="right", va="center", parse_math=False)
+    ax.text(3.12, y, verdict, va="bottom", color=color, weight="bold", **style)
+    ax.text(3.12, y, textwrap.fill(str(row["text"]).partition(";")[0], LETTERS - 32), va="top", **style)
 
 
 def _position(value: float, care: float, outside: float, above: bool) -> float:

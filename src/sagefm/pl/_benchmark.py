@@ -1,20 +1,33 @@
-"""Scores of representations beside each other."""
+"""Scores of representations and predictors beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sagefm.pl._axes import finish, get_axes, tidy
+from sagefm.pl._axes import (
+    BLUE,
+    MARKERS,
+    ORANGE,
+    PALE_BLUE,
+    finish,
+    legend_beside,
+    legend_entry,
+    open_axes,
+    palette,
+    tidy,
+)
+from sagefm.pl._tables import check_columns, choose
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-LABELS = {
+SCORES = {
     "accuracy": "accuracy",
     "f1_macro": "macro-F1",
     "f1_micro": "micro-F1",
@@ -23,6 +36,15 @@ LABELS = {
     "ari": "adjusted Rand index",
     "nmi": "normalised mutual information",
     "bce": "binary cross-entropy",
+}
+COLORS = (ORANGE, "0.6", BLUE, "0.25", PALE_BLUE, "#7f3b08")
+ERRORS = {
+    "rmse": "RMSE, log1p counts",
+    "r2_spot": "R² of a spot, mean",
+    "r2_spot_median": "R² of a spot, median",
+    "r_within": "r of a gene within a section, mean",
+    "r_pooled": "r of a gene, mean",
+    "r_pooled_median": "r of a gene, median",
 }
 
 
@@ -33,8 +55,10 @@ def benchmark_violin(
     by: str = "classifier",
     representations: Sequence[str] | None = None,
     ax: Axes | None = None,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
     """Show a metric of representations: its spread over fits, and each held-out group.
 
     Parameters
@@ -49,13 +73,18 @@ def benchmark_violin(
         Which to show, in this order; all by default.
     ax
         Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    The axes: a violin over all fits (bootstraps of all groups), a dot for each group (fit on all training spots), a
-    bar at the dots' mean.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. There is a violin over
+    all fits (bootstraps of all groups), a dot for each group (fit on all training spots), and a bar at the dots'
+    mean.
 
     Raises
     ------
@@ -71,44 +100,118 @@ def benchmark_violin(
     >>> import pandas as pd
     >>> import sagefm as sg
     >>> scores = pd.DataFrame({"representation": ["X_sage", "PCA"] * 3, "f1_macro": [0.4, 0.3, 0.5, 0.3, 0.4, 0.2]})
-    >>> ax = sg.pl.benchmark_violin(scores)
+    >>> ax = sg.pl.benchmark_violin(scores, show=False)
     """
-    import matplotlib as mpl
-
-    if missing := [column for column in ("representation", metric) if column not in data]:
-        raise KeyError(f"the table has no column {missing[0]!r}; it has {list(data.columns)}.")
-    known = list(dict.fromkeys(data["representation"]))
-    names = known if representations is None else list(representations)
-    if unknown := [name for name in names if name not in known]:
-        raise KeyError(f"no representation {unknown[0]!r}; there are {known}.")
+    check_columns(data, ["representation", metric], "sg.benchmark.evaluate_annotation")
+    names = choose(representations, data["representation"], "representation", "the table")
     shades = list(dict.fromkeys(data[by])) if by in data else [None]
-    ax = get_axes(ax, (7.0, 0.42 * len(names) * max(1, 0.75 * len(shades)) + 1.1))
-    palette = mpl.colormaps["tab10"]
-    height = 0.8 / len(shades)
+    ax, show = open_axes(ax, (7.0, 0.42 * len(names) * max(1, 0.75 * len(shades)) + 1.1), show)
+    colors, height = palette(len(shades)), 0.8 / len(shades)
     for number, name in enumerate(names):
-        for shade_number, shade in enumerate(shades):
+        for shade_number, (shade, color) in enumerate(zip(shades, colors, strict=True)):
             part = data[data["representation"] == name]
             part = part if shade is None else part[part[by] == shade]
-            values = part[metric].dropna().to_numpy(dtype=float)
-            if not len(values):
-                continue
-            color = palette(shade_number % 10)
             y = number + (shade_number - (len(shades) - 1) / 2) * height
-            if len(values) > 2 and np.ptp(values) > 0:
-                violin = ax.violinplot([values], [y], orientation="horizontal", widths=0.9 * height, showextrema=False)
-                for body in violin["bodies"]:  # type: ignore[attr-defined]
-                    body.set(facecolor=color, alpha=0.25, edgecolor="none")
-            whole = part[part["bootstrap"] == 0] if "bootstrap" in part else part
-            dots = whole[metric].dropna().to_numpy(dtype=float)
-            ax.plot(dots, np.full(len(dots), y), "o", color=color, markersize=3.5, alpha=0.8)
-            ax.plot([dots.mean()] * 2, [y - 0.4 * height, y + 0.4 * height], color=color, linewidth=2.5)
-    ax.set(xlabel=LABELS.get(metric, metric), ylim=(len(names) - 0.4, -0.6))
+            _draw_violin(ax, part, metric, y, height, color)
+    ax.set(xlabel=SCORES.get(metric, metric), ylim=(len(names) - 0.4, -0.6))
     ax.set_yticks(range(len(names)), names)
     if shades != [None]:
-        handles = [
-            mpl.lines.Line2D([], [], marker="o", linestyle="", color=palette(i % 10), label=str(shade))
-            for i, shade in enumerate(shades)
-        ]
-        ax.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title=by)
+        handles = [legend_entry(shade, "o", color) for shade, color in zip(shades, colors, strict=True)]
+        legend_beside(ax, handles, title=by)
     tidy(ax, grid="x")
-    return finish(ax, save)
+    return finish(ax, show, save, return_fig)
+
+
+def missingness_curve(
+    curve: pd.DataFrame,
+    metric: Literal["rmse", "r2_spot", "r2_spot_median", "r_within", "r_pooled", "r_pooled_median"] = "r2_spot",
+    *,
+    predictors: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
+    """Show a metric against the share of genes that are missing.
+
+    Parameters
+    ----------
+    curve
+        What :func:`sagefm.benchmark.missingness_curve` returns.
+    metric
+        Column to show.
+    predictors
+        Which predictors to show; all by default.
+    ax
+        Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
+    save
+        File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A dashed line is the
+    metric in pretraining's task, where only the centre's genes are hidden, of the first predictor; for the mean R²
+    of a spot a dotted line is at 80 % of it, and an arrow at the critical share.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column or predictor.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure S2.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> curve = sg.benchmark.missingness_curve(adata, "sagefm-mini", fractions=[0.1, 0.5, 0.9])
+    >>> ax = sg.pl.missingness_curve(curve, predictors=["sagefm-mini", "neighbour mean"], show=False)
+    """
+    choose(metric, [name for name in ERRORS if name in curve], "metric", "the table")
+    names = choose(predictors, curve["predictor"], "predictor", "the table")
+    ax, show = open_axes(ax, (6.4, 3.8), show)
+    for number, name in enumerate(names):
+        part = curve[(curve["predictor"] == name) & (curve["task"] == "everywhere")].sort_values("fraction")
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        ax.plot(100 * part["fraction"], part[metric], color=color, marker=marker, markersize=5, label=name)
+    first = curve[curve["predictor"] == names[0]]
+    center = float(first.loc[first["task"] == "center", metric].iloc[0])
+    ax.axhline(center, color=ORANGE, linestyle="--", linewidth=1, label=f"{names[0]}, centre alone hidden")
+    if metric == "r2_spot" and center > 0:
+        _mark_critical(ax, first, 0.8 * center)
+    ax.set(xlabel="genes missing, %", ylabel=ERRORS[metric], xlim=(0, 100))
+    legend_beside(ax)
+    tidy(ax, grid="y")
+    return finish(ax, show, save, return_fig)
+
+
+def _draw_violin(ax: Axes, part: pd.DataFrame, metric: str, y: float, height: float, color: str) -> None:
+    """Draw the spread over all fits, a dot for each fit on all training spots, and the dots' mean."""
+    values = part[metric].dropna().to_numpy(dtype=float)
+    if not len(values):
+        return
+    if len(values) > 2 and np.ptp(values) > 0:
+        violin = ax.violinplot([values], [y], orientation="horizontal", widths=0.9 * height, showextrema=False)
+        for body in violin["bodies"]:  # type: ignore[attr-defined]
+            body.set(facecolor=color, alpha=0.25, edgecolor="none")
+    whole = part[part["bootstrap"] == 0] if "bootstrap" in part else part
+    dots = whole[metric].dropna().to_numpy(dtype=float)
+    ax.plot(dots, np.full(len(dots), y), "o", color=color, markersize=3.5, alpha=0.8)
+    ax.plot([dots.mean()] * 2, [y - 0.4 * height, y + 0.4 * height], color=color, linewidth=2.5)
+
+
+def _mark_critical(ax: Axes, curve: pd.DataFrame, level: float) -> None:
+    """Draw 80 % of the metric without missing genes, and the share of them from which it is below."""
+    ax.axhline(level, color=ORANGE, linestyle=":", linewidth=1, label="80 % of that")
+    critical = float(curve["critical_fraction"].iloc[0])
+    if np.isfinite(critical):
+        text = f"{'≤ ' if critical <= curve['fraction'].min() else ''}{critical:.0%}"
+        arrow = {"arrowstyle": "->", "color": "0.3"}
+        ax.annotate(text, (100 * critical, level), (0, 28), textcoords="offset points", ha="center", arrowprops=arrow)

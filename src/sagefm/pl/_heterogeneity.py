@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sagefm.pl._axes import finish, get_axes, save_figure, tidy
+from sagefm.pl._axes import finish, legend_beside, open_axes, palette, tidy
+from sagefm.pl._tables import check_columns, choose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +24,10 @@ def centroid_distances(
     data: pd.DataFrame,
     representation: str | None = None,
     *,
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
     """Show the distances between samples as a clustered heatmap.
 
     Parameters
@@ -35,14 +37,17 @@ def centroid_distances(
     representation
         Which representation to show; the first by default.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure: scaled cosine distances, rows and columns in the order of average-linkage clustering, a
-    colour bar on the left for the kind (tissue) of each sample where there are several.
+    ``None`` if the figure is shown; else the axes of the heatmap, or the figure with ``return_fig=True``. The
+    heatmap shows scaled cosine distances, rows and columns in the order of average-linkage clustering, and a colour
+    bar on the left for the kind (tissue) of each sample where there are several.
 
     Raises
     ------
@@ -60,14 +65,12 @@ def centroid_distances(
     >>> sg.pp.neighborhood_graph(adata)
     >>> sg.tl.sage_embed(adata, "sagefm-mini")
     >>> pairs = sg.benchmark.centroid_distances(adata, "X_sage", "domain")
-    >>> figure = sg.pl.centroid_distances(pairs, show=False)
+    >>> ax = sg.pl.centroid_distances(pairs, show=False)
     """
-    import matplotlib as mpl
     import seaborn as sns
+    from matplotlib.patches import Patch
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
-
-    from sagefm.pl._spatial import finish as finish_figure
 
     name = _names(data, representation)[0]
     part = data[data["representation"] == name]
@@ -77,15 +80,13 @@ def centroid_distances(
     matrix[:] = values
     tree = linkage(squareform((values + values.T) / 2, checks=False), method="average")
     kinds = part.drop_duplicates("sample").set_index("sample")["kind"].reindex(matrix.index)
-    several = kinds.nunique() > 1
-    default = mpl.colormaps["tab10"]
-    colors = {kind: default(i % 10) for i, kind in enumerate(sorted(kinds.unique()))}
+    colors = dict(zip(sorted(kinds.unique()), palette(kinds.nunique()), strict=True))
     side = max(4.0, 0.22 * len(matrix) + 2.5)
     grid = sns.clustermap(
         matrix,
         row_linkage=tree,
         col_linkage=tree,
-        row_colors=kinds.map(colors).rename("") if several else None,
+        row_colors=kinds.map(colors).rename("") if len(colors) > 1 else None,
         cmap="viridis",
         figsize=(side + 1.2, side),
         dendrogram_ratio=0.12,
@@ -93,17 +94,15 @@ def centroid_distances(
         xticklabels=True,
         yticklabels=True,
     )
-    grid.ax_heatmap.set(xlabel="", ylabel="")
-    grid.ax_heatmap.tick_params(axis="y", rotation=0)
-    grid.figure.suptitle(f"{name}: scaled cosine distance of samples", y=1.06)
-    if several:
-        handles = [mpl.patches.Patch(color=color, label=kind) for kind, color in colors.items()]
-        grid.ax_col_dendrogram.legend(
-            handles=handles, frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4
-        )
-    if save is not None:
-        save_figure(grid.figure, save, dpi=150, bbox_inches="tight")
-    return finish_figure(grid.figure, show, None)
+    ax = grid.ax_heatmap
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(axis="y", rotation=0)
+    grid.figure.suptitle(f"{name}: scaled cosine distance of samples", y=1.1)
+    if len(colors) > 1:
+        handles = [Patch(color=color, label=kind) for kind, color in colors.items()]
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}
+        grid.ax_col_dendrogram.legend(handles=handles, frameon=False, fontsize="small", **above)
+    return finish(ax, show, save, return_fig)
 
 
 def distance_error(
@@ -111,8 +110,10 @@ def distance_error(
     representations: Sequence[str] | None = None,
     *,
     ax: Axes | None = None,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
     """Show how far scaled distances between samples are from those in expression, as densities.
 
     Parameters
@@ -123,12 +124,17 @@ def distance_error(
         Which to show; all by default.
     ax
         Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    The axes. The vertical line of a representation is its mean error, which the legend gives.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The vertical line of a
+    representation is its mean error, which the legend gives.
 
     Raises
     ------
@@ -146,17 +152,16 @@ def distance_error(
     >>> sg.pp.neighborhood_graph(adata)
     >>> sg.tl.sage_embed(adata, "sagefm-mini")
     >>> pairs = sg.benchmark.centroid_distances(adata, "X_sage", "domain")
-    >>> ax = sg.pl.distance_error(pairs)
+    >>> ax = sg.pl.distance_error(pairs, show=False)
     """
-    import matplotlib as mpl
     import seaborn as sns
 
     names = _names(data, representations)
-    ax = get_axes(ax, (6.6, 3.8))
-    default = mpl.colormaps["tab10"]
+    ax, show = open_axes(ax, (6.6, 3.8), show)
+    colors = palette(10)
     for number, name in enumerate(names):
         error = data.loc[data["representation"] == name, "error"]
-        color, style = default(number % 10), ("-", "--", ":")[number // 10 % 3]
+        color, style = colors[number % 10], ("-", "--", ":")[number // 10 % 3]
         label = f"{name} ({error.mean():.3f})"
         if error.max() > MIN_ERROR:
             sns.kdeplot(x=error, ax=ax, color=color, linestyle=style, cut=0, label=label)
@@ -164,17 +169,12 @@ def distance_error(
         else:  # the reference itself
             ax.axvline(0, color=color, linestyle=style, label=label)
     ax.set(xlabel="absolute error of the scaled distance", ylabel="density", xlim=(0, None), ylim=(0, None))
-    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), title="mean error")
+    legend_beside(ax, title="mean error")
     tidy(ax, grid="x")
-    return finish(ax, save)
+    return finish(ax, show, save, return_fig)
 
 
 def _names(data: pd.DataFrame, wanted: str | Sequence[str] | None) -> list[str]:
     """Representations to show, checked."""
-    if missing := [column for column in COLUMNS if column not in data]:
-        raise KeyError(f"the table has no column {missing[0]!r}. Pass what sg.benchmark.centroid_distances returned.")
-    known = list(dict.fromkeys(data["representation"]))
-    names = known if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
-    if unknown := [name for name in names if name not in known]:
-        raise KeyError(f"no representation {unknown[0]!r}; there are {known}.")
-    return names
+    check_columns(data, COLUMNS, "sg.benchmark.centroid_distances")
+    return choose(wanted, data["representation"], "representation", "the table")

@@ -1,21 +1,20 @@
-"""Figures of imputed genes."""
+"""Imputed genes beside measured ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._types import Floats, Ints
 from sagefm.models._vocabulary import hest1k
-from sagefm.pl._axes import tidy
-from sagefm.pl._spatial import draw_spots, finish, get_coordinates
+from sagefm.pl._axes import ORANGE, finish, open_grid, tidy, write_instead
+from sagefm.pl._spatial import draw_gene, get_coordinates
 from sagefm.pp._counts import Counts
 
 if TYPE_CHECKING:
@@ -36,9 +35,10 @@ def imputation(
     spatial_key: str = _keys.SPATIAL,
     cmap: str = "viridis",
     table_key: str = "table",
-    show: bool = True,
+    show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure | None:
+    return_fig: bool | None = None,
+) -> list[Axes] | Figure | None:
     """Show measured genes beside their predictions, on the tissue and against each other.
 
     Both maps of a gene share one colour scale, up to the 99th percentile of the measured values or of the
@@ -60,13 +60,16 @@ def imputation(
     table_key
         Table to use where ``adata`` is a ``SpatialData``.
     show
-        Show the figure; else return it.
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
     save
         File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
 
     Returns
     -------
-    ``None``, or the figure: one row per gene, with its measured and its predicted log1p counts, and both.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. There is a row for each
+    gene, with its measured and its predicted log1p counts, and both against each other.
 
     Raises
     ------
@@ -79,34 +82,24 @@ def imputation(
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12, n_genes=8000)
     >>> sg.pp.neighborhood_graph(adata)
     >>> sg.tl.impute(adata, ["KRT8"], "sagefm-mini", intervals=0.9)
-    >>> figure = sg.pl.imputation(adata, "KRT8", show=False)
+    >>> axes = sg.pl.imputation(adata, "KRT8", show=False)
     """
-    import matplotlib.pyplot as plt
-
     adata = get_anndata(adata, table_key)
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty: name at least one.")
     coordinates = get_coordinates(adata, spatial_key)
-    panels = [(name, *_values(adata, name, key)) for name in names]
-
-    figure, axes = plt.subplots(len(names), 3, figsize=(13, 3.8 * len(names)), squeeze=False, layout="constrained")
-    for row, (name, symbol, measured, predicted) in zip(axes, panels, strict=True):
+    found = [_values(adata, name, key) for name in names]
+    rows = open_grid(len(names), 3, (4.3, 3.8))
+    for axes, name, (symbol, measured, predicted) in zip(rows, names, found, strict=True):
         both = [values for values in (measured, predicted) if values is not None]
-        top = max(float(np.percentile(values, 99)) for values in both) or 1.0
-        draw = partial(draw_spots, label="log1p counts", vmin=0.0, vmax=top, cmap=cmap)
+        limits = (0.0, max(float(np.percentile(values, 99)) for values in both) or 1.0)
+        draw_gene(axes[:2], coordinates, name, measured, predicted, limits=limits, cmap=cmap)
         if measured is None:
-            row[0].text(0.5, 0.5, f"{name} was not measured", ha="center", va="center")
-            row[0].axis("off")
+            write_instead(axes[2], _expectation(adata.uns[key], symbol))
         else:
-            draw(row[0], coordinates, measured, title=f"{name}, measured")
-        draw(row[1], coordinates, predicted, title=f"{name}, predicted")
-        if measured is None:
-            row[2].text(0.5, 0.5, _expectation(adata.uns[key], symbol), ha="center", va="center")
-            row[2].axis("off")
-        else:
-            _scatter(row[2], adata, key, symbol, measured, predicted)
-    return finish(figure, show, save)
+            _scatter(axes[2], adata, key, symbol, measured, predicted)
+    return finish([ax for axes in rows for ax in axes], show, save, return_fig)
 
 
 def _expectation(recorded: Mapping[str, Any], symbol: str) -> str:
@@ -121,14 +114,7 @@ def _expectation(recorded: Mapping[str, Any], symbol: str) -> str:
     )
 
 
-def _scatter(
-    ax: Axes,
-    adata: AnnData,
-    key: str,
-    symbol: str,
-    measured: NDArray[np.float64],
-    predicted: NDArray[np.float64],
-) -> None:
+def _scatter(ax: Axes, adata: AnnData, key: str, symbol: str, measured: Floats, predicted: Floats) -> None:
     """Measured against predicted values, over the intervals."""
     recorded = adata.uns[key]
     lower, upper = (adata.obsm.get(template.format(key)) for template in (_keys.LOWER, _keys.UPPER))
@@ -137,7 +123,7 @@ def _scatter(
         level = recorded["intervals"].loc[symbol, "level"]
         ends = [np.minimum(end[symbol].to_numpy(dtype=float), 1e3) for end in (lower, upper)]
         ax.vlines(predicted, *ends, color="0.88", linewidth=2, zorder=0, label=f"{level:.0%} interval", rasterized=True)
-    ax.scatter(predicted, measured, s=8, color="#b35806", linewidth=0, alpha=0.6, rasterized=True, label="spots")
+    ax.scatter(predicted, measured, s=8, color=ORANGE, linewidth=0, alpha=0.6, rasterized=True, label="spots")
     top = 1.05 * max(float(measured.max()), float(predicted.max()), 0.5)
     ax.plot([0, top], [0, top], color="0.4", linewidth=0.8)
     ax.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top), aspect="equal")
@@ -153,7 +139,7 @@ def _scatter(
     tidy(ax)
 
 
-def _values(adata: AnnData, gene: str, key: str) -> tuple[str, NDArray[np.float64] | None, NDArray[np.float64]]:
+def _values(adata: AnnData, gene: str, key: str) -> tuple[str, Floats | None, Floats]:
     """Symbol, measured log1p counts, None for a gene that the slide lacks, and predicted ones."""
     mend = f"Run sg.tl.impute(adata, [{gene!r}]) first."
     recorded = adata.uns.get(key)
@@ -162,14 +148,7 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, NDArray[np.float6
     if "reliability" in recorded:
         shown, run = ["r", "baseline_r", "reliable"], "sg.tl.impute(adata, ...)"
         get_result(adata, (key, "reliability"), pd.DataFrame, shown, run, may_be_empty=True)
-    index = adata.var[_keys.GENE_INDEX].to_numpy()
-    found = index[adata.var_names == gene]
-    number, symbol = int(found[0]) if len(found) else -1, gene
-    # Other names than those of the columns are known for the vocabulary that the package ships.
-    if adata.uns.get(_keys.GENES, {}).get("sha256") == hest1k().sha256:
-        number = number if number >= 0 else int(hest1k().find([gene])[0])
-        symbol = hest1k().symbols[number] if number >= 0 else gene
-    columns = np.flatnonzero((index == number) & (number >= 0))
+    symbol, columns = _find_gene(adata, gene)
     if len(columns) and key in adata.layers:
         predicted = np.asarray(adata.layers[key][:, columns[0]], dtype=float)
         if np.isfinite(predicted).all():
@@ -181,7 +160,19 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, NDArray[np.float6
     raise KeyError(f"no prediction of {gene!r} under {key!r}. {mend}")
 
 
-def _measured(adata: AnnData, columns: NDArray[np.int64], layer: str | None) -> NDArray[np.float64]:
+def _find_gene(adata: AnnData, gene: str) -> tuple[str, Ints]:
+    """Symbol of a gene and the columns that hold it."""
+    index = adata.var[_keys.GENE_INDEX].to_numpy()
+    found = index[adata.var_names == gene]
+    number, symbol = int(found[0]) if len(found) else -1, gene
+    # Other names than those of the columns are known for the vocabulary that the package ships.
+    if adata.uns.get(_keys.GENES, {}).get("sha256") == hest1k().sha256:
+        number = number if number >= 0 else int(hest1k().find([gene])[0])
+        symbol = hest1k().symbols[number] if number >= 0 else gene
+    return symbol, np.flatnonzero((index == number) & (number >= 0))
+
+
+def _measured(adata: AnnData, columns: Ints, layer: str | None) -> Floats:
     """log1p counts of one gene, its columns added up as the model reads them."""
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"the layer {layer!r}, which the genes were imputed from, is no longer in adata.layers.")

@@ -189,9 +189,9 @@ def _heterogeneity(config: Config, tables: Mapping[str, pd.DataFrame]) -> str:
         ]
     pairs = tables["distances"]
     pairs = pairs[pairs["kind_of"] == pairs["kind_of"].iloc[0]]
-    lines.append(_drawn(pl.distance_error(pairs).figure))
+    lines.append(_drawn(pl.distance_error(pairs, return_fig=True)))
     model = next((entry.name for entry in config.representations if entry.name in set(pairs["representation"])), None)
-    lines.append(_drawn(pl.centroid_distances(pairs, model, show=False)))
+    lines.append(_drawn(pl.centroid_distances(pairs, model, return_fig=True)))
     return "\n".join(lines)
 
 
@@ -213,7 +213,7 @@ def _annotation(config: Config, record: Mapping[str, Any], tables: Mapping[str, 
                 _table(part.groupby("representation", sort=False)[metrics].mean()),
             ]
         for metric in ("f1_macro", "accuracy"):
-            lines.append(_drawn(pl.benchmark_violin(scores, metric).figure))
+            lines.append(_drawn(pl.benchmark_violin(scores, metric, return_fig=True)))
         lines.append("<p>Violins: all fits, training spots drawn anew; dots: groups; bars: their mean.</p>")
         wide = whole[whole["classifier"] == whole["classifier"].iloc[0]].pivot_table(
             index="representation", columns="group", values="f1_macro", sort=False

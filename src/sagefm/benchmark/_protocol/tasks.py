@@ -140,7 +140,9 @@ class Tasks:
                 results = table.uns[slot]["results"]
                 top = results.groupby("cluster").head(N_MARKERS) if key == "markers" else results
                 write(self.folder.parts / f"{slug(key)}__{slug(name)}.csv", _named(top, name).to_csv(index=False))
-            self.folder.figure("proportions", name, lambda path: _close(pl.cluster_proportions(table, save=path)))
+            self.folder.figure(
+                "proportions", name, lambda path: _close(pl.cluster_proportions(table, return_fig=True, save=path))
+            )
             for cluster in table.obs[_keys.CLUSTER].cat.categories[:4]:
                 self.folder.figure("markers", f"{name}, cluster {cluster}", partial(_markers, table, str(cluster)))
             scores = table.uns[_keys.CLUSTER]["scores"].reset_index()
@@ -228,7 +230,7 @@ class Tasks:
                 group_key=GROUP,
                 rng=self.config.seed,
             )
-            pl.annotation(query, LABEL, show=False, save=path)
+            _close(pl.annotation(query, LABEL, return_fig=True, save=path))
 
         self._maps("annotation", part, representation, held_out, part.obs[LABEL].notna(), draw)
 
@@ -248,7 +250,7 @@ class Tasks:
                 device=self.config.device,
                 rng=self.config.seed,
             )
-            pl.composition(query, target, show=False, save=path)
+            _close(pl.composition(query, target, return_fig=True, save=path))
 
         self._maps("likeliest", part, representation, held_out, part.obsm[target].notna().all(axis=1), draw)
 
@@ -280,10 +282,10 @@ def _named(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _markers(table: AnnData, cluster: str, path: Path) -> None:
-    _close(pl.cluster_markers(table, cluster, save=path))
+    _close(pl.cluster_markers(table, cluster, return_fig=True, save=path))
 
 
-def _close(ax: Any) -> None:
+def _close(figure: Any) -> None:
     import matplotlib.pyplot as plt
 
-    plt.close(ax.figure)
+    plt.close(figure)

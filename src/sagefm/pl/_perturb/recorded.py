@@ -1,8 +1,8 @@
-"""Results of perturbations as the figures read them."""
+"""Results of perturbations as the plots read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +10,11 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_result
+from sagefm.pl._tables import choose
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Dark to light, so that they differ in greyscale too; orange and blue differ for most colour-blind readers.
-UP, DOWN = "#b35806", "#92c5de"
 RUN = {
     _keys.PERTURB_LR: "sg.tl.perturb_lr(adata, ...)",
     _keys.PERTURB_TARGETS: "sg.tl.perturb_targets(adata, ...)",
@@ -52,6 +51,23 @@ def run_pairs(results: pd.DataFrame) -> pd.DataFrame:
     return rows[~rows.index.duplicated()]
 
 
+def choose_pairs(
+    results: pd.DataFrame, pairs: str | Sequence[str] | None, n_pairs: int, key: str, by: str = "effect"
+) -> pd.DataFrame:
+    """Rows of the pairs that were asked for, or of those with the largest ``by``, significant ones first."""
+    if pairs is not None:
+        return results.loc[choose(pairs, results.index, "pair", f"adata.uns[{key!r}]")]
+    is_chance = results["padj"].fillna(1.0).ge(0.05) if "padj" in results else False
+    order = pd.DataFrame({"is_chance": is_chance, "size": -results[by].abs()}, index=results.index)
+    top = order.sort_values(["is_chance", "size"], kind="stable").index[:n_pairs]
+    return results.loc[top].sort_values(by, ascending=False, kind="stable")
+
+
 def sign_of(value: float) -> str:
     """Sign to print."""
     return "?" if np.isnan(value) else "+" if value > 0 else "−" if value < 0 else "0"
+
+
+def arrow(pair: str) -> str:
+    """``LIGAND|RECEPTOR`` as it is printed."""
+    return pair.replace("|", " → ")

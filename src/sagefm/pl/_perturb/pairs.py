@@ -1,0 +1,217 @@
+"""Responses of receptors to their ligands: shares of spots, and doses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sagefm import _keys
+from sagefm._anndata import get_anndata
+from sagefm._types import Bools, Floats
+from sagefm._utils import shorten
+from sagefm.pl._axes import BLUE, MARKERS, ORANGE, PALE_BLUE, finish, legend_beside, legend_entry, open_axes, tidy
+from sagefm.pl._perturb.recorded import arrow, choose_pairs, run_pairs, sign_of, table_in
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+SHARES = ["frac_up", "frac_down"]
+
+
+def perturbation_lollipop(
+    adata: AnnData | SpatialData,
+    pairs: Sequence[str] | None = None,
+    *,
+    n_pairs: int = 30,
+    key: str = _keys.PERTURB_LR,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
+    """Show the share of spots where each receptor goes up or down.
+
+    A line to the right is the share that goes up, one to the left the share that goes down; what is missing to 1
+    stays as it is. Markers are the slide groups where results are by library. Names of pairs have the sign
+    of the reference correlation, in its colour, and a star where the verdict is that the pair responds.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.perturb_lr`.
+    pairs
+        Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest effect, significant ones first.
+    n_pairs
+        How many at most, if ``pairs`` is not given.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
+    save
+        File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``.
+
+    Raises
+    ------
+    KeyError
+        If there are no results, or no such pair.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5c.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4"), ("CSF1", "CSF1R")], "sagefm-mini", n_controls=0)
+    >>> ax = sg.pl.perturbation_lollipop(adata, show=False)
+    """
+    adata = get_anndata(adata, table_key)
+    results = run_pairs(table_in(adata, key, [*SHARES, "status", "effect", "reference_r"]))
+    results = choose_pairs(results, pairs, n_pairs, key)
+    parts = _by_library(adata, key, results)
+    ax, show = open_axes(ax, (5.6, 1.2 + 0.28 * len(results) * max(1, len(parts) / 2)), show)
+    _draw_shares(ax, parts)
+    reference = results["reference_r"].to_numpy(dtype=float)
+    responds = results.get("verdict", pd.Series("", results.index)).eq("responds").to_numpy()
+    _name_pairs(ax, results.index, reference, responds)
+    handles = []
+    if len(parts) > 1:
+        handles = [legend_entry(name, MARKERS[i % len(MARKERS)]) for i, name in enumerate(parts)]
+    unknown = ", (?) none" if np.isnan(reference).any() else ""
+    handles.append(legend_entry(f"(+) (−): measured correlation{unknown}"))
+    if responds.any():
+        handles.append(legend_entry("*  more than controls"))
+    legend_beside(ax, handles)
+    tidy(ax, grid="x")
+    return finish(ax, show, save, return_fig)
+
+
+def dose_response(
+    adata: AnnData | SpatialData,
+    pairs: Sequence[str] | None = None,
+    *,
+    n_pairs: int = 6,
+    key: str = _keys.PERTURB_LR,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
+    """Show the mean predicted receptor at every level of the ligand.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.perturb_lr` with ``n_levels`` above 2.
+    pairs
+        Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest mean change.
+    n_pairs
+        How many at most, if ``pairs`` is not given.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
+    save
+        File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Changes are from the
+    lowest level, so that receptors of any abundance share the axis.
+
+    Raises
+    ------
+    KeyError
+        If there are no levels, or no such pair.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", n_controls=0, n_levels=5)
+    >>> ax = sg.pl.dose_response(adata, show=False)
+    """
+    import matplotlib as mpl
+
+    adata = get_anndata(adata, table_key)
+    results = run_pairs(table_in(adata, key, ["status", "mean_delta"]))
+    doses = table_in(adata, key, ["pair", "level", "dose", "mean"], "doses")
+    shown = choose_pairs(results, pairs, n_pairs, key, by="mean_delta").index
+    if lacking := [name for name in shown if not (doses["pair"] == name).any()]:
+        raise KeyError(f"there are no doses of {shorten(lacking)}. Run sg.tl.perturb_lr again.")
+    ax, show = open_axes(ax, (5.4, 3.8), show)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(shown), 2)))
+    for number, name in enumerate(shown):
+        part = doses[doses["pair"] == name].sort_values("level")
+        change = part["mean"].to_numpy() - part["mean"].iloc[0]
+        marker = MARKERS[number % len(MARKERS)]
+        ax.plot(part["dose"], change, marker=marker, color=colors[number], label=arrow(name))
+    ax.set(xlabel="ligand in the neighbours, log1p counts", ylabel="change of the predicted receptor")
+    legend_beside(ax)
+    tidy(ax, grid="y")
+    return finish(ax, show, save, return_fig)
+
+
+def _by_library(adata: AnnData, key: str, results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of the pairs in each library, or in all spots."""
+    if "libraries" not in adata.uns[key]:
+        return {"": results}
+    libraries = table_in(adata, key, [*SHARES, "library", "pair"], "libraries").drop_duplicates(["library", "pair"])
+    parts = libraries.groupby("library", observed=True)
+    return {str(name): part.set_index("pair").reindex(results.index) for name, part in parts}
+
+
+def _draw_shares(ax: Axes, parts: dict[str, pd.DataFrame]) -> None:
+    """Draw a row of each pair, the libraries below each other; full markers are up, open ones down."""
+    at = np.arange(len(next(iter(parts.values()))))[::-1]
+    offsets = np.linspace(0.25, -0.25, len(parts)) if len(parts) > 1 else [0.0]
+    for number, (part, offset) in enumerate(zip(parts.values(), offsets, strict=True)):
+        marker = MARKERS[number % len(MARKERS)]
+        for column, sign, color, fill in (("frac_up", 1, ORANGE, ORANGE), ("frac_down", -1, PALE_BLUE, "white")):
+            share = sign * part[column].to_numpy(dtype=float)
+            ax.hlines(at + offset, 0, share, color=color, linewidth=2.2, zorder=1)
+            ax.scatter(share, at + offset, marker=marker, s=34, color=fill, edgecolor=color, linewidth=1.4, zorder=2)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlim=(-1.08, 1.08), ylim=(-0.8, len(at) - 0.2), yticks=at, xlabel="share of spots")
+    ticks = np.linspace(-1, 1, 5)
+    ax.set_xticks(ticks, [f"{abs(tick):g}" for tick in ticks])
+    ax.set_title("receptor goes down   |   receptor goes up", fontsize="medium")
+
+
+def _name_pairs(ax: Axes, names: pd.Index, reference: Floats, responds: Bools) -> None:
+    """Name the rows, with the sign of the measured correlation in its colour, and a star where the pair responds."""
+    labels = [
+        f"{arrow(name)} ({sign_of(r)}){' *' if star else ''}"
+        for name, r, star in zip(names, reference, responds, strict=True)
+    ]
+    for label, r in zip(ax.set_yticklabels(labels), reference, strict=True):
+        label.set_color("#7f3b08" if r > 0 else BLUE if r < 0 else "0.4")

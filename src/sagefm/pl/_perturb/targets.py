@@ -1,0 +1,200 @@
+"""Effects of genes on their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sagefm import _keys
+from sagefm._anndata import get_anndata
+from sagefm._types import Floats
+from sagefm._utils import shorten
+from sagefm.pl._axes import ORANGE, finish, name_columns, open_axes, tidy
+from sagefm.pl._perturb.recorded import overlap_in, run_pairs, table_in
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+TICKS = np.linspace(-1, 1, 5)
+
+
+def target_effects(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.PERTURB_TARGETS,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
+    """Show the effect of each gene on its targets, and their mean.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturb_targets`.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
+    save
+        File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A point is a target, a
+    bar their mean. After :func:`sagefm.tl.perturbation_overlap` with this key the effects in one group of slides
+    are shown against those in the other.
+
+    Raises
+    ------
+    KeyError
+        If there are no results.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5e.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=2)
+    >>> ax = sg.pl.target_effects(adata, show=False)
+    """
+    adata = get_anndata(adata, table_key)
+    results = table_in(adata, key, ["gene", "status", "effect"], default=_keys.PERTURB_TARGETS)
+    if "overlap" in adata.uns[key]:
+        overlap = overlap_in(adata, key, ["effect_1", "effect_2"], ["effect_r"])
+        ax, show = open_axes(ax, (4.6, 4.4), show)
+        _draw_groups(ax, overlap)
+        return finish(ax, show, save, return_fig)
+    results = run_pairs(results)
+    genes = list(dict.fromkeys(results["gene"]))
+    ax, show = open_axes(ax, (max(3.2, 1.6 + 0.6 * len(genes)), 4.0), show)
+    for x, gene in enumerate(genes):
+        effects = results.loc[results["gene"] == gene, "effect"].to_numpy(dtype=float)
+        points = ax.scatter(x + _spread(len(effects)), effects, s=22, color="0.45", zorder=3)
+        bar = ax.hlines(effects.mean(), x - 0.32, x + 0.32, color=ORANGE, linewidth=3, zorder=2)
+    _finish_genes(ax, genes, "effect E on the targets", 1.08)
+    _legend_below(ax, {"targets": points, "their mean": bar})
+    return finish(ax, show, save, return_fig)
+
+
+def target_controls(
+    adata: AnnData | SpatialData,
+    *,
+    key: str = _keys.PERTURB_TARGETS,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
+    """Show the mean effect on each gene's targets beside that on random genes, and the pooled t-test.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturb_targets` with controls.
+    key
+        Where the results are.
+    table_key
+        Table to use where ``adata`` is a ``SpatialData``.
+    ax
+        Axes to draw into; new ones by default.
+    show
+        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
+    save
+        File to write the figure to.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A diamond is the mean of
+    the targets, circles are the replicates of controls.
+
+    Raises
+    ------
+    KeyError
+        If there are no results or no controls.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5f.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=3)
+    >>> ax = sg.pl.target_controls(adata, show=False)
+    """
+    adata = get_anndata(adata, table_key)
+    run_pairs(table_in(adata, key, ["status"], default=_keys.PERTURB_TARGETS))
+    columns = ["gene", "replicate", "mean_target", "mean_control", "pval"]
+    tests = table_in(adata, key, columns, "tests", default=_keys.PERTURB_TARGETS)
+    genes = list(dict.fromkeys(tests["gene"]))
+    is_pooled = tests["replicate"] == "pooled"
+    pooled, replicates = tests[is_pooled].drop_duplicates("gene").set_index("gene"), tests[~is_pooled]
+    if lacking := [gene for gene in genes if gene not in pooled.index]:
+        raise KeyError(f"the tests have no pooled row of {shorten(lacking)}. Run sg.tl.perturb_targets again.")
+    ax, show = open_axes(ax, (2.0 + 0.65 * len(genes), 4.0), show)
+    for x, gene in enumerate(genes):
+        controls = replicates.loc[replicates["gene"] == gene, "mean_control"].to_numpy(dtype=float)
+        at = x + _spread(len(controls))
+        circles = ax.scatter(at, controls, s=26, facecolor="none", edgecolor="0.4", zorder=2)
+        mean, p = pooled.loc[gene, ["mean_target", "pval"]]
+        diamond = ax.scatter(x, mean, marker="D", s=60, color=ORANGE, edgecolor="k", zorder=3)
+        text = "" if np.isnan(p) else f"p {p:.2f}" if p >= 0.01 else f"p {p:.0e}"
+        ax.text(x, 1.1, text, ha="center", va="bottom", fontsize="x-small")
+    _finish_genes(ax, genes, "mean effect E", 1.25)
+    _legend_below(ax, {"random genes, by replicate": circles, "targets": diamond})
+    return finish(ax, show, save, return_fig)
+
+
+def _finish_genes(ax: Axes, genes: list[str], label: str, top: float) -> None:
+    """Give effects by gene their axes."""
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    name_columns(ax, genes)
+    ax.set(ylim=(-1.08, top), ylabel=label, xlim=(-0.6, len(genes) - 0.4), yticks=TICKS)
+    tidy(ax, grid="y")
+
+
+def _legend_below(ax: Axes, drawn: Mapping[str, Any]) -> None:
+    """Draw a legend of two columns below slanted names."""
+    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.22), "ncols": 2}
+    ax.legend(list(drawn.values()), list(drawn), frameon=False, fontsize="small", **options)
+
+
+def _draw_groups(ax: Axes, overlap: Mapping[str, Any]) -> None:
+    """Draw the effects in one group of slides against those in the other."""
+    pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
+    ax.plot([-1, 1], [-1, 1], color="0.7", linewidth=0.8, zorder=0)
+    ax.scatter(pairs["effect_1"], pairs["effect_2"], s=26, color=ORANGE, edgecolor="k", linewidth=0.4)
+    r = overlap["counts"]["effect_r"]
+    ax.set_title("" if np.isnan(r) else f"Pearson r = {r:.2f}, {len(pairs)} targets", fontsize="medium")
+    ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), aspect="equal", xticks=TICKS, yticks=TICKS)
+    ax.set(xlabel=f"effect E, {one}", ylabel=f"effect E, {two}")
+    tidy(ax)
+
+
+def _spread(n: int) -> Floats:
+    """Small offsets that keep points apart."""
+    return np.linspace(-0.22, 0.22, n) if n > 1 else np.zeros(n)
