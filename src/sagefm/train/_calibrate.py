@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm import models
-from sagefm._types import Floats
+from sagefm._types import Bools, Floats, Floats32
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.models._calibration import Calibration
 from sagefm.pp._neighbors import lattice_of
 from sagefm.train._corpus import Corpus
-from sagefm.train._left_out import LACKING, LeftOut, Section, measure, quantiles, reference_centroids
+from sagefm.train._left_out import LACKING, LeftOut, SampledSection, measure, quantiles, training_centroids
 
 if TYPE_CHECKING:
     from sagefm.models import Model
@@ -132,12 +132,9 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
     sections = corpus.sections if groups is None else corpus.sections[corpus.sections["group"].isin(groups)]
     names = [str(name) for name in sections.index]
     r = np.stack([part.r for part in measured])
-    known = np.isfinite(r)
-    n = known.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(known, r, 0).sum(axis=0) / n
-        deviation = np.sqrt((np.where(known, r - mean, 0) ** 2).sum(axis=0) / (n - 1))
-    deviation[n < 2] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of genes that no group has, or one alone
+        mean, deviation = np.nanmean(r, axis=0), np.nanstd(r, axis=0, ddof=1)
     by_class, ranks = [], []
     for at in range(len(LACKING)):
         pooled = quantiles(np.concatenate([part.errors[at].T for part in measured])).T
@@ -155,15 +152,15 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
         limits=find_limits(pd.concat([part.trials.assign(group=part.group) for part in measured])),
         prior_r=mean.astype(np.float32),
         prior_sd=deviation.mean(axis=0).astype(np.float32),
-        n_donors=n.min(axis=0).astype(np.float32),
+        n_donors=np.isfinite(r).sum(axis=0).min(axis=0).astype(np.float32),
         errors=np.array(by_class, dtype=np.float32),
         ranks=np.array(ranks, dtype=np.float32),
-        centroids=reference_centroids(corpus, names, seed),
+        centroids=training_centroids(corpus, names, seed),
         count_share=_count_share(corpus, names),
     )
 
 
-def _upper(ranked: NDArray[np.float32], level: float) -> NDArray[np.float32]:
+def _upper(ranked: Floats32, level: float) -> Floats32:
     """Value of each sorted column (NaN last) that a share of the others stays under; NaN where there are none."""
     n = np.isfinite(ranked).sum(axis=0)
     at = np.clip(np.ceil(level * n).astype(int), 0, np.maximum(n - 1, 0))
@@ -176,14 +173,14 @@ def _lattices(corpus: Corpus, names: list[str]) -> list[str]:
 
     found = set()
     for name in names:
-        coordinates = Section.read(corpus, name, 1, 0).coordinates
+        coordinates = SampledSection.read(corpus, name, 1, 0).coordinates
         if coordinates is not None and len(coordinates) > 6:
             distances = NearestNeighbors(n_neighbors=7).fit(coordinates).kneighbors(coordinates)[0]
             found.add(lattice_of(distances[:, 1:])[0])
     return sorted(found)
 
 
-def _count_share(corpus: Corpus, names: list[str]) -> NDArray[np.float32]:
+def _count_share(corpus: Corpus, names: list[str]) -> Floats32:
     """Mean share of each gene in a spot's counts, groups weighing alike."""
     of_group = corpus.sections["group"].loc[names]
     shares = []
@@ -238,7 +235,7 @@ def is_ahead(trials: Any) -> Any:
     )
 
 
-def _stump(value: Floats, bad: NDArray[np.bool_], caution: float = CAUTION) -> float:
+def _stump(value: Floats, bad: Bools, caution: float = CAUTION) -> float:
     """Limit that parts bad trials (above it) from others at the least cost, the lowest of several.
 
     A bad trial under the limit costs as much as ``caution`` good ones above it. Where nothing is bad the limit is
