@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm import _keys
+from sagefm._types import Ints
 from sagefm.models._masks import RandomMasks
 from sagefm.models._spots import Spots
 from sagefm.train._corpus import Corpus
@@ -35,7 +35,7 @@ class _Tile:
         return self.rows.stop - self.rows.start
 
     @property
-    def spots(self) -> NDArray[np.int64]:
+    def spots(self) -> Ints:
         """Number of each spot in the corpus, whatever its split."""
         return np.arange(self.rows.start, self.rows.stop) + self.first_spot
 
@@ -76,7 +76,7 @@ class _Window:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def spots(self, chosen: NDArray[np.int64], masks: RandomMasks) -> Spots:
+    def spots(self, chosen: Ints, masks: RandomMasks) -> Spots:
         """Some spots of the window, counted from 0."""
         device = self._log_counts.device
         starts, stops = self._indptr[chosen], self._indptr[chosen + 1]
