@@ -176,7 +176,7 @@ def evaluate_imputation(
     KeyError
         If there is no graph, layer or column of that name.
     ValueError
-        If the counts are no raw counts or too few genes match.
+        If the counts are not raw or too few genes match.
 
     Examples
     --------

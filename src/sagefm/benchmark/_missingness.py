@@ -93,7 +93,7 @@ def missingness_curve(
     KeyError
         If there is no graph, layer or column of that name.
     ValueError
-        If a share doesn't lie between 0 and 1, the counts are no raw counts or too few genes match.
+        If a share doesn't lie between 0 and 1, the counts are not raw or too few genes match.
 
     Notes
     -----

@@ -93,7 +93,7 @@ def compare_imputation(
     KeyError
         If there is no graph or layer of that name.
     ValueError
-        If a slide has too few spots or genes for so many components or neighbours, or its counts are no raw counts.
+        If a slide has too few spots or genes for so many components or neighbours, or its counts are not raw.
 
     Examples
     --------
@@ -153,14 +153,14 @@ def _like(adata: AnnData, layer: str | None) -> AnnData:
     """The same counts and graph, in an object to write to."""
     from anndata import AnnData
 
-    slim = AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var.copy())
-    if layer is not None:
-        slim.layers[layer] = adata.layers[layer]
-    for key, value in adata.obsp.items():
-        slim.obsp[key] = value
-    if _keys.GENES in adata.uns:
-        slim.uns[_keys.GENES] = adata.uns[_keys.GENES]
-    return slim
+    return AnnData(
+        adata.X,
+        obs=adata.obs[[]].copy(),
+        var=adata.var.copy(),
+        obsp=dict(adata.obsp),
+        layers={} if layer is None else {layer: adata.layers[layer]},
+        uns={_keys.GENES: adata.uns[_keys.GENES]} if _keys.GENES in adata.uns else {},
+    )
 
 
 def _smoothed(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sagefm import models
+from sagefm import _keys, models
 from sagefm._types import Bools, Floats, Floats32
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.models._calibration import Calibration
 from sagefm.pp._neighbors import lattice_of
 from sagefm.train._corpus import Corpus
-from sagefm.train._left_out import LACKING, LeftOut, SampledSection, measure, quantiles, training_centroids
+from sagefm.train._left_out import LACKING, LeftOut, measure, pick_sorted, quantiles, training_centroids
 
 if TYPE_CHECKING:
     from sagefm.models import Model
@@ -135,15 +135,16 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of genes that no group has, or one alone
         mean, deviation = np.nanmean(r, axis=0), np.nanstd(r, axis=0, ddof=1)
-    by_class, ranks = [], []
+    by_class, ranks, levels = [], [], np.array(LEVELS)[:, None]
     for at in range(len(LACKING)):
         pooled = quantiles(np.concatenate([part.errors[at].T for part in measured])).T
         if np.isnan(pooled).any():  # what no donor came to takes the errors of the nearest class
             filled = np.flatnonzero(~np.isnan(pooled[:, 0]))
             pooled = pooled[filled[np.abs(filled - np.arange(len(pooled))[:, None]).argmin(axis=1)]]
         by_class.append(pooled)
-        ranked = np.sort(np.concatenate([part.ranks[at] for part in measured]), axis=0)
-        ranks.append([np.maximum(_upper(ranked, level), level) for level in LEVELS])
+        # What a share of the others stays under.
+        reach = pick_sorted(np.concatenate([part.ranks[at] for part in measured]), lambda n: np.ceil(levels * n))
+        ranks.append(np.maximum(reach, levels))
     return Calibration(
         donors=[part.group for part in measured],
         lattices=_lattices(corpus, names),
@@ -160,21 +161,15 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
     )
 
 
-def _upper(ranked: Floats32, level: float) -> Floats32:
-    """Value of each sorted column (NaN last) that a share of the others stays under; NaN where there are none."""
-    n = np.isfinite(ranked).sum(axis=0)
-    at = np.clip(np.ceil(level * n).astype(int), 0, np.maximum(n - 1, 0))
-    return np.where(n > 0, np.take_along_axis(ranked, at[None], axis=0)[0], np.nan)
-
-
 def _lattices(corpus: Corpus, names: list[str]) -> list[str]:
     """Arrangements of spots in some sections."""
     from sklearn.neighbors import NearestNeighbors
 
     found = set()
     for name in names:
-        coordinates = SampledSection.read(corpus, name, 1, 0).coordinates
-        if coordinates is not None and len(coordinates) > 6:
+        adata = corpus.read(name)
+        if _keys.SPATIAL in adata.obsm and adata.n_obs > 6:
+            coordinates = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float)
             distances = NearestNeighbors(n_neighbors=7).fit(coordinates).kneighbors(coordinates)[0]
             found.add(lattice_of(distances[:, 1:])[0])
     return sorted(found)

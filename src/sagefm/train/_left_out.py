@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,6 @@ class SampledSection:
     graph: sparse.csr_matrix
     genes: Ints
     rows: Ints
-    coordinates: Floats | None = None
     hidden: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @classmethod
@@ -81,8 +81,7 @@ class SampledSection:
         counts.data = np.log1p(counts.data)
         graph = sparse.csr_matrix(adata.obsp[_keys.connectivities(_keys.GRAPH)], dtype=np.float32)
         rows = np.random.default_rng(seed).permutation(adata.n_obs)[:n_spots]
-        coordinates = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float) if _keys.SPATIAL in adata.obsm else None
-        return cls(counts, graph, np.flatnonzero(adata.var["measured"]), np.sort(rows), coordinates)
+        return cls(counts, graph, np.flatnonzero(adata.var["measured"]), np.sort(rows))
 
     def thinned(self, share: float, rng: np.random.Generator) -> SampledSection:
         """The same with each count kept by chance."""
@@ -210,9 +209,14 @@ def _ranked(predictions: Floats32, errors: Floats32) -> tuple[Floats32, Floats32
 
 def quantiles(values: Floats32) -> Floats32:
     """Quantiles of each column in the middle of equal shares; NaN where it has no values."""
+    return pick_sorted(values, lambda n: MIDDLES[:, None] * n)
+
+
+def pick_sorted(values: Floats32, places: Callable[[Ints], Floats]) -> Floats32:
+    """Values at some places of each sorted column, by the number of its values; NaN where it has none."""
     ranked = np.sort(values, axis=0)  # NaN last
     n = np.isfinite(ranked).sum(axis=0)
-    at = np.minimum((MIDDLES[:, None] * n).astype(int), np.maximum(n - 1, 0))
+    at = np.clip(places(n).astype(int), 0, np.maximum(n - 1, 0))
     return np.where(n > 0, np.take_along_axis(ranked, at, axis=0), np.nan).astype(np.float32)
 
 

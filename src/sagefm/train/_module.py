@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -206,16 +207,9 @@ class MaskedCenter(lightning.LightningModule):
         }
 
 
-class _seeded:
+@contextmanager
+def _seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Random numbers of torch from a seed of our own, with those of the user put back after."""
-
-    def __init__(self, seed: tuple[int, ...], device: torch.device) -> None:
-        self._seed = hash(seed) & 0x7FFF_FFFF_FFFF_FFFF
-        self._fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *exception: Any) -> None:
-        self._fork.__exit__(*exception)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
+        yield

@@ -103,12 +103,8 @@ class Collection:
 
     def _describe(self, adata: AnnData, name: str) -> AnnData:
         config = self.config
-        for names, mend in (
-            (adata.var_names, adata.var_names_make_unique),
-            (adata.obs_names, adata.obs_names_make_unique),
-        ):
-            if not names.is_unique:
-                mend()
+        adata.var_names_make_unique()
+        adata.obs_names_make_unique()
         library = get_column(adata, "library_key", config.library_key, single=name)
         obs = adata.obs
         described = pd.DataFrame(index=obs.index)
@@ -125,10 +121,9 @@ class Collection:
         described[TISSUE] = get_column(adata, "tissue_key", tissue_key, single="unknown")
         at = adata.obsm.get(_keys.SPATIAL)
         described[["x", "y"]] = np.nan if at is None else np.asarray(at, dtype=float)[:, :2]
-        has_label = config.label_key is not None and config.label_key in obs
         described[LABEL] = None
-        if has_label:
-            labels = get_labels(adata, str(config.label_key), config.merge or None, strict=False)
+        if config.label_key is not None and config.label_key in obs:
+            labels = get_labels(adata, config.label_key, config.merge or None, strict=False)
             # No file takes a column named with a slash.
             described[LABEL] = labels.map(lambda label: label if label is None else label.replace("/", "|"))
         for sample, groups in described.groupby(SAMPLE)[GROUP]:
