@@ -170,5 +170,4 @@ def _critical(part: pd.DataFrame) -> float:
     first = under[0]
     if first == 0:
         return float(share[0])
-    high, low = r2[first - 1], r2[first]
-    return float(share[first - 1] + (high - limit) / (high - low) * (share[first] - share[first - 1]))
+    return float(np.interp(limit, r2[[first, first - 1]], share[[first, first - 1]]))

@@ -13,6 +13,13 @@ from sagefm.tl._labels.classifiers import KINDS, SCALES
 
 TASKS = ("clustering", "heterogeneity", "annotation", "composition")
 EXPRESSIONS = ("raw", "log1p", "scaled", "normalized")
+# What the fields' types are called in messages.
+WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "bool": "true or false",
+    "tuple[str, ...]": 'a list of names, such as ["a", "b"]',
+}
 EMBEDDINGS = ("nichepca", "mofa", "mofa_by_slide")
 
 
@@ -169,17 +176,15 @@ def _fill(kind: type, values: Mapping[str, Any], what: str) -> Any:
 
 def _check_type(name: str, value: Any, annotation: str) -> None:
     """Refuse a value that the field's annotation doesn't allow."""
-    if value is None and "None" in annotation:
-        return
     kind = annotation.removesuffix(" | None")
-    if kind == "tuple[str, ...]":
-        if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
-            raise TypeError(f'{name} has to be a list of names, such as ["a", "b"], got {value!r}.')
+    if kind not in WORDS or (value is None and kind != annotation):
         return
-    expected = {"str": str, "int": int, "bool": bool}.get(kind)
-    if expected is not None and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
-        words = {"str": "text", "int": "a whole number", "bool": "true or false"}[kind]
-        raise TypeError(f"{name} has to be {words}, got {value!r}.")
+    if kind == "tuple[str, ...]":
+        is_right = isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+    else:
+        is_right = type(value).__name__ == kind
+    if not is_right:
+        raise TypeError(f"{name} has to be {WORDS[kind]}, got {value!r}.")
 
 
 def _sections(given: Any, folder: Path, exclude: Any) -> tuple[str, ...]:
