@@ -46,16 +46,17 @@ def make_ranked_table(table: pd.DataFrame, low: Iterable[str] = (), unranked: It
     text.columns = [escape(str(name)) for name in text.columns]
     title, names = str(table.index.name or "").replace("_", " "), [escape(str(name)) for name in table.index]
     text.insert(0, escape(title), names, allow_duplicates=True)
-    return _scrolled(text.to_html(index=False, border=0, escape=False))
+    return _render(text, escape=False)
 
 
 def make_table(table: pd.DataFrame) -> str:
     """Numbers to three significant digits, and text."""
-    return _scrolled(table.to_html(index=False, border=0, na_rep="", float_format="{:.3g}".format))
+    return _render(table, na_rep="", float_format="{:.3g}".format)
 
 
-def _scrolled(html: str) -> str:
-    return f'<div class="scroll">{html}</div>'
+def _render(table: pd.DataFrame, **options: Any) -> str:
+    with pd.option_context("display.max_colwidth", None):  # names in full
+        return f'<div class="scroll">{table.to_html(index=False, border=0, **options)}</div>'
 
 
 def embed_figure(figure: Any) -> str:
