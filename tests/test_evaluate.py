@@ -255,6 +255,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
     assert page.count("<img") >= 10
     for words in ("Annotation", "Composition", "Distances between samples", "not comparable", "mini"):
         assert words in page
+    assert re.search(r"\(rank [12] of 2\)", page)
     record = json.loads((out / "protocol.json").read_text())
     assert record["config"]["seed"] == 0
     assert record["versions"]["sagefm"] == sg.__version__
