@@ -237,6 +237,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
     assert "report.html" in capsys.readouterr().out
     tables = {path.stem: pd.read_csv(path) for path in (out / "results").iterdir()}
     names = {"annotation", "annotation_tests", "clustering", "clusters", "composition", "distances", "domains"}
+    names |= {"cluster-composition", "markers"}
     assert names <= set(tables)
     assert all(table["representation"].iloc[0] == "mini" for name, table in tables.items() if name[-5:] != "tests")
     assert set(tables["annotation"]["group"]) == {"donor0", "donor1", "donor2"}

@@ -112,8 +112,8 @@ class Tasks:
         tl.cluster_composition(table, self._tissue_or_sample)
         markers = table.uns[_keys.CLUSTER_MARKERS]["results"].groupby("cluster").head(N_MARKERS)
         tissues = table.uns[_keys.CLUSTER_COMPOSITION]["results"]
-        for kind, results in (("markers", markers), ("cluster composition", tissues)):
-            self.folder.write_part(slug(kind), name, results.assign(representation=name))
+        for kind, results in (("markers", markers), ("cluster-composition", tissues)):
+            self.folder.write_part(kind, name, results.assign(representation=name))
 
         def draw_markers(cluster: str, path: Path) -> None:
             _close(pl.cluster_markers(table, cluster, save=path))
