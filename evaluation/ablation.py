@@ -26,9 +26,9 @@ from sklearn.preprocessing import scale
 from torch.nn import functional as F
 
 import sagefm as sg
-from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._canonical import depth_scale
+from sagefm.models._scores import RunningScores, summarize
 from sagefm.models._spots import Spots
 from sagefm.train._module import MaskedCenter
 from sagefm.train._pretrain import build, fit
@@ -338,7 +338,7 @@ def train(
     shares = SHARES.get(name, {})
     for variant, share in {**shares, name: getattr(module, "share", None)}.items():
         module.share = share
-        summary = summarize(masked_sums(module.eval(), corpus).values())
+        summary = summarize(masked_scores(module.eval(), corpus).values())
         metrics[variant] = {metric: summary[metric] for metric in METRICS}
     network = module.finished_network()
     result = {
@@ -354,12 +354,12 @@ def train(
 
 
 @torch.inference_mode()
-def masked_sums(module: MaskedCenter, corpus: sg.train.Corpus) -> dict[str, Sums]:
-    """Sums of the metrics for each section of the validation split; the same masks for every row."""
-    sums: dict[str, Sums] = {}
+def masked_scores(module: MaskedCenter, corpus: sg.train.Corpus) -> dict[str, RunningScores]:
+    """Scores for each section of the validation split; the same masks for every row."""
+    scores: dict[str, RunningScores] = {}
     for section, spots in Stream(corpus, "validate", batch_size=256, mask_fraction=0.3, shuffle=False):
-        sums.setdefault(section, Sums(spots.center.shape[1])).add(module(spots)[0], spots.center, spots.mask)
-    return sums
+        scores.setdefault(section, RunningScores(spots.center.shape[1])).add(module(spots)[0], spots.center, spots.mask)
+    return scores
 
 
 @torch.inference_mode()
@@ -374,13 +374,13 @@ def baselines(corpus: sg.train.Corpus, donor: str) -> pd.DataFrame:
         "neighbour mean": lambda spots: spots.neighbor_mean,
         "depth-scaled neighbour mean": lambda spots: depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask),
     }
-    sums: dict[str, dict[str, Sums]] = {name: {} for name in predictors}
+    scores: dict[str, dict[str, RunningScores]] = {name: {} for name in predictors}
     # A batch is a whole section, of which the slide mean is the mean.
     for section, spots in Stream(corpus, "validate", batch_size=10_000, mask_fraction=0.3, shuffle=False):
         for name, predict in predictors.items():
-            part = sums[name].setdefault(section, Sums(spots.center.shape[1]))
+            part = scores[name].setdefault(section, RunningScores(spots.center.shape[1]))
             part.add(predict(spots), spots.center, spots.mask)
-    return pd.DataFrame({name: summarize(parts.values()) for name, parts in sums.items()}).T
+    return pd.DataFrame({name: summarize(parts.values()) for name, parts in scores.items()}).T
 
 
 def embedding_scores(model: sg.models.Model, labelled: dict[str, ad.AnnData]) -> dict[str, float]:
@@ -426,7 +426,7 @@ def distance(corpus: sg.train.Corpus, sections: Path) -> pd.DataFrame:
     """Evaluate the depth-scaled mean of the neighbours, weighted by distance to the power of -p, for some p."""
     rows = {}
     for power in (0.0, 0.5, 1.0, 2.0):
-        sums: dict[str, Sums] = {}
+        scores: dict[str, RunningScores] = {}
         for section, spots in Stream(corpus, "validate", batch_size=10_000, mask_fraction=0.3, shuffle=False):
             stored = corpus.read(section)
             slide = ad.read_h5ad(sections / f"{section}.h5ad")[stored.obs_names].copy()
@@ -437,8 +437,8 @@ def distance(corpus: sg.train.Corpus, sections: Path) -> pd.DataFrame:
             mean = torch.from_numpy((weights @ spots.center.numpy()).astype(np.float32))
             weighted = Spots(spots.center, mean, torch.ones(len(mean), 1), spots.mask)
             prediction = depth_scaled(weighted.masked_center, weighted.neighbor_mean, weighted.mask)
-            sums.setdefault(section, Sums(mean.shape[1])).add(prediction, spots.center, spots.mask)
-        rows[power] = summarize(sums.values())
+            scores.setdefault(section, RunningScores(mean.shape[1])).add(prediction, spots.center, spots.mask)
+        rows[power] = summarize(scores.values())
     return pd.DataFrame.from_dict(rows, "index")[METRICS].rename_axis("power").round(4)
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import sagefm as sg
-from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.benchmark._missingness import _critical
 from sagefm.models._masks import RandomMasks
+from sagefm.models._scores import RunningScores, summarize
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_r2_of_a_spot_ignores_an_offset_and_that_of_a_gene_does_not(values):
 def test_metrics_do_not_depend_on_blocks(values, cuts):
     tensors = [torch.from_numpy(array) for array in values[:3]]
     edges = [0, *sorted(set(cuts)), 60]
-    whole, parts = Sums(40), Sums(40)
+    whole, parts = RunningScores(40), RunningScores(40)
     whole.add(*tensors)
     for start, stop in pairwise(edges):
         parts.add(*(tensor[start:stop] for tensor in tensors))

@@ -83,7 +83,7 @@ def test_distances_between_samples_by_hand():
     same = [("A", "B"), ("B", "A"), ("C", "D"), ("D", "C")]
     assert summary.loc["bad", "same_kind_rank"] == pytest.approx(np.mean([bad.loc[pair, "rank"] for pair in same]))
     assert summary.loc["bad", "chance_rank"] == 2
-    rho = stats.spearmanr(bad["distance"], bad["reference"])[0]
+    rho = stats.spearmanr(bad["distance"], bad["base_scaled"])[0]
     assert summary.loc["bad", "spearman"] == pytest.approx(rho)
 
 
@@ -94,7 +94,7 @@ def test_distances_know_no_size_and_no_order(factor, seed):
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     other = adata[order].copy()
     other.obsm["bad"] = other.obsm["bad"] * factor
-    first, second = (sg.benchmark.centroid_distances(part, "bad", "donor", reference="good") for part in (adata, other))
+    first, second = (sg.benchmark.centroid_distances(part, "bad", "donor", base_rep="good") for part in (adata, other))
     np.testing.assert_allclose(first["scaled"], second["scaled"], atol=1e-6)
     np.testing.assert_allclose(first["error"], second["error"], atol=1e-6)
 
@@ -236,6 +236,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
     assert "report.html" in capsys.readouterr().out
     tables = {path.stem: pd.read_csv(path) for path in (out / "results").iterdir()}
     names = {"annotation", "annotation_tests", "clustering", "clusters", "composition", "distances", "domains"}
+    names |= {"cluster-proportions", "markers"}
     assert names <= set(tables)
     assert all(table["representation"].iloc[0] == "mini" for name, table in tables.items() if name[-5:] != "tests")
     assert set(tables["annotation"]["group"]) == {"donor0", "donor1", "donor2"}
@@ -254,6 +255,7 @@ def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch
     assert page.count("<img") >= 10
     for words in ("Annotation", "Composition", "Distances between samples", "not comparable", "mini"):
         assert words in page
+    assert re.search(r"\(rank [12] of 2\)", page)
     record = json.loads((out / "protocol.json").read_text())
     assert record["config"]["seed"] == 0
     assert record["versions"]["sagefm"] == sg.__version__
@@ -358,6 +360,7 @@ def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides
 def test_other_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, tmp_path):
     from sagefm.benchmark._protocol.collection import Collection
     from sagefm.benchmark._protocol.config import read
+    from sagefm.benchmark._protocol.leakage import split
 
     adata = ad.read_h5ad(folder_of_slides / "slide0.h5ad")
     adata.obs["donor"] = "donor1"
@@ -365,7 +368,7 @@ def test_other_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, t
     adata.write_h5ad(tmp_path / "other.h5ad")
     files = [str(folder_of_slides / f"slide{i}.h5ad") for i in (1, 2)] + [str(tmp_path / "other.h5ad")]
     collection = Collection(read(pca(sections=files, label_key="domain", tasks=["annotation"], test=["slide1"])))
-    rows, held_out = collection.split()
+    rows, held_out = split(collection)
     assert held_out == ["donor1"]
     assert set(collection.table.obs["sample"][rows]) == {"slide1", "slide2"}
 

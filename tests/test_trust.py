@@ -22,7 +22,7 @@ from sagefm.pp._neighbors import lattice_of
 from sagefm.tl._impute.reliability import spatial_blocks
 from sagefm.train import _calibrate
 from sagefm.train._calibrate import CAUTION, _stump, combine, find_limits
-from sagefm.train._left_out import LACKING, MIDDLES, Section, _absent, _ranked, measure, quantiles
+from sagefm.train._left_out import LACKING, MIDDLES, SampledSection, _absent, _ranked, measure, quantiles
 
 SYMBOLS = hest1k().symbols
 N = len(SYMBOLS)
@@ -308,7 +308,7 @@ def small():
 
 def test_absent_genes_are_hidden_everywhere(corpus, small):
     """Each gene's prediction is that of the literal graph with the gene, and enough others, 0 in every spot."""
-    section = Section.read(corpus, "s1", 12, 0)
+    section = SampledSection.read(corpus, "s1", 12, 0)
     order = np.random.default_rng(0).permutation(section.genes)
     r, predictions, errors = _absent(small.canonical(), section, order, 0.8)
     n_hidden = len(order) - round(0.2 * N)
@@ -332,7 +332,7 @@ def test_absent_genes_are_hidden_everywhere(corpus, small):
 
 
 def test_thinning_takes_counts_away_by_chance(corpus):
-    section = Section.read(corpus, "s0", 50, 0)
+    section = SampledSection.read(corpus, "s0", 50, 0)
     thinned = section.thinned(0.25, np.random.default_rng(0))
     assert thinned.totals().sum() == pytest.approx(0.25 * section.totals().sum(), rel=0.02)
     whole = np.expm1(thinned.log_counts.data)

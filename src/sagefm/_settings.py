@@ -26,6 +26,10 @@ if not logger.handlers:
     logger.propagate = False
 
 
+ROWS_AT_A_TIME = 2_048
+"""Spots whose counts are read at a time; no result depends on it."""
+
+
 class Settings:
     """Session-wide settings, available as ``sg.settings``."""
 

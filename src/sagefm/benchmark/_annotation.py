@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm._anndata import get_anndata
+from sagefm._types import Floats
 from sagefm._utils import check_choice, check_whole, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
@@ -223,7 +223,7 @@ def compare_representations(
     return pd.DataFrame(rows)
 
 
-def _signed_rank(differences: NDArray[np.float64]) -> float:
+def _signed_rank(differences: Floats) -> float:
     from scipy.stats import wilcoxon
 
     if len(differences) < 2:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm._anndata import get_anndata
+from sagefm._types import Floats32, Strings
 from sagefm._utils import check_whole, progress
 from sagefm.tl._labels.labels import get_labels
 from sagefm.tl._points import get_column, get_points, silhouette
@@ -109,7 +109,7 @@ def evaluate_clustering(
     return pd.DataFrame(rows_out)
 
 
-def _compare(points: NDArray[np.float32], labels: NDArray[np.str_], n_repeats: int, seed: int) -> dict[str, float]:
+def _compare(points: Floats32, labels: Strings, n_repeats: int, seed: int) -> dict[str, float]:
     from sklearn.cluster import KMeans
     from sklearn.metrics import (
         adjusted_rand_score,

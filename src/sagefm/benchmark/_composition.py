@@ -78,7 +78,7 @@ def evaluate_composition(
     KeyError
         If the likelihoods, a representation, or a column is missing.
     ValueError
-        If there are fewer than two groups, or the likelihoods are none.
+        If there are fewer than two groups, or the targets are no likelihoods.
 
     Notes
     -----

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from sagefm._types import Array, Bools, Ints, Strings
 from sagefm.benchmark._clustering import as_names
 from sagefm.tl._labels import classifiers
 from sagefm.tl._points import get_column, get_points
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def split_groups(
-    adata: AnnData, group_key: str, known: NDArray[np.bool_], test_groups: Sequence[str] | None
-) -> tuple[NDArray[np.str_], dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+    adata: AnnData, group_key: str, known: Bools, test_groups: Sequence[str] | None
+) -> tuple[Strings, dict[str, tuple[Ints, Ints]]]:
     """Group of every spot that counts, and for each tested group the spots to fit and to score on."""
     groups = get_column(adata, "group_key", group_key, known)
     names = [str(name) for name in np.unique(groups)]
@@ -36,7 +36,7 @@ def split_groups(
     return groups, {name: (train, np.flatnonzero(groups == name)) for name in wanted}
 
 
-def get_slides(adata: AnnData, group_key: str, library_key: str | None) -> NDArray[np.str_]:
+def get_slides(adata: AnnData, group_key: str, library_key: str | None) -> Strings:
     """Slide of every spot; one of two groups would carry something of the held-out one into training."""
     if library_key is None:
         column = adata.obs[group_key].astype(object)
@@ -51,9 +51,7 @@ def get_slides(adata: AnnData, group_key: str, library_key: str | None) -> NDArr
     return slides
 
 
-def get_views(
-    adata: AnnData, rep: str, group: str, slides: NDArray[np.str_], known: NDArray[np.bool_], scale: str
-) -> dict[str, NDArray[Any]]:
+def get_views(adata: AnnData, rep: str, group: str, slides: Strings, known: Bools, scale: str) -> dict[str, Array]:
     """Representation of the spots that count; slides are standardised with all of their spots."""
     points = get_points(adata, rep.replace("{group}", group))
     return {name: view[known] for name, view in classifiers.views(points, slides, scale).items()}

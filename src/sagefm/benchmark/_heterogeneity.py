@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm._anndata import get_anndata
+from sagefm._settings import ROWS_AT_A_TIME
+from sagefm._types import Floats, Strings
 from sagefm.benchmark._clustering import as_names
 from sagefm.pp._counts import Counts
 from sagefm.tl._points import get_column, get_points
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-BATCH_SIZE = 2_048
-
 
 def centroid_distances(
     adata: AnnData | SpatialData,
@@ -27,7 +26,7 @@ def centroid_distances(
     groupby: str,
     *,
     kind_key: str | None = None,
-    reference: str | None = None,
+    base_rep: str | None = None,
     layer: str | None = None,
     table_key: str = "table",
 ) -> pd.DataFrame:
@@ -46,8 +45,8 @@ def centroid_distances(
         Column of ``obs`` with the sample (or the tissue) of each spot.
     kind_key
         Column of ``obs`` with the tissue of each sample, for the ranks.
-    reference
-        Representation in ``obsm`` that errors are taken against; by default log1p counts of all genes.
+    base_rep
+        Representation in ``obsm`` to compare with; by default log1p counts of all genes.
     layer
         Layer with the raw counts; ``X`` by default.
     table_key
@@ -56,8 +55,9 @@ def centroid_distances(
     Returns
     -------
     Table with a row for each representation and ordered pair of samples. Columns are ``representation``, ``sample``,
-    ``other``, ``kind``, ``other_kind``, ``distance``, ``scaled``, ``reference`` (scaled), ``error`` (absolute), and
-    ``rank``, that of ``other`` among all others by distance from ``sample``, from 1, ties averaged.
+    ``other``, ``kind``, ``other_kind``, ``distance``, ``scaled``, ``base_scaled`` (the same of ``base_rep``), ``error``
+    (absolute difference of the two), and ``rank``, that of ``other`` among all others by distance from ``sample``, from
+    1, ties averaged.
 
     Raises
     ------
@@ -85,20 +85,18 @@ def centroid_distances(
     names = np.unique(samples)
     if len(names) < 3:
         raise ValueError(f"obs[{groupby!r}] has {len(names)} samples; distances need three or more.")
-    kinds = get_column(adata, "kind_key", kind_key)
-    kind_of = []
-    for name in names:
-        found = np.unique(kinds[samples == name])
-        if len(found) > 1:
-            raise ValueError(f"{name!r} of obs[{groupby!r}] has {len(found)} values in obs[{kind_key!r}].")
-        kind_of.append(str(found[0]))
-    if reference is None:
+    kinds = pd.Series(get_column(adata, "kind_key", kind_key)).groupby(samples)
+    if (n_kinds := kinds.nunique()).max() > 1:
+        name = n_kinds.idxmax()
+        raise ValueError(f"{name!r} of obs[{groupby!r}] has {n_kinds[name]} values in obs[{kind_key!r}].")
+    kind_of = kinds.first().to_numpy(dtype=str)
+    if base_rep is None:
         if not adata.n_vars:
-            raise ValueError("adata has no genes to compare with. Pass reference=..., a key of obsm.")
+            raise ValueError("adata has no genes to compare with. Pass base_rep=..., a key of obsm.")
         columns = np.arange(adata.n_vars)
-        points: Any = Counts(adata, columns, layer).log1p(columns, BATCH_SIZE)
+        points: Any = Counts(adata, columns, layer).log1p(columns, ROWS_AT_A_TIME)
     else:
-        points = get_points(adata, reference)
+        points = get_points(adata, base_rep)
     base = scale(distances(points, samples, names))
     off = ~np.eye(len(names), dtype=bool)
     first, second = np.nonzero(off)
@@ -112,11 +110,11 @@ def centroid_distances(
                     "representation": rep,
                     "sample": names[first],
                     "other": names[second],
-                    "kind": np.asarray(kind_of)[first],
-                    "other_kind": np.asarray(kind_of)[second],
+                    "kind": kind_of[first],
+                    "other_kind": kind_of[second],
                     "distance": found[off],
                     "scaled": scaled[off],
-                    "reference": base[off],
+                    "base_scaled": base[off],
                     "error": np.abs(scaled - base)[off],
                     "rank": pd.DataFrame(np.where(off, found, np.nan)).rank(axis=1).to_numpy()[off],
                 }
@@ -135,9 +133,9 @@ def summarize_distances(pairs: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    Table by representation: ``error_mean`` and ``error_median`` against the reference; ``spearman`` correlation with
-    it; ``same_kind_rank``, the mean rank of other samples of the same kind, and ``chance_rank``, what it would be if
-    ranks were drawn at random (both NaN where no kind has two samples).
+    Table by representation: ``error_mean`` and ``error_median`` against the base representation; ``spearman``
+    correlation with it; ``same_kind_rank``, the mean rank of other samples of the same kind, and ``chance_rank``, what
+    it would be if ranks were drawn at random (both NaN where no kind has two samples).
 
     Examples
     --------
@@ -155,14 +153,14 @@ def summarize_distances(pairs: pd.DataFrame) -> pd.DataFrame:
         rows[name] = {
             "error_mean": part["error"].mean(),
             "error_median": part["error"].median(),
-            "spearman": part["distance"].corr(part["reference"], method="spearman"),
+            "spearman": part["distance"].corr(part["base_scaled"], method="spearman"),
             "same_kind_rank": same["rank"].mean(),
             "chance_rank": part["sample"].nunique() / 2 if len(same) else np.nan,
         }
     return pd.DataFrame(rows).T.rename_axis("representation")
 
 
-def distances(points: Any, samples: NDArray[np.str_], names: NDArray[np.str_]) -> NDArray[np.float64]:
+def distances(points: Any, samples: Strings, names: Strings) -> Floats:
     """Cosine distances between the mean spots of samples."""
     from sklearn.metrics.pairwise import cosine_distances
 
@@ -170,7 +168,7 @@ def distances(points: Any, samples: NDArray[np.str_], names: NDArray[np.str_]) -
     return np.asarray(cosine_distances(means.astype(np.float64)))
 
 
-def scale(found: NDArray[np.float64]) -> NDArray[np.float64]:
+def scale(found: Floats) -> Floats:
     """Between the smallest and the largest distance of two samples."""
     off = found[~np.eye(len(found), dtype=bool)]
     low, high = off.min(), off.max()

@@ -9,41 +9,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._settings import ROWS_AT_A_TIME
+from sagefm._slides import split_libraries
+from sagefm._types import Ints
 from sagefm._utils import check_whole, get_device, progress
-from sagefm.benchmark._metrics import Sums, summarize
 from sagefm.models import _baselines
 from sagefm.models._masks import RandomMasks
-from sagefm.models._spots import Spots
+from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._spots import Spots, predict, read_spots
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
     from sagefm.models import Model
-    from sagefm.models._canonical import Canonical
 
-BATCH_SIZE = 256
+BATCH_SIZE = 256  # dense in all genes
 
 
-class Slide:
-    """One slide in the model's genes, with what is masked.
+class MaskedSlide:
+    """One slide in the model's genes, some of which are masked and predicted.
 
     Attributes
     ----------
     log_counts
         log1p counts, shape (spots, genes).
-    shown
-        What the neighbours of a spot show of them.
-    masks
-        Genes that are masked at some spots, by their numbers.
     """
 
     def __init__(
@@ -51,68 +49,79 @@ class Slide:
         adata: AnnData,
         model: Model,
         layer: str | None,
-        connectivity_key: str,
         library_key: str | None,
-        masks: Callable[[NDArray[np.int64]], Tensor],
+        connectivity_key: str,
+        device: torch.device,
     ) -> None:
         counts = Counts(adata, get_alignment(adata, model.vocabulary)[0].index, layer)
-        self.log_counts = self.shown = counts.log1p(np.arange(len(model.vocabulary)), BATCH_SIZE)
-        self.graph = get_graph(adata, connectivity_key)
-        self.graph.data[:] = 1
-        self.libraries = _libraries(adata, library_key)
-        self.masks = masks
+        self.log_counts = counts.log1p(np.arange(len(model.vocabulary)), ROWS_AT_A_TIME)
+        self.n_obs, self.n_genes = self.log_counts.shape
+        self._graph = get_graph(adata, connectivity_key)
+        self._libraries = split_libraries(adata, library_key).codes
+        self._model, self._canonical, self._device = model, model.canonical().to(device, torch.float32), device
 
-    def blocks(self, device: torch.device) -> Iterator[tuple[slice, Spots]]:
-        n = self.log_counts.shape[0]
-        for start in range(0, n, BATCH_SIZE):
-            rows = slice(start, min(start + BATCH_SIZE, n))
-            graph = self.graph[rows]
-            center = self.log_counts[rows].toarray()
-            neighbor_sum = (graph @ self.shown).toarray().astype(np.float32)
-            degree = np.diff(graph.indptr)[:, None].astype(np.float32)
-            yield (
-                rows,
-                Spots(
-                    center=torch.from_numpy(center).to(device),
-                    neighbor_sum=torch.from_numpy(neighbor_sum).to(device),
-                    degree=torch.from_numpy(degree).to(device),
-                    mask=self.masks(np.arange(rows.start, rows.stop)).to(device),
-                ),
-            )
+    def predictions(self, spots: Spots, slide_mean: Tensor) -> dict[str, Tensor]:
+        """What each predictor says of some spots."""
+        center, mean = spots.masked_center, spots.neighbor_mean
+        found = {self._model.name: predict(self._canonical, spots), _baselines.ZEROS: torch.zeros_like(center)}
+        if self._model.gene_mean is not None:
+            found[_baselines.GENE_MEAN] = torch.from_numpy(self._model.gene_mean).to(center).expand_as(center)
+        found[_baselines.SLIDE_MEAN] = slide_mean.expand_as(center)
+        found[_baselines.NEIGHBOR_MEAN] = mean
+        found[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
+        return found
 
-    def unmasked_mean(self) -> Tensor:
-        """Mean of each gene over the spots where it isn't masked."""
-        total, n = np.zeros(self.log_counts.shape[1]), np.zeros(self.log_counts.shape[1])
-        for _, spots in self.blocks(torch.device("cpu")):
-            total += spots.masked_center.sum(0, dtype=torch.float64).numpy()
-            n += (~spots.mask).sum(0).numpy()
-        return torch.from_numpy((total / np.maximum(n, 1)).astype(np.float32))
+    def score(self, masks: Callable[[Ints], Tensor], shown: csr_matrix | None = None) -> dict[str, list[RunningScores]]:
+        """Scores of every predictor, one for each library.
 
-    def evaluate(self, model: Model, canonical: Canonical, device: torch.device) -> dict[str, list[Sums]]:
-        """Sums of every predictor, one for each library."""
-        slide_mean = self.unmasked_mean().to(device)
-        found: dict[tuple[str, int], Sums] = {}
-        for rows, spots in self.blocks(device):
-            center, mean = spots.masked_center, spots.neighbor_mean
-            predictions = {
-                model.name: canonical.forward(center, spots.neighbor_sum, spots.degree, spots.mask),
-                _baselines.ZEROS: torch.zeros_like(center),
-            }
-            if model.gene_mean is not None:
-                predictions[_baselines.GENE_MEAN] = torch.from_numpy(model.gene_mean).to(center).expand_as(center)
-            predictions[_baselines.SLIDE_MEAN] = slide_mean.expand_as(center)
-            predictions[_baselines.NEIGHBOR_MEAN] = mean
-            predictions[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
-            for library in np.unique(self.libraries[rows]):
-                picked = torch.from_numpy(np.flatnonzero(self.libraries[rows] == library)).to(device)
-                truth, mask = spots.center[picked], spots.mask[picked]
-                for name, prediction in predictions.items():
-                    part = found.setdefault((name, library), Sums(truth.shape[1]))
-                    part.add(prediction[picked], truth, mask)
-        sums: dict[str, list[Sums]] = {}
-        for (name, _), part in found.items():
-            sums.setdefault(name, []).append(part)
-        return sums
+        Parameters
+        ----------
+        masks
+            Genes that are masked at some spots, by their numbers.
+        shown
+            What the neighbours of a spot show of their log1p counts; all of them by default.
+        """
+
+        def blocks() -> Iterator[tuple[Ints, Spots]]:
+            for start in range(0, self.n_obs, BATCH_SIZE):
+                rows = np.arange(start, min(start + BATCH_SIZE, self.n_obs))
+                yield rows, read_spots(self.log_counts, self._graph, rows, masks(rows), shown=shown)
+
+        # Of each gene over the spots where it isn't masked.
+        total, n = torch.zeros(2, self.n_genes, dtype=torch.float64)
+        for _, spots in blocks():
+            total += spots.masked_center.sum(0, dtype=torch.float64)
+            n += (~spots.mask).sum(0)
+        slide_mean = (total / n.clamp(min=1)).float().to(self._device)
+        scores: dict[str, dict[int, RunningScores]] = {}
+        for rows, spots in blocks():
+            spots = spots.to(self._device)
+            libraries = self._libraries[rows]
+            for name, prediction in self.predictions(spots, slide_mean).items():
+                for library in np.unique(libraries):
+                    picked = torch.from_numpy(np.flatnonzero(libraries == library)).to(self._device)
+                    part = scores.setdefault(name, {}).setdefault(int(library), RunningScores(self.n_genes))
+                    part.add(prediction[picked], spots.center[picked], spots.mask[picked])
+        return {name: list(parts.values()) for name, parts in scores.items()}
+
+
+def read_slides(
+    sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
+    model: Model,
+    desc: str,
+    table_key: str,
+    layer: str | None,
+    library_key: str | None,
+    connectivity_key: str,
+    device: str,
+) -> Iterator[MaskedSlide]:
+    """Slides to evaluate a model on, one in memory at a time; at least one."""
+    slide, found_device = None, get_device(device)
+    for data in progress(as_list(sections), desc, unit="section"):
+        slide = MaskedSlide(get_anndata(data, table_key), model, layer, library_key, connectivity_key, found_device)
+        yield slide
+    if slide is None:
+        raise ValueError("no section was given.")
 
 
 @torch.inference_mode()
@@ -167,7 +176,7 @@ def evaluate_imputation(
     KeyError
         If there is no graph, layer or column of that name.
     ValueError
-        If the counts are no raw counts or too few genes match.
+        If the counts are not raw or too few genes match.
 
     Examples
     --------
@@ -181,18 +190,14 @@ def evaluate_imputation(
     if not 0 < mask_fraction < 1:
         raise ValueError(f"mask_fraction={mask_fraction!r} has to lie between 0 and 1.")
     check_whole("seed", seed, 0)
-    loaded, found_device = models.load(model), get_device(device)
-    canonical = loaded.canonical().to(found_device, torch.float32)
-    sums: dict[str, list[Sums]] = {}
-    for data in progress(as_list(sections), "Evaluating", unit="section"):
-        adata = get_anndata(data, table_key)
-        masks = RandomMasks(len(loaded.vocabulary), mask_fraction, (seed, adata.n_obs))
-        slide = Slide(adata, loaded, layer, connectivity_key, library_key, masks)
-        for name, parts in slide.evaluate(loaded, canonical, found_device).items():
-            sums.setdefault(name, []).extend(parts)
-    if not sums:
-        raise ValueError("no section was given.")
-    return pd.DataFrame({name: summarize(parts) for name, parts in sums.items()}).T.rename_axis("predictor")
+    loaded = models.load(model)
+    scores: dict[str, list[RunningScores]] = {}
+    slides = read_slides(sections, loaded, "Evaluating", table_key, layer, library_key, connectivity_key, device)
+    for slide in slides:
+        masks = RandomMasks(slide.n_genes, mask_fraction, (seed, slide.n_obs))
+        for name, parts in slide.score(masks).items():
+            scores.setdefault(name, []).extend(parts)
+    return pd.DataFrame({name: summarize(parts) for name, parts in scores.items()}).T.rename_axis("predictor")
 
 
 def as_list(sections: AnnData | SpatialData | Iterable[AnnData | SpatialData]) -> Iterable[AnnData | SpatialData]:
@@ -200,12 +205,3 @@ def as_list(sections: AnnData | SpatialData | Iterable[AnnData | SpatialData]) -
     if isinstance(sections, Iterable) and not hasattr(sections, "obs"):
         return sections
     return [sections]
-
-
-def _libraries(adata: AnnData, library_key: str | None) -> np.ndarray:
-    """Number of each spot's slide."""
-    if library_key is None:
-        return np.zeros(adata.n_obs, dtype=int)
-    if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs; it has {sorted(adata.obs)}.")
-    return pd.factorize(adata.obs[library_key])[0]

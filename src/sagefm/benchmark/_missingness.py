@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
 from sagefm import _keys, models
-from sagefm._anndata import get_anndata
-from sagefm._utils import check_choice, check_whole, get_device, progress
-from sagefm.benchmark._imputation import BATCH_SIZE, Slide, as_list
-from sagefm.benchmark._metrics import Sums, summarize
+from sagefm._types import Ints
+from sagefm._utils import check_choice, check_whole
+from sagefm.benchmark._imputation import BATCH_SIZE, read_slides
 from sagefm.models._masks import RandomMasks
+from sagefm.models._scores import RunningScores, summarize
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,7 +93,7 @@ def missingness_curve(
     KeyError
         If there is no graph, layer or column of that name.
     ValueError
-        If a share doesn't lie between 0 and 1, the counts are no raw counts or too few genes match.
+        If a share doesn't lie between 0 and 1, the counts are not raw or too few genes match.
 
     Notes
     -----
@@ -118,50 +117,37 @@ def missingness_curve(
             raise ValueError(f"a share of {share!r} genes can't be masked: it has to lie between 0 and 1.")
     check_choice("mask_by", mask_by, ("slide", "spot"))
     check_whole("seed", seed, 0)
-    loaded, found_device = models.load(model), get_device(device)
-    canonical = loaded.canonical().to(found_device, torch.float32)
-    n_genes = len(loaded.vocabulary)
-    sums: dict[tuple[str, float], dict[str, list[Sums]]] = {}
+    loaded = models.load(model)
     tasks = [("center", training_fraction), *(("everywhere", share) for share in sorted(set(shares)))]
-    for data in progress(as_list(sections), "Masking", unit="section"):
-        adata = get_anndata(data, table_key)
-        masks: Callable[[NDArray[np.int64]], Tensor]
-        masks = RandomMasks(n_genes, training_fraction, (seed, adata.n_obs))
-        slide = Slide(adata, loaded, layer, connectivity_key, library_key, masks)
+    scores: dict[tuple[str, float], dict[str, list[RunningScores]]] = {task: {} for task in tasks}
+    slides = read_slides(sections, loaded, "Masking", table_key, layer, library_key, connectivity_key, device)
+    for slide in slides:
         for task, share in tasks:
+            masks: Callable[[Ints], Tensor] = RandomMasks(slide.n_genes, share, (seed, slide.n_obs))
+            shown = None
             if task == "everywhere":
-                masks = RandomMasks(n_genes, share, (seed, adata.n_obs))
-                slide.masks = masks if mask_by == "spot" else _OneMask(masks)
-                slide.shown = _hide(slide.log_counts, slide.masks)
-            for name, parts in slide.evaluate(loaded, canonical, found_device).items():
-                sums.setdefault((task, share), {}).setdefault(name, []).extend(parts)
-    if not sums:
-        raise ValueError("no section was given.")
+                masks = masks if mask_by == "spot" else _one_for_all(masks)
+                shown = _hide(slide.log_counts, masks)
+            for name, parts in slide.score(masks, shown).items():
+                scores[task, share].setdefault(name, []).extend(parts)
     rows = []
-    for (task, share), by_name in sums.items():
-        for name, parts in by_name.items():
-            metrics = summarize(parts)
+    for name in scores[tasks[0]]:
+        for (task, share), by_name in scores.items():
+            metrics = summarize(by_name[name])
             rows.append({"predictor": name, "task": task, "fraction": share} | {key: metrics[key] for key in METRICS})
     table = pd.DataFrame(rows)
-    table["predictor"] = pd.Categorical(table["predictor"], list(sums[tasks[0]]))
-    table = table.sort_values("predictor", kind="stable", ignore_index=True)
-    critical = {name: _critical(part) for name, part in table.groupby("predictor", observed=True)}
-    table["predictor"] = table["predictor"].astype(str)
+    critical = {name: _critical(part) for name, part in table.groupby("predictor")}
     table["critical_fraction"] = table["predictor"].map(critical).astype(float)
     return table
 
 
-class _OneMask:
+def _one_for_all(masks: Callable[[Ints], Tensor]) -> Callable[[Ints], Tensor]:
     """The first spot's mask for all."""
-
-    def __init__(self, masks: RandomMasks) -> None:
-        self._mask = masks(np.zeros(1, dtype=np.int64))
-
-    def __call__(self, spots: NDArray[np.int64]) -> Tensor:
-        return self._mask.expand(len(spots), -1)
+    mask = masks(np.zeros(1, dtype=np.int64))
+    return lambda spots: mask.expand(len(spots), -1)
 
 
-def _hide(log_counts: sparse.csr_matrix, masks: Callable[[NDArray[np.int64]], Tensor]) -> sparse.csr_matrix:
+def _hide(log_counts: sparse.csr_matrix, masks: Callable[[Ints], Tensor]) -> sparse.csr_matrix:
     """The same with 0 for what is masked."""
     shown = sparse.csr_matrix(log_counts, copy=True)
     for start in range(0, shown.shape[0], BATCH_SIZE):
@@ -184,5 +170,4 @@ def _critical(part: pd.DataFrame) -> float:
     first = under[0]
     if first == 0:
         return float(share[0])
-    high, low = r2[first - 1], r2[first]
-    return float(share[first - 1] + (high - limit) / (high - low) * (share[first] - share[first - 1]))
+    return float(np.interp(limit, r2[[first, first - 1]], share[[first, first - 1]]))

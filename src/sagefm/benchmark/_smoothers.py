@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._settings import ROWS_AT_A_TIME
+from sagefm._types import Floats, Floats32, Ints
 from sagefm._utils import check_whole, progress
-from sagefm.benchmark._imputation import BATCH_SIZE, as_list
-from sagefm.benchmark._metrics import Sums, spot_r2, summarize
+from sagefm.benchmark._imputation import as_list
 from sagefm.models import _baselines
 from sagefm.models._canonical import depth_ratio
+from sagefm.models._scores import RunningScores, spot_r2, summarize
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
@@ -93,7 +94,7 @@ def compare_imputation(
     KeyError
         If there is no graph or layer of that name.
     ValueError
-        If a slide has too few spots or genes for so many components or neighbours, or its counts are no raw counts.
+        If a slide has too few spots or genes for so many components or neighbours, or its counts are not raw.
 
     Examples
     --------
@@ -109,7 +110,8 @@ def compare_imputation(
     check_whole("n_steps", n_steps, 1)
     loaded = models.load(model)
     fold_of = gene_folds(len(loaded.vocabulary), n_folds)
-    parts: dict[str, list[Sums]] = {}
+    similarity = {"n_components": n_components, "n_neighbors": n_neighbors, "n_steps": n_steps, "seed": seed}
+    parts: dict[str, list[RunningScores]] = {}
     for data in progress(as_list(sections), "Comparing", unit="section"):
         adata = get_anndata(data, table_key)
         if adata.n_obs <= max(n_components, n_neighbors + 1):
@@ -119,54 +121,32 @@ def compare_imputation(
             )
         alignment, _ = get_alignment(adata, loaded.vocabulary)
         genes = alignment.measured
-        log_counts = Counts(adata, alignment.index, layer).log1p(genes, BATCH_SIZE)
+        log_counts = Counts(adata, alignment.index, layer).log1p(genes, ROWS_AT_A_TIME)
         if not log_counts.count_nonzero():
             raise ValueError("a slide holds no counts of the model's genes.")
         slim = _like(adata, layer)
-        impute(
-            slim,
-            None,
-            loaded,
-            n_folds=n_folds,
-            reliability=False,
-            layer=layer,
-            connectivity_key=connectivity_key,
-            device=device,
-        )
+        where: dict[str, Any] = {"layer": layer, "connectivity_key": connectivity_key, "device": device}
+        impute(slim, None, loaded, n_folds=n_folds, reliability=False, **where)
         column = np.array([np.flatnonzero(alignment.index == gene)[0] for gene in genes])
         imputed = slim.layers[_keys.IMPUTED][:, column]
         spatial = get_graph(adata, connectivity_key)
-        spatial.data[:] = 1
-        found: dict[str, tuple[Sums, NDArray[np.float64]]] = {}
+        found: dict[str, tuple[RunningScores, Floats]] = {}
         for fold in range(n_folds):
             hidden = fold_of[genes] == fold
             truth = log_counts[:, hidden].toarray()
             predictions = {loaded.name: imputed[:, hidden], _baselines.ZEROS: np.zeros_like(truth)}
             if loaded.gene_mean is not None:
                 predictions[_baselines.GENE_MEAN] = np.broadcast_to(loaded.gene_mean[genes[hidden]], truth.shape)
-            predictions[_baselines.SLIDE_MEAN] = np.broadcast_to(truth.mean(axis=0), truth.shape)
-            shown = log_counts[:, ~hidden]
-            total = np.asarray(shown.sum(axis=1), dtype=float)
-            smoothers = [
-                (_baselines.NEIGHBOR_MEAN, spatial),
-                *_similar(shown, n_components, n_neighbors, n_steps, seed),
-            ]
-            for name, weights in smoothers:
-                rows = sparse.csr_matrix(weights.multiply(1 / np.maximum(weights.sum(axis=1), 1e-12)))
-                mean = np.asarray(rows @ truth, dtype=np.float32)
-                ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(rows @ total)).numpy()
-                predictions[name] = mean
-                scaled = _baselines.DEPTH_SCALED if name == _baselines.NEIGHBOR_MEAN else SCALED + name
-                predictions[scaled] = mean * ratio.astype(np.float32)
+            predictions |= _smoothed(truth, log_counts[:, ~hidden], spatial, **similarity)
             for name, prediction in predictions.items():
-                start = Sums(len(loaded.vocabulary)), np.zeros((4, len(truth)))
+                start = RunningScores(len(loaded.vocabulary)), np.zeros((4, len(truth)))
                 _add(*found.setdefault(name, start), prediction, truth, genes[hidden])
-        for name, (sums, per_spot) in found.items():
-            sums.r2.append(spot_r2(per_spot, len(genes)))
-            parts.setdefault(name, []).append(sums)
+        for name, (scores, per_spot) in found.items():
+            scores.r2.append(spot_r2(per_spot, len(genes)))
+            parts.setdefault(name, []).append(scores)
     if not parts:
         raise ValueError("no section was given.")
-    table = pd.DataFrame({name: summarize(sums) for name, sums in parts.items()}).T
+    table = pd.DataFrame({name: summarize(scores) for name, scores in parts.items()}).T
     return table.astype({"n_spots": int, "n_genes": int})
 
 
@@ -174,14 +154,29 @@ def _like(adata: AnnData, layer: str | None) -> AnnData:
     """The same counts and graph, in an object to write to."""
     from anndata import AnnData
 
-    slim = AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var.copy())
-    if layer is not None:
-        slim.layers[layer] = adata.layers[layer]
-    for key, value in adata.obsp.items():
-        slim.obsp[key] = value
-    if _keys.GENES in adata.uns:
-        slim.uns[_keys.GENES] = adata.uns[_keys.GENES]
-    return slim
+    return AnnData(
+        adata.X,
+        obs=adata.obs[[]].copy(),
+        var=adata.var.copy(),
+        obsp=dict(adata.obsp),
+        layers={} if layer is None else {layer: adata.layers[layer]},
+        uns={_keys.GENES: adata.uns[_keys.GENES]} if _keys.GENES in adata.uns else {},
+    )
+
+
+def _smoothed(
+    truth: Floats32, shown: sparse.csr_matrix, spatial: sparse.csr_matrix, **similarity: int
+) -> dict[str, Floats32]:
+    """Means of hidden genes over the slide, over neighbours and over similar spots; the latter two by depth as well."""
+    found = {_baselines.SLIDE_MEAN: np.broadcast_to(truth.mean(axis=0), truth.shape)}
+    total = np.asarray(shown.sum(axis=1), dtype=float)
+    for name, weights in ((_baselines.NEIGHBOR_MEAN, spatial), *_similar(shown, **similarity)):
+        rows = sparse.csr_matrix(weights.multiply(1 / np.maximum(weights.sum(axis=1), 1e-12)))
+        found[name] = np.asarray(rows @ truth, dtype=np.float32)
+        ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(rows @ total)).numpy()
+        scaled = _baselines.DEPTH_SCALED if name == _baselines.NEIGHBOR_MEAN else SCALED + name
+        found[scaled] = found[name] * ratio.astype(np.float32)
+    return found
 
 
 def _similar(
@@ -214,15 +209,9 @@ def _similar(
     yield DIFFUSION, sparse.csr_matrix(spread)
 
 
-def _add(
-    sums: Sums,
-    per_spot: NDArray[np.float64],
-    prediction: NDArray[np.float32],
-    truth: NDArray[np.float32],
-    genes: NDArray[np.int64],
-) -> None:
+def _add(scores: RunningScores, per_spot: Floats, prediction: Floats32, truth: Floats32, genes: Ints) -> None:
     """Add all spots of some genes, by gene and by spot."""
     p, t = prediction.astype(float), truth.astype(float)
-    sums.n[genes] += len(t)
-    sums.moments[:, genes] += np.stack([part.sum(axis=0) for part in (p, t, p * p, t * t, p * t)])
+    scores.n[genes] += len(t)
+    scores.moments[:, genes] += np.stack([part.sum(axis=0) for part in (p, t, p * p, t * t, p * t)])
     per_spot += np.stack([part.sum(axis=1) for part in (t - p, (t - p) ** 2, t, t * t)])

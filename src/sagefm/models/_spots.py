@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from sagefm._types import Ints
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from sagefm.models._canonical import Canonical
 
 
 class Spots(NamedTuple):
@@ -34,3 +43,44 @@ class Spots(NamedTuple):
     def neighbor_mean(self) -> Tensor:
         """Mean over the neighbours, shape (spots, genes)."""
         return self.neighbor_sum / self.degree.clamp(min=1)
+
+    def to(self, device: torch.device) -> Spots:
+        """The same on another device."""
+        return Spots(*(part.to(device) for part in self))
+
+
+def read_spots(
+    log_counts: csr_matrix, graph: csr_matrix, rows: slice | Ints, mask: Tensor, *, shown: csr_matrix | None = None
+) -> Spots:
+    """Read some spots of a slide with their neighbourhoods.
+
+    Parameters
+    ----------
+    log_counts
+        log1p counts of all spots, float32, shape (spots, genes).
+    graph
+        Ones, float32, where a spot (row) has a neighbour (column).
+    rows
+        Which spots.
+    mask
+        Genes to mask in the centre of each.
+    shown
+        What neighbours show of their log1p counts; all of them by default.
+    """
+    neighbors = graph[rows]
+    return Spots(
+        center=torch.from_numpy(log_counts[rows].toarray()),
+        neighbor_sum=torch.from_numpy((neighbors @ (log_counts if shown is None else shown)).toarray()),
+        degree=torch.from_numpy(np.diff(neighbors.indptr)[:, None].astype(np.float32)),
+        mask=mask,
+    )
+
+
+def predict(canonical: Canonical, spots: Spots) -> Tensor:
+    """Predicted log1p counts of all genes, shape (spots, genes), while the mask is on."""
+    return predict_and_embed(canonical, spots)[0]
+
+
+def predict_and_embed(canonical: Canonical, spots: Spots) -> tuple[Tensor, Tensor]:
+    """As :func:`predict`; also the embedding."""
+    return canonical.forward_both(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask)

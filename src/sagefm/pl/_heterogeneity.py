@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MIN_ERROR = 1e-4  # below, it is the reference itself but for rounding
+MIN_ERROR = 1e-4  # below, it is the base representation itself but for rounding
 COLUMNS = ("representation", "sample", "other", "kind", "scaled", "error")
 
 
@@ -166,7 +166,7 @@ def distance_error(
         if error.max() > MIN_ERROR:
             sns.kdeplot(x=error, ax=ax, color=color, linestyle=style, cut=0, label=label)
             ax.axvline(error.mean(), color=color, linestyle=style, linewidth=0.8, alpha=0.6)
-        else:  # the reference itself
+        else:  # the base representation itself
             ax.axvline(0, color=color, linestyle=style, label=label)
     ax.set(xlabel="absolute error of the scaled distance", ylabel="density", xlim=(0, None), ylim=(0, None))
     legend_beside(ax, title="mean error")

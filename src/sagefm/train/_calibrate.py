@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from sagefm import models
-from sagefm._types import Floats
+from sagefm import _keys, models
+from sagefm._types import Bools, Floats, Floats32
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.models._calibration import Calibration
 from sagefm.pp._neighbors import lattice_of
 from sagefm.train._corpus import Corpus
-from sagefm.train._left_out import LACKING, LeftOut, Section, measure, quantiles, reference_centroids
+from sagefm.train._left_out import LACKING, LeftOut, measure, pick_sorted, quantiles, training_centroids
 
 if TYPE_CHECKING:
     from sagefm.models import Model
@@ -132,21 +132,19 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
     sections = corpus.sections if groups is None else corpus.sections[corpus.sections["group"].isin(groups)]
     names = [str(name) for name in sections.index]
     r = np.stack([part.r for part in measured])
-    known = np.isfinite(r)
-    n = known.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(known, r, 0).sum(axis=0) / n
-        deviation = np.sqrt((np.where(known, r - mean, 0) ** 2).sum(axis=0) / (n - 1))
-    deviation[n < 2] = np.nan
-    by_class, ranks = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of genes that no group has, or one alone
+        mean, deviation = np.nanmean(r, axis=0), np.nanstd(r, axis=0, ddof=1)
+    by_class, ranks, levels = [], [], np.array(LEVELS)[:, None]
     for at in range(len(LACKING)):
         pooled = quantiles(np.concatenate([part.errors[at].T for part in measured])).T
         if np.isnan(pooled).any():  # what no donor came to takes the errors of the nearest class
             filled = np.flatnonzero(~np.isnan(pooled[:, 0]))
             pooled = pooled[filled[np.abs(filled - np.arange(len(pooled))[:, None]).argmin(axis=1)]]
         by_class.append(pooled)
-        ranked = np.sort(np.concatenate([part.ranks[at] for part in measured]), axis=0)
-        ranks.append([np.maximum(_upper(ranked, level), level) for level in LEVELS])
+        # What a share of the others stays under.
+        reach = pick_sorted(np.concatenate([part.ranks[at] for part in measured]), lambda n: np.ceil(levels * n))
+        ranks.append(np.maximum(reach, levels))
     return Calibration(
         donors=[part.group for part in measured],
         lattices=_lattices(corpus, names),
@@ -155,19 +153,12 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
         limits=find_limits(pd.concat([part.trials.assign(group=part.group) for part in measured])),
         prior_r=mean.astype(np.float32),
         prior_sd=deviation.mean(axis=0).astype(np.float32),
-        n_donors=n.min(axis=0).astype(np.float32),
+        n_donors=np.isfinite(r).sum(axis=0).min(axis=0).astype(np.float32),
         errors=np.array(by_class, dtype=np.float32),
         ranks=np.array(ranks, dtype=np.float32),
-        centroids=reference_centroids(corpus, names, seed),
+        centroids=training_centroids(corpus, names, seed),
         count_share=_count_share(corpus, names),
     )
-
-
-def _upper(ranked: NDArray[np.float32], level: float) -> NDArray[np.float32]:
-    """Value of each sorted column (NaN last) that a share of the others stays under; NaN where there are none."""
-    n = np.isfinite(ranked).sum(axis=0)
-    at = np.clip(np.ceil(level * n).astype(int), 0, np.maximum(n - 1, 0))
-    return np.where(n > 0, np.take_along_axis(ranked, at[None], axis=0)[0], np.nan)
 
 
 def _lattices(corpus: Corpus, names: list[str]) -> list[str]:
@@ -176,14 +167,15 @@ def _lattices(corpus: Corpus, names: list[str]) -> list[str]:
 
     found = set()
     for name in names:
-        coordinates = Section.read(corpus, name, 1, 0).coordinates
-        if coordinates is not None and len(coordinates) > 6:
+        adata = corpus.read(name)
+        if _keys.SPATIAL in adata.obsm and adata.n_obs > 6:
+            coordinates = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float)
             distances = NearestNeighbors(n_neighbors=7).fit(coordinates).kneighbors(coordinates)[0]
             found.add(lattice_of(distances[:, 1:])[0])
     return sorted(found)
 
 
-def _count_share(corpus: Corpus, names: list[str]) -> NDArray[np.float32]:
+def _count_share(corpus: Corpus, names: list[str]) -> Floats32:
     """Mean share of each gene in a spot's counts, groups weighing alike."""
     of_group = corpus.sections["group"].loc[names]
     shares = []
@@ -238,7 +230,7 @@ def is_ahead(trials: Any) -> Any:
     )
 
 
-def _stump(value: Floats, bad: NDArray[np.bool_], caution: float = CAUTION) -> float:
+def _stump(value: Floats, bad: Bools, caution: float = CAUTION) -> float:
     """Limit that parts bad trials (above it) from others at the least cost, the lowest of several.
 
     A bad trial under the limit costs as much as ``caution`` good ones above it. Where nothing is bad the limit is

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from sagefm._types import Floats32
 from sagefm._utils import shorten
 from sagefm.models._vocabulary import Vocabulary, from_header
 from sagefm.train._split import SPLITS, TRAIN, assign
@@ -115,7 +115,7 @@ class Corpus:
         for name in self.names(split):
             yield self.read(name)
 
-    def gene_mean(self, split: str | None = TRAIN) -> NDArray[np.float32]:
+    def gene_mean(self, split: str | None = TRAIN) -> Floats32:
         """Mean log1p counts of each gene over the spots of a split; genes that a section lacks count as zeros."""
         import zarr
 

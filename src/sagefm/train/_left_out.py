@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._types import Floats
-from sagefm.benchmark._metrics import MIN_VARIANCE, Sums, summarize
+from sagefm._stats import pearson
+from sagefm._types import Floats, Floats32, Ints
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._calibration import EDGES, misfit, nearest, unit
 from sagefm.models._masks import RandomMasks
-from sagefm.models._spots import Spots
+from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._spots import Spots, predict, read_spots
 
 if TYPE_CHECKING:
     from sagefm.models import Model
@@ -57,33 +59,31 @@ class LeftOut:
 
     group: str
     r: Floats
-    errors: NDArray[np.float32]
-    ranks: NDArray[np.float32]
+    errors: Floats32
+    ranks: Floats32
     trials: pd.DataFrame
 
 
 @dataclass
-class Section:
+class SampledSection:
     """Some spots of a section with their neighbourhoods."""
 
     log_counts: sparse.csr_matrix
     graph: sparse.csr_matrix
-    genes: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    coordinates: NDArray[np.float64] | None = None
-    hidden: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    genes: Ints
+    rows: Ints
+    hidden: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @classmethod
-    def read(cls, corpus: Corpus, name: str, n_spots: int, seed: int) -> Section:
+    def read(cls, corpus: Corpus, name: str, n_spots: int, seed: int) -> SampledSection:
         adata = corpus.read(name)
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
         counts.data = np.log1p(counts.data)
         graph = sparse.csr_matrix(adata.obsp[_keys.connectivities(_keys.GRAPH)], dtype=np.float32)
         rows = np.random.default_rng(seed).permutation(adata.n_obs)[:n_spots]
-        coordinates = np.asarray(adata.obsm[_keys.SPATIAL], dtype=float) if _keys.SPATIAL in adata.obsm else None
-        return cls(counts, graph, np.flatnonzero(adata.var["measured"]), np.sort(rows), coordinates)
+        return cls(counts, graph, np.flatnonzero(adata.var["measured"]), np.sort(rows))
 
-    def thinned(self, share: float, rng: np.random.Generator) -> Section:
+    def thinned(self, share: float, rng: np.random.Generator) -> SampledSection:
         """The same with each count kept by chance."""
         if share == 1:
             return self
@@ -92,20 +92,17 @@ class Section:
         kept.data = np.log1p(rng.binomial(counts, share)).astype(np.float32)
         return replace(self, log_counts=kept)
 
-    def without(self, genes: NDArray[np.int64]) -> Section:
+    def without(self, genes: Ints) -> SampledSection:
         """The same as if it lacked some genes."""
         return replace(self, hidden=genes)
 
     def spots(self, mask: torch.Tensor) -> Spots:
-        """The centre with its neighbours' sum; what is hidden is 0 in both, and masked."""
-        center = self.log_counts[self.rows].toarray()
-        around = self.graph[self.rows]
-        sums = (around @ self.log_counts).toarray()
-        center[:, self.hidden] = sums[:, self.hidden] = 0
-        degree = np.diff(around.indptr).astype(np.float32)[:, None]
-        return Spots(torch.from_numpy(center), torch.from_numpy(sums), torch.from_numpy(degree), mask)
+        """The spots with their neighbours; what is hidden is 0 in both."""
+        spots = read_spots(self.log_counts, self.graph, self.rows, mask)
+        spots.center[:, self.hidden] = spots.neighbor_sum[:, self.hidden] = 0
+        return spots
 
-    def neighborhood_means(self) -> NDArray[np.float32]:
+    def neighborhood_means(self) -> Floats32:
         """Mean log1p counts of each spot and its neighbours, of the genes that the section has."""
         around = self.graph[self.rows]
         means = (around @ self.log_counts + self.log_counts[self.rows])[:, self.genes].toarray()
@@ -121,14 +118,14 @@ def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftO
     canonical = model.canonical().to(torch.device("cpu"), torch.float32)
     n_genes = len(corpus.vocabulary)
     members = corpus.sections["group"] == group
-    centroids = reference_centroids(corpus, [str(name) for name in corpus.sections.index[~members]], seed)
+    centroids = training_centroids(corpus, [str(name) for name in corpus.sections.index[~members]], seed)
     names = [str(name) for name in corpus.sections.index[members]]
     n_spots = min(SECTION_SPOTS, -(-GROUP_SPOTS // len(names)))
     r = np.full((len(names), len(LACKING), n_genes), np.nan)
-    absent: list[list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = [[] for _ in LACKING]
+    absent: list[list[tuple[Floats32, Floats32]]] = [[] for _ in LACKING]
     trials = []
     for number, name in enumerate(names):
-        section, rng = Section.read(corpus, name, n_spots, seed), np.random.default_rng(seed)
+        section, rng = SampledSection.read(corpus, name, n_spots, seed), np.random.default_rng(seed)
         distance = float(np.median(nearest(section.neighborhood_means(), centroids[:, section.genes])))
         order = rng.permutation(section.genes)
         for share in THINNED:
@@ -140,16 +137,16 @@ def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftO
         for at, share in enumerate(LACKING):
             r[number, at], prediction, error = _absent(canonical, section, order, share)
             absent[at].append((prediction, error))
-    known = np.isfinite(r)
-    with np.errstate(invalid="ignore"):
-        mean_r = np.where(known, r, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of genes that no section has
+        mean_r = np.nanmean(r, axis=0)
     classes = [_ranked(*(np.concatenate(part) for part in zip(*parts, strict=True))) for parts in absent]
     errors, ranks = (np.stack(part) for part in zip(*classes, strict=True))
     return LeftOut(group, mean_r, errors, ranks, pd.DataFrame(trials))
 
 
 @torch.inference_mode()
-def _trial(canonical: Canonical, section: Section, seed: int) -> dict[str, float]:
+def _trial(canonical: Canonical, section: SampledSection, seed: int) -> dict[str, float]:
     """The training task on a section, beside the baseline, on the genes that it still has."""
     n_genes = section.log_counts.shape[1]
     has = torch.zeros(n_genes, dtype=torch.bool)
@@ -157,25 +154,24 @@ def _trial(canonical: Canonical, section: Section, seed: int) -> dict[str, float
     has[section.hidden] = False
     mask = RandomMasks(n_genes, MASK, (seed,))(section.rows)
     spots = section.spots(mask)
-    center = spots.masked_center
     found = {
-        "": canonical.forward(center, spots.neighbor_sum, spots.degree, mask),
-        "baseline_": depth_scaled(center, spots.neighbor_mean, mask),
+        "": predict(canonical, spots),
+        "baseline_": depth_scaled(spots.masked_center, spots.neighbor_mean, mask),
     }
     total = section.totals()
     row = {"depth": float(np.median(total)), "lacking": 1 - float(has.sum()) / n_genes}
     for name, prediction in found.items():
-        sums = Sums(n_genes)
-        sums.add(prediction, spots.center, mask & has)
-        metrics = summarize([sums])
+        scores = RunningScores(n_genes)
+        scores.add(prediction, spots.center, mask & has)
+        metrics = summarize([scores])
         row |= {name + key: metrics[key] for key in ("rmse", "r_within", "r2_spot")}
     return row
 
 
 @torch.inference_mode()
 def _absent(
-    canonical: Canonical, section: Section, order: NDArray[np.int64], lacking: float
-) -> tuple[Floats, NDArray[np.float32], NDArray[np.float32]]:
+    canonical: Canonical, section: SampledSection, order: Ints, lacking: float
+) -> tuple[Floats, Floats32, Floats32]:
     """Correlation of each gene, prediction and misfit while the section lacks it and others, as asked for."""
     n_genes = section.log_counts.shape[1]
     # A section may lack more than is asked for; a twentieth of what it has is hidden at least.
@@ -189,22 +185,14 @@ def _absent(
         mask = torch.zeros(n_genes, dtype=torch.bool)
         mask[hidden] = True
         spots = section.without(hidden).spots(mask.expand(len(section.rows), -1))
-        predicted = canonical.forward(spots.center, spots.neighbor_sum, spots.degree, spots.mask).numpy()
         scored = order[start : start + n_hidden]
-        predictions[:, scored] = predicted[:, scored]
-        p, t = predicted[:, scored].astype(float), truth[:, scored].astype(float)
-        errors[:, scored] = misfit(p, t)
-        p, t = p - p.mean(axis=0), t - t.mean(axis=0)
-        var_p, var_t = (p * p).mean(axis=0), (t * t).mean(axis=0)
-        scale = np.sqrt(np.maximum(var_p, MIN_VARIANCE) * np.maximum(var_t, MIN_VARIANCE))
-        values = np.where(var_p > MIN_VARIANCE, (p * t).mean(axis=0) / scale, 0)
-        r[scored] = np.where(var_t > MIN_VARIANCE, values, np.nan)
+        predictions[:, scored] = predict(canonical, spots).numpy()[:, scored]
+        p, t = predictions[:, scored].astype(float), truth[:, scored].astype(float)
+        errors[:, scored], r[scored] = misfit(p, t), pearson(p, t)
     return r, predictions, errors
 
 
-def _ranked(
-    predictions: NDArray[np.float32], errors: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _ranked(predictions: Floats32, errors: Floats32) -> tuple[Floats32, Floats32]:
     """Quantiles of the errors of each class of predictions, and of each gene's ranks among them."""
     class_of = np.where(np.isfinite(errors), np.digitize(predictions, EDGES), -1)
     by_class = np.full((len(EDGES) + 1, N_QUANTILES), np.nan, dtype=np.float32)
@@ -219,15 +207,20 @@ def _ranked(
     return by_class, quantiles(rank)
 
 
-def quantiles(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def quantiles(values: Floats32) -> Floats32:
     """Quantiles of each column in the middle of equal shares; NaN where it has no values."""
+    return pick_sorted(values, lambda n: MIDDLES[:, None] * n)
+
+
+def pick_sorted(values: Floats32, places: Callable[[Ints], Floats]) -> Floats32:
+    """Values at some places of each sorted column, by the number of its values; NaN where it has none."""
     ranked = np.sort(values, axis=0)  # NaN last
     n = np.isfinite(ranked).sum(axis=0)
-    at = np.minimum((MIDDLES[:, None] * n).astype(int), np.maximum(n - 1, 0))
+    at = np.clip(places(n).astype(int), 0, np.maximum(n - 1, 0))
     return np.where(n > 0, np.take_along_axis(ranked, at, axis=0), np.nan).astype(np.float32)
 
 
-def reference_centroids(corpus: Corpus, names: list[str], seed: int) -> NDArray[np.float32]:
+def training_centroids(corpus: Corpus, names: list[str], seed: int) -> Floats32:
     """Centres of the neighbourhood means of some sections, each group with as many spots as any other, at most."""
     from sklearn.cluster import KMeans
 
@@ -237,7 +230,7 @@ def reference_centroids(corpus: Corpus, names: list[str], seed: int) -> NDArray[
     for _, members in of_group.groupby(of_group):
         n_spots = -(-per_group // len(members))
         for name in members.index:
-            section = Section.read(corpus, str(name), n_spots, seed)
+            section = SampledSection.read(corpus, str(name), n_spots, seed)
             full = np.zeros((len(section.rows), len(corpus.vocabulary)), dtype=np.float32)
             full[:, section.genes] = section.neighborhood_means()
             means.append(unit(full))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +12,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from sagefm.benchmark._metrics import Sums, summarize
-from sagefm.models._spots import Spots
+from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._spots import Spots, predict_and_embed
 from sagefm.train._corpus import Corpus
 from sagefm.train._niche import Niche
 from sagefm.train._recipe import Recipe
@@ -63,7 +64,7 @@ class MaskedCenter(lightning.LightningModule):
         self.corpus, self.recipe, self.seed, self.shuffle_spots = corpus, recipe, seed, shuffle_spots
         self._batches_done = 0
         self._first_batch = 0
-        self._sums: dict[str, Sums] = {}
+        self._scores: dict[str, RunningScores] = {}
 
     def _stream(self, split: str, **options: Any) -> Stream:
         return Stream(
@@ -96,9 +97,7 @@ class MaskedCenter(lightning.LightningModule):
 
     def forward(self, spots: Spots) -> tuple[Tensor, Tensor]:
         """Predicted log1p counts of all genes, shape (spots, genes), and the embedding."""
-        return self.network.canonical().forward_both(  # type: ignore[operator]
-            spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask
-        )
+        return predict_and_embed(self.network.canonical(), spots)  # type: ignore[operator]
 
     def loss(self, prediction: Tensor, spots: Spots) -> Tensor:
         """Squared error, summed over what was masked."""
@@ -129,22 +128,22 @@ class MaskedCenter(lightning.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums anew."""
-        self._sums = {}
+        """Start the scores anew."""
+        self._scores = {}
 
     def validation_step(self, batch: tuple[str, Spots], index: int) -> None:
-        """Add a batch to its section's sums."""
+        """Add a batch to its section's scores."""
         section, spots = batch
-        sums = self._sums.setdefault(section, Sums(spots.center.shape[1]))
-        sums.add(self(spots)[0].float(), spots.center, spots.mask)
+        scores = self._scores.setdefault(section, RunningScores(spots.center.shape[1]))
+        scores.add(self(spots)[0].float(), spots.center, spots.mask)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""
-        metrics = summarize(self._sums.values())
+        metrics = summarize(self._scores.values())
         self.log("val_loss", metrics["rmse"] ** 2)
         for name in ("rmse", "r_within", "r_pooled", "r2_spot", "r2_gene"):
             self.log(f"val_{name}", metrics[name], prog_bar=name in ("rmse", "r_within"))
-        self._sums = {}
+        self._scores = {}
 
     def finished_network(self) -> nn.Module:
         """The network after training, its embedding in the niche's basis, on the CPU."""
@@ -208,16 +207,9 @@ class MaskedCenter(lightning.LightningModule):
         }
 
 
-class _seeded:
+@contextmanager
+def _seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Random numbers of torch from a seed of our own, with those of the user put back after."""
-
-    def __init__(self, seed: tuple[int, ...], device: torch.device) -> None:
-        self._seed = hash(seed) & 0x7FFF_FFFF_FFFF_FFFF
-        self._fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *exception: Any) -> None:
-        self._fork.__exit__(*exception)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
+        yield

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sagefm.models._spots import Spots
+from sagefm._types import Floats32
+from sagefm.models._spots import Spots, predict_and_embed
 from sagefm.train._corpus import Corpus
 from sagefm.train._split import TRAIN
 from sagefm.train._stream import Stream
@@ -81,9 +81,7 @@ class Niche(nn.Module):
         network.eval()
         parts = []
         for _, spots in Stream(corpus, TRAIN, batch_size=1024, mask_fraction=0.0, shuffle=False):
-            _, embedding = network.canonical().forward_both(  # type: ignore[operator]
-                spots.center, spots.neighbor_sum, spots.degree, torch.zeros_like(spots.mask)
-            )
+            _, embedding = predict_and_embed(network.canonical(), spots)  # type: ignore[operator]
             parts.append((embedding.numpy(), self.target(spots).numpy()))
         network.train()
         embeddings, targets = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
@@ -119,11 +117,11 @@ def _profile(spots: Spots) -> Tensor:
     return torch.log1p(TOTAL * counts / counts.sum(1, keepdim=True).clamp(min=1e-6))
 
 
-def _sample(corpus: Corpus, seed: int) -> dict[str, NDArray[np.float32]]:
+def _sample(corpus: Corpus, seed: int) -> dict[str, Floats32]:
     """Profiles of some spots of each training section."""
     rng = np.random.default_rng(seed)
     share = N_SAMPLED / corpus.sections.loc[corpus.names(TRAIN), "n_spots"].sum()
-    parts: dict[str, list[NDArray[np.float32]]] = {}
+    parts: dict[str, list[Floats32]] = {}
     for section, spots in Stream(corpus, TRAIN, batch_size=1024, mask_fraction=0.0, shuffle=False):
         picked = torch.from_numpy(rng.random(len(spots.center)) < share)
         parts.setdefault(section, []).append(_profile(spots)[picked].numpy())

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import sparse
 
 from sagefm import _keys, models, pp
 from sagefm._anndata import get_anndata
 from sagefm._io.files import atomic
-from sagefm._settings import logger
+from sagefm._settings import ROWS_AT_A_TIME, logger
+from sagefm._slides import find_sections, split_libraries
+from sagefm._types import Ints
 from sagefm._utils import check_whole, progress
 from sagefm.models._vocabulary import Vocabulary, hest1k, to_header
 from sagefm.pp._counts import Counts
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from sagefm.models import Model
 
-BATCH_SIZE = 1024
 # Columns of obs that the table of sections keeps where they hold one value a section.
 KEPT = ("donor", "sample", "tissue", "platform")
 
@@ -133,8 +133,10 @@ def prepare_corpus(
         group = store.create_group("section")
         for name, section in progress(_named(sections), "Preparing", unit="section"):
             try:
-                for library, adata in _libraries(_read(section, table_key), library_key):
-                    full_name = (name if library is None else f"{name}_{library}").replace("/", "_")
+                whole = _read(section, table_key)
+                for library, spots in split_libraries(whole, library_key).rows():
+                    adata = whole if library_key is None else whole[spots].copy()
+                    full_name = (name if library_key is None else f"{name}_{library}").replace("/", "_")
                     if any(row["name"] == full_name for row in rows):
                         raise ValueError("a second section of this name; give names by a mapping.")
                     prepared, row = _prepare(adata, vocabulary, split_by, layer, gene_symbols, min_coverage)
@@ -164,18 +166,12 @@ def prepare_corpus(
 def _named(sections: Any) -> list[tuple[str, Any]]:
     """Sections with a name each; files are not read yet."""
     if isinstance(sections, str | Path):
-        folder = Path(sections)
-        if not folder.exists():
-            raise FileNotFoundError(f"no folder {folder}.")
-        is_file = folder.suffix in (".h5ad", ".zarr")
-        files = [folder] if is_file else sorted(file for file in folder.iterdir() if file.suffix in (".h5ad", ".zarr"))
-        return [(file.stem, file) for file in files]
+        return list(find_sections(sections).items())
     if isinstance(sections, Mapping):
         return [(str(name), section) for name, section in sections.items()]
     if not isinstance(sections, Iterable) or hasattr(sections, "obs"):
         sections = [sections]
-    listed = list(sections)
-    return [(Path(s).stem if isinstance(s, str | Path) else f"section{i}", s) for i, s in enumerate(listed)]
+    return [(Path(s).stem if isinstance(s, str | Path) else f"section{i}", s) for i, s in enumerate(sections)]
 
 
 def _read(section: Any, table_key: str) -> AnnData:
@@ -194,20 +190,6 @@ def _read(section: Any, table_key: str) -> AnnData:
 
         return get_anndata(spatialdata.read_zarr(file), table_key)
     return anndata.read_zarr(file)
-
-
-def _libraries(adata: AnnData, library_key: str | None) -> Iterator[tuple[str | None, AnnData]]:
-    """Slides of one object."""
-    if library_key is None:
-        yield None, adata
-        return
-    if library_key not in adata.obs:
-        raise KeyError(f"library_key={library_key!r} not in adata.obs; it has {sorted(adata.obs)}.")
-    if n_missing := int(adata.obs[library_key].isna().sum()):
-        raise ValueError(f"obs[{library_key!r}] is missing for {n_missing} spots.")
-    library = adata.obs[library_key].map(str)
-    for name in library.unique():
-        yield name, adata[(library == name).to_numpy()].copy()
 
 
 def _prepare(
@@ -234,7 +216,7 @@ def _prepare(
     pp.neighborhood_graph(slim)
     slim = slim[_along_space(slim)].copy()
     index = match_genes(slim, vocabulary, gene_symbols=gene_symbols, min_coverage=min_coverage).index
-    log_counts = Counts(slim, index).log1p(np.arange(len(vocabulary)), BATCH_SIZE)
+    log_counts = Counts(slim, index).log1p(np.arange(len(vocabulary)), ROWS_AT_A_TIME)
     counts = np.expm1(log_counts.data, dtype=np.float64)
     whole = np.rint(counts)
     if (np.abs(counts - whole) > 0.01 + 1e-5 * whole).any():  # beyond the rounding of float32
@@ -267,7 +249,7 @@ def _prepare(
     return prepared, row
 
 
-def _along_space(adata: AnnData) -> NDArray[np.int64]:
+def _along_space(adata: AnnData) -> Ints:
     """Order of the spots, row after row of the slide, so that a range of them is a band with few outer neighbours."""
     if _keys.SPATIAL not in adata.obsm:
         return np.lexsort((adata.obs[_keys.ARRAY_COL], adata.obs[_keys.ARRAY_ROW]))

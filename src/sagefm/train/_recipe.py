@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sagefm._utils import check_choice
+
 PUBLISHED_HIDDEN = (1024, 512, 512, 512, 1024)
 
 
@@ -78,9 +80,8 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)!r} has to be above 0.")
         if self.weight_decay < 0 or self.niche_weight < 0:
             raise ValueError("weight_decay and niche_weight can't be below 0.")
-        for name, known in (("architecture", ("gcn", "sage")), ("schedule", ("plateau", "one_cycle"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of {known}.")
+        check_choice("architecture", self.architecture, ("gcn", "sage"))
+        check_choice("schedule", self.schedule, ("plateau", "one_cycle"))
 
 
 PRESETS: dict[str, Recipe] = {

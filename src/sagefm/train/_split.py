@@ -52,7 +52,7 @@ def assign(
     table = table.assign(split=pd.Categorical(splits, categories=SPLITS))
     if not (table["split"] == TRAIN).any():
         raise ValueError("the split leaves nothing to train on.")
-    _check_leakage(table, torn_donors_allowed=isinstance(split, str) and split == "paper")
+    _check_leakage(table, may_split_donors=isinstance(split, str) and split == "paper")
     return table
 
 
@@ -79,7 +79,7 @@ def _named_splits(split: str | Mapping[str, str] | pd.DataFrame | Path) -> dict[
     return {str(group): value for group, value in split.items()}
 
 
-def _check_leakage(table: pd.DataFrame, *, torn_donors_allowed: bool) -> None:
+def _check_leakage(table: pd.DataFrame, *, may_split_donors: bool) -> None:
     """Refuse what would let a validation spot be trained on."""
 
     def torn(column: str) -> list[str]:
@@ -91,7 +91,7 @@ def _check_leakage(table: pd.DataFrame, *, torn_donors_allowed: bool) -> None:
         names = table.index[table["digest"] == same[0]]
         raise ValueError(f"{shorten(names)} hold the same counts but are in different splits. Leave one out.")
     donors = torn("donor")
-    if donors and torn_donors_allowed:
+    if donors and may_split_donors:
         logger.warning(
             "Sections of one donor are in different splits (%s), as in the published split by sample: figures on "
             "validation and test flatter a model for new donors.",

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm import _keys
+from sagefm._types import Ints
 from sagefm.models._masks import RandomMasks
 from sagefm.models._spots import Spots
 from sagefm.train._corpus import Corpus
@@ -35,7 +35,7 @@ class _Tile:
         return self.rows.stop - self.rows.start
 
     @property
-    def spots(self) -> NDArray[np.int64]:
+    def spots(self) -> Ints:
         """Number of each spot in the corpus, whatever its split."""
         return np.arange(self.rows.start, self.rows.stop) + self.first_spot
 
@@ -48,46 +48,39 @@ class _Window:
         from anndata.io import read_elem, sparse_dataset
 
         store = zarr.open_group(corpus.path, mode="r")
-        dense, neighbors, indptr, rows, offset, entries = [], [], [np.zeros(1, dtype=np.int64)], [], 0, 0
+        dense, graphs, rows, n_before = [], [], [], 0
         for tile in tiles:
             group: Any = store[f"section/{tile.section}"]
             graph: Any = read_elem(group["obsp"][_keys.connectivities(_keys.GRAPH)])
             graph = graph[tile.rows]
-            halo = np.setdiff1d(graph.indices, np.arange(tile.rows.start, tile.rows.stop))
+            own = np.arange(tile.rows.start, tile.rows.stop)
+            halo = np.setdiff1d(graph.indices, own)
             counts: Any = sparse_dataset(group["X"])
             block = counts[tile.rows]
             if len(halo):
-                picked = np.zeros(graph.shape[1], dtype=bool)
-                picked[halo] = True
-                block = sparse.vstack([block, counts[picked]], format="csr")
-            position = np.empty(graph.shape[1], dtype=np.int64)
-            position[tile.rows] = np.arange(len(tile))
-            position[halo] = len(tile) + np.arange(len(halo))
+                block = sparse.vstack([block, counts[np.isin(np.arange(graph.shape[1]), halo)]], format="csr")
             dense.append(_densify(block, device))
-            neighbors.append(position[graph.indices] + offset)
-            indptr.append(graph.indptr[1:].astype(np.int64) + entries)
-            rows.append(np.arange(len(tile)) + offset)
-            offset, entries = offset + block.shape[0], entries + graph.nnz
+            graphs.append(graph[:, np.concatenate([own, halo])])
+            rows.append(np.arange(len(tile)) + n_before)
+            n_before += block.shape[0]
         self._log_counts = dense[0] if len(dense) == 1 else torch.cat(dense)
-        self._neighbors, self._indptr = np.concatenate(neighbors), np.concatenate(indptr)
+        self._graph = sparse.block_diag(graphs, format="csr")
         self._rows = np.concatenate(rows)
         self.numbers = np.concatenate([tile.spots for tile in tiles])
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def spots(self, chosen: NDArray[np.int64], masks: RandomMasks) -> Spots:
+    def spots(self, chosen: Ints, masks: RandomMasks) -> Spots:
         """Some spots of the window, counted from 0."""
         device = self._log_counts.device
-        starts, stops = self._indptr[chosen], self._indptr[chosen + 1]
-        degree = stops - starts
-        offsets = np.cumsum(degree) - degree
-        entries = np.repeat(starts - offsets, degree) + np.arange(degree.sum())
-        neighbors = torch.from_numpy(self._neighbors[entries]).to(device)
+        graph = self._graph[chosen]
+        parts = (graph.indices, graph.indptr, self._rows[chosen])
+        neighbors, starts, rows = (torch.from_numpy(part.astype(np.int64)).to(device) for part in parts)
         return Spots(
-            center=self._log_counts.index_select(0, torch.from_numpy(self._rows[chosen]).to(device)),
-            neighbor_sum=F.embedding_bag(neighbors, self._log_counts, torch.from_numpy(offsets).to(device), mode="sum"),
-            degree=torch.from_numpy(degree.astype(np.float32)[:, None]).to(device),
+            center=self._log_counts.index_select(0, rows),
+            neighbor_sum=F.embedding_bag(neighbors, self._log_counts, starts, mode="sum", include_last_offset=True),
+            degree=starts.diff()[:, None].float(),
             mask=masks(self.numbers[chosen]),
         )
 

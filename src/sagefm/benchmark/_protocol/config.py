@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sagefm._utils import get_device
+from sagefm._slides import SUFFIXES, find_sections, list_sections
+from sagefm._utils import check_choice, check_whole, get_device, shorten
+from sagefm.tl._labels.classifiers import KINDS, SCALES
 
 TASKS = ("clustering", "heterogeneity", "annotation", "composition")
 EXPRESSIONS = ("raw", "log1p", "scaled", "normalized")
+# What the fields' types are called in messages.
+WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "bool": "true or false",
+    "tuple[str, ...]": 'a list of names, such as ["a", "b"]',
+}
 EMBEDDINGS = ("nichepca", "mofa", "mofa_by_slide")
-SLIDES = (".h5ad", ".zarr")
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,9 @@ class Representation:
         named = [key for key in ("model", "obsm", "expression", "embedding") if getattr(self, key) is not None]
         if len(named) != 1:
             raise ValueError(f"representation {self.name!r} has to name one of model, obsm, expression, embedding.")
-        _among(f"expression of {self.name!r}", [self.expression], (*EXPRESSIONS, None))
-        _among(f"embedding of {self.name!r}", [self.embedding], (*EMBEDDINGS, None))
-        _among(f"tasks of {self.name!r}", self.tasks, TASKS)
-        _among(f"classifiers of {self.name!r}", self.classifiers or (), ("forest", "mlp"))
-        _at_least(f"pca of {self.name!r}", self.pca, 1)
-        _at_least(f"n_bootstraps of {self.name!r}", self.n_bootstraps, 0)
-        _among(f"scale of {self.name!r}", [self.scale], ("auto", "slide", "none"))
+        known = {"expression": EXPRESSIONS, "embedding": EMBEDDINGS, "scale": SCALES}
+        known |= {"tasks": TASKS, "classifiers": KINDS}
+        _check_values(self, f"representation {self.name!r}: ", known, {"pca": 1, "n_bootstraps": 0})
         if self.expression is None and (self.pca is not None or self.neighbors):
             raise ValueError(f"representation {self.name!r}: pca and neighbors go with expression.")
 
@@ -79,28 +83,22 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _among("tasks", self.tasks, TASKS)
-        _among("classifiers", self.classifiers, ("forest", "mlp"))
-        _among("published", [self.published], ("oscc", None))
-        _at_least("n_bootstraps", self.n_bootstraps, 0)
-        _at_least("n_repeats", self.n_repeats, 1)
-        _at_least("n_clusters", self.n_clusters, 2)
-        _at_least("seed", self.seed, 0)
-        get_device(self.device)
-        if not self.tasks or not self.classifiers:
-            raise ValueError("tasks and classifiers have to name one at least.")
         names = [representation.name for representation in self.representations]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"representations need different names, and one at least: {names}.")
-        if self.baseline is not None:
-            _among("baseline", [self.baseline], tuple(names))
+        known = {"tasks": TASKS, "classifiers": KINDS, "published": ("oscc",), "baseline": names}
+        least = {"n_bootstraps": 0, "n_repeats": 1, "n_clusters": 2, "seed": 0}
+        _check_values(self, "", known, least)
+        get_device(self.device)
+        if not self.tasks or not self.classifiers:
+            raise ValueError("tasks and classifiers have to name one at least.")
         for task, key in (("annotation", "label_key"), ("composition", "target_key")):
             if task in self.tasks and getattr(self, key) is None:
                 raise ValueError(f"the task {task!r} needs {key}. Set it, or leave the task out of tasks.")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
-        return asdict(self)
+    def tasks_of(self, representation: Representation) -> list[str]:
+        """What is to be done with a representation."""
+        return [task for task in self.tasks if task in representation.tasks]
 
 
 def default_representations(model: str) -> list[dict[str, Any]]:
@@ -154,9 +152,11 @@ def _build(values: dict[str, Any], folder: Path) -> Config:
     made = []
     for entry in representations:
         entry = dict(entry)
+        if "name" not in entry:
+            raise KeyError("a representation lacks 'name'.")
         if entry.get("model"):
             entry["model"] = _located(str(entry["model"]), folder)
-        made.append(_fill(Representation, entry, f"representation {entry.get('name')!r}"))
+        made.append(_fill(Representation, entry, f"representation {entry['name']!r}"))
     if "merge" in values:
         if not isinstance(values["merge"], Mapping):
             raise TypeError(f"merge has to be a table of labels and classes, got {values['merge']!r}.")
@@ -169,12 +169,6 @@ def _fill(kind: type, values: Mapping[str, Any], what: str) -> Any:
     known = {entry.name: entry for entry in fields(kind)}
     if unknown := [name for name in values if name not in known]:
         raise KeyError(f"{unknown[0]!r} is no setting of {what}; there are {sorted(known)}.")
-    if missing := [
-        name
-        for name, entry in known.items()
-        if name not in values and entry.default is MISSING and entry.default_factory is MISSING
-    ]:
-        raise KeyError(f"{what} lacks {missing[0]!r}.")
     for name, value in values.items():
         _check_type(f"{name} of {what}", value, str(known[name].type))
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
@@ -182,46 +176,37 @@ def _fill(kind: type, values: Mapping[str, Any], what: str) -> Any:
 
 def _check_type(name: str, value: Any, annotation: str) -> None:
     """Refuse a value that the field's annotation doesn't allow."""
-    if value is None and "None" in annotation:
-        return
     kind = annotation.removesuffix(" | None")
-    if kind == "tuple[str, ...]":
-        if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
-            raise TypeError(f'{name} has to be a list of names, such as ["a", "b"], got {value!r}.')
+    if kind not in WORDS or (value is None and kind != annotation):
         return
-    expected = {"str": str, "int": int, "bool": bool}.get(kind)
-    if expected is not None and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
-        words = {"str": "text", "int": "a whole number", "bool": "true or false"}[kind]
-        raise TypeError(f"{name} has to be {words}, got {value!r}.")
+    if kind == "tuple[str, ...]":
+        is_right = isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+    else:
+        is_right = type(value).__name__ == kind
+    if not is_right:
+        raise TypeError(f"{name} has to be {WORDS[kind]}, got {value!r}.")
 
 
 def _sections(given: Any, folder: Path, exclude: Any) -> tuple[str, ...]:
     """Files, in the order given; a folder stands for all sections in it but the excluded."""
-    for name, value in (("sections", given or []), ("exclude", exclude)):
-        if not isinstance(value, list | tuple | (str | Path if name == "sections" else tuple)):
+    listed = [given] if isinstance(given, str | Path) else given or []
+    for name, value in (("sections", listed), ("exclude", exclude)):
+        if not isinstance(value, list | tuple):
             raise TypeError(f'{name} has to be a list, such as ["a", "b"], got {value!r}.')
-    listed = [given] if isinstance(given, str | Path) else list(given or [])
-    found: list[Path] = []
+    files: list[Path] = []
     for entry in listed:
         path = folder / Path(entry).expanduser()
-        if path.is_dir() and path.suffix not in SLIDES:
-            found += [file for file in sorted(path.iterdir()) if file.suffix in SLIDES]
-        elif path.suffix not in SLIDES:
-            raise ValueError(f"section {path} is not {' or '.join(SLIDES)}.")
-        elif not path.exists():
-            raise FileNotFoundError(f"no section at {path}.")
+        if path.suffix in SUFFIXES:
+            files.append(path)
+        elif path.is_dir():
+            files += list_sections(path)
         else:
-            found.append(path)
-    if unknown := sorted(set(exclude) - {path.stem for path in found}):
-        raise ValueError(f"exclude names {unknown[0]!r}, which is none of the sections.")
-    found = [path for path in found if path.stem not in exclude]
-    if not found:
+            raise ValueError(f"section {path} is not {' or '.join(SUFFIXES)}.")
+    if unknown := set(exclude) - {path.stem for path in files}:
+        raise ValueError(f"exclude names {shorten(sorted(unknown))}, which is none of the sections.")
+    if not (files := [path for path in files if path.stem not in exclude]):
         raise ValueError("no section was given. Set sections to files or to a folder with .h5ad or .zarr.")
-    stems = [path.stem for path in found]
-    if len(set(stems)) < len(stems):
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        raise ValueError(f"sections need different names; there are several of {twice}.")
-    return tuple(str(path) for path in found)
+    return tuple(str(path) for path in find_sections(files).values())
 
 
 def _located(model: str, folder: Path) -> str:
@@ -230,11 +215,13 @@ def _located(model: str, folder: Path) -> str:
     return str(folder / Path(model).expanduser()) if is_path else model
 
 
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{name}: {value} has to be at least {least}.")
-
-
-def _among(name: str, values: Any, known: tuple[Any, ...]) -> None:
-    if unknown := [value for value in values if value not in known]:
-        raise ValueError(f"{name}: {unknown[0]!r} is none of {[value for value in known if value is not None]}.")
+def _check_values(settings: Any, where: str, known: Mapping[str, Sequence[str]], least: Mapping[str, int]) -> None:
+    """Refuse settings that are none of the known values, or numbers that are too small; None is a default."""
+    for name, choices in known.items():
+        value = getattr(settings, name)
+        for entry in value if isinstance(value, tuple) else (value,):
+            if entry is not None:
+                check_choice(where + name, entry, choices)
+    for name, bound in least.items():
+        if getattr(settings, name) is not None:
+            check_whole(where + name, getattr(settings, name), bound)

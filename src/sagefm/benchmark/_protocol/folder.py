@@ -10,10 +10,10 @@ import platform
 import re
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 import sagefm
@@ -84,6 +84,10 @@ class Folder:
         """Write the record."""
         write(self.path / RECORD, json.dumps(self.record, indent=2, default=str) + "\n")
 
+    def write_part(self, table: str, name: str, found: pd.DataFrame) -> None:
+        """Write one piece of a table."""
+        write(self.parts / f"{table}__{slug(name)}.csv", found.to_csv(index=False))
+
     def part(self, table: str, name: str, compute: Callable[[], pd.DataFrame]) -> None:
         """Compute one piece of a table, unless an earlier run has."""
         path = self.parts / f"{table}__{slug(name)}.csv"
@@ -92,7 +96,7 @@ class Folder:
             return
         logger.info("%s of %s.", table, name)
         started = time.perf_counter()
-        write(path, compute().to_csv(index=False))
+        self.write_part(table, name, compute())
         self.took(path.stem, started)
 
     def figure(self, kind: str, name: str, draw: Callable[[Path], object]) -> None:
@@ -126,10 +130,8 @@ class Folder:
                 found = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
                 tables[table] = pd.concat([tables[table], found], ignore_index=True) if table in tables else found
         order = {entry.name: i for i, entry in enumerate(self.config.representations)}
-        for name, table in tables.items():
-            place = table["representation"].map(order)
-            tables[name] = table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
-        return tables
+        by_order: dict[str, Any] = {"key": lambda names: names.map(order), "kind": "stable", "ignore_index": True}
+        return {name: table.sort_values("representation", **by_order) for name, table in tables.items()}
 
     def close(self, sections: list[dict[str, Any]], n_genes: int, seconds: float) -> None:
         """Record what the run was, once it is over."""
@@ -148,7 +150,7 @@ class Folder:
 
 def _portable(config: Config) -> dict[str, Any]:
     """Settings with files by name, as they are the same on any machine."""
-    found = config.as_dict()
+    found = asdict(config)
     found["sections"] = [Path(path).name for path in config.sections]
     for entry in found["representations"]:
         if entry["model"] is not None:

@@ -12,10 +12,11 @@ import pandas as pd
 from sagefm._settings import logger
 from sagefm.benchmark._annotation import compare_representations
 from sagefm.benchmark._heterogeneity import summarize_distances
-from sagefm.benchmark._protocol import report as _report
 from sagefm.benchmark._protocol.collection import GROUP, LABEL, SAMPLE, TISSUE, Collection
 from sagefm.benchmark._protocol.config import Config, read
 from sagefm.benchmark._protocol.folder import REPORT, Folder, write
+from sagefm.benchmark._protocol.leakage import check_model, split
+from sagefm.benchmark._protocol.report import Report
 from sagefm.benchmark._protocol.tasks import Tasks
 
 
@@ -79,25 +80,24 @@ def run_protocol(
     """
     settings = read(config)
     folder = Folder(settings, Path(out), overwrite)
-    tasks = Tasks(settings, folder)
     started = time.perf_counter()
     collection = Collection(settings)
-    rows, held_out = collection.split()
+    rows, held_out = split(collection)
     for representation in settings.representations:
-        if {"annotation", "composition"} & set(tasks.of(representation)):
+        if {"annotation", "composition"} & set(settings.tasks_of(representation)):
             if not held_out or collection.table.obs[GROUP][rows].nunique() < 2:
                 raise ValueError(f"holding out takes two values or more of obs[{settings.group_key!r}].")
-            collection.check_model(representation, held_out)
+            check_model(collection, representation, held_out)
     folder.open()
     for representation in settings.representations:
-        tasks.run(collection, representation, rows, held_out)
+        Tasks(collection, folder, representation, rows, held_out).run()
     tables = _gather(settings, folder)
     sections = collection.table.obs.groupby(SAMPLE, observed=True).agg(
         group=(GROUP, "first"), tissue=(TISSUE, "first"), n_spots=(GROUP, "size"), n_labelled=(LABEL, "count")
     )
     listed = sections.reset_index().to_dict(orient="records")
     folder.close(listed, collection.table.n_vars, time.perf_counter() - started)
-    write(folder.path / REPORT, _report.write(settings, folder.record, tables, folder.figures))
+    write(folder.path / REPORT, Report(settings, folder.record, tables, folder.figures).page())
     logger.info("Wrote %s.", folder.path / REPORT)
     return tables
 
