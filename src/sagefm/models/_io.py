@@ -10,25 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagefm.models import _calibration, _containers, _gcn, _sage, _vocabulary
+from sagefm.models import _calibration, _containers, _vocabulary
+from sagefm.models._architectures import ARCHITECTURES
 from sagefm.models._calibration import PREFIX
-from sagefm.models._model import Model
+from sagefm.models._model import Model, Weights
 
-ARCHITECTURES: dict[str, type[_gcn.GCN] | type[_sage.SAGE]] = {"gcn": _gcn.GCN, "sage": _sage.SAGE}
-PUBLISHED_KEYS = frozenset(
-    {
-        "model_state_dict",
-        "optimizer_state_dict",
-        "scheduler_state_dict",
-        "epoch",
-        "best_val_loss",
-        "hidden_channels",
-        "learning_rate",
-        "weight_decay",
-        "mask_percentage",
-        "batch_size",
-    }
-)
+# Entries of the published checkpoint: those that the model's card records, and all.
+TRAINING_KEYS = ("epoch", "best_val_loss", "learning_rate", "weight_decay", "mask_percentage", "batch_size")
+PUBLISHED_KEYS = {
+    *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "hidden_channels"),
+    *TRAINING_KEYS,
+}
 
 
 def _is_whole(value: object, least: int, most: float = np.inf) -> bool:
@@ -120,18 +112,7 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
     if not isinstance(tensors, dict) or any(key not in tensors for key in keys):
         raise ValueError(f"{path} doesn't hold the five convolutions of the published network.")
     _containers.check_named(path, tensors, "model_state_dict")
-    training = {
-        key: checkpoint[key]
-        for key in (
-            "epoch",
-            "best_val_loss",
-            "learning_rate",
-            "weight_decay",
-            "mask_percentage",
-            "batch_size",
-        )
-        if isinstance(checkpoint.get(key), int | float)
-    }
+    training = {key: checkpoint[key] for key in TRAINING_KEYS if isinstance(checkpoint.get(key), int | float)}
     return _build(
         path,
         architecture="gcn",
@@ -157,14 +138,13 @@ def _build(
     gene_mean: list[float] | None = None,
     reference: dict[str, Any] | None = None,
 ) -> Model:
-    """Put tensors into the network, after checking every name, shape and value."""
+    """Make a model of what a file holds, after checking every name, shape and value."""
     _containers.check_floats(path, tensors)
-    # A header that asks for any number of layers of any width is found out before they are made.
+    # A header that asks for any number of layers is found out before the names of their weights are made.
     if len(hidden) > len(tensors) or not {*hidden} <= {n for tensor in tensors.values() for n in tensor.shape if n}:
         raise ValueError(f"{path}: hidden={hidden!r:.80} doesn't fit the shapes of its tensors.")
     try:
-        with torch.device("meta"):  # without allocating weights, which load_state_dict brings
-            network = ARCHITECTURES[architecture](len(vocabulary), hidden)
+        shapes = ARCHITECTURES[architecture].shapes(len(vocabulary), hidden)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if gene_mean is not None and len(gene_mean) != len(vocabulary):
@@ -180,16 +160,14 @@ def _build(
             known = _calibration.from_file(reference, arrays, len(vocabulary))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    state = _containers.fitted(path, tensors, network)
+    weights = _containers.fitted(path, tensors, shapes)
     # The weights of one input gene are laid side by side, for picking genes; those of an output gene are already.
-    for key, tensor in state.items():
+    for key, tensor in weights.items():
         if tensor.ndim == 2 and tensor.shape[1] == len(vocabulary):
-            state[key] = tensor.T.contiguous().T
-    network.load_state_dict(state, assign=True)
-    network.requires_grad_(False).eval()
+            weights[key] = tensor.T.contiguous().T
     return Model(
         name=name,
-        network=network,
+        weights=Weights(architecture, tuple(hidden), weights),
         vocabulary=vocabulary,
         n_spots=n_spots,
         card=card,
