@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,9 @@ def read_safetensors(path: Path, *, needs_digest: bool = False) -> Model:
     """
     header, tensors = _containers.read_tensors(path, needs_digest=needs_digest)
     _check_header(path, header)
-    try:
+    with _naming(path):
         vocabulary = _vocabulary.from_header(header["vocabulary"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return _build(
-        path,
-        architecture=header["architecture"],
-        name=header["name"],
-        hidden=header["hidden"],
-        tensors=tensors,
-        vocabulary=vocabulary,
-        n_spots=header["n_spots"],
-        card=header["card"],
-        gene_mean=header.get("gene_mean"),
-        reference=header.get("reference"),
-    )
+    return _build(path, header, tensors, vocabulary)
 
 
 def _check_header(path: Path, header: dict[str, Any]) -> None:
@@ -113,64 +101,56 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
         raise ValueError(f"{path} doesn't hold the five convolutions of the published network.")
     _containers.check_named(path, tensors, "model_state_dict")
     training = {key: checkpoint[key] for key in TRAINING_KEYS if isinstance(checkpoint.get(key), int | float)}
-    return _build(
-        path,
-        architecture="gcn",
-        name=name,
-        hidden=[len(tensors[key]) if tensors[key].ndim else 0 for key in keys],
-        tensors=tensors,
-        vocabulary=_vocabulary.hest1k(),
-        n_spots=15,
-        card={**(card or {}), "training": training},
-    )
+    header = {
+        "architecture": "gcn",
+        "name": name,
+        "hidden": [len(tensors[key]) if tensors[key].ndim else 0 for key in keys],
+        "n_spots": 15,
+        "card": {**(card or {}), "training": training},
+    }
+    return _build(path, header, tensors, _vocabulary.hest1k())
 
 
-def _build(
-    path: Path,
-    *,
-    architecture: str,
-    name: str,
-    hidden: list[int],
-    tensors: dict[str, Tensor],
-    vocabulary: _vocabulary.Vocabulary,
-    n_spots: int,
-    card: dict[str, Any],
-    gene_mean: list[float] | None = None,
-    reference: dict[str, Any] | None = None,
-) -> Model:
-    """Make a model of what a file holds, after checking every name, shape and value."""
-    _containers.check_floats(path, tensors)
-    # A header that asks for any number of layers is found out before the names of their weights are made.
-    if len(hidden) > len(tensors) or not {*hidden} <= {n for tensor in tensors.values() for n in tensor.shape if n}:
-        raise ValueError(f"{path}: hidden={hidden!r:.80} doesn't fit the shapes of its tensors.")
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin errors with the file's name."""
     try:
-        shapes = ARCHITECTURES[architecture].shapes(len(vocabulary), hidden)
+        yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if gene_mean is not None and len(gene_mean) != len(vocabulary):
-        raise ValueError(f"{path}: gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
-    known = None
-    if reference is not None:
-        arrays = {
-            key.removeprefix(PREFIX): tensors.pop(key).to(torch.float32).numpy()
-            for key in [*tensors]
-            if key.startswith(PREFIX)
-        }
-        try:
-            known = _calibration.from_file(reference, arrays, len(vocabulary))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+
+
+def _build(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], vocabulary: _vocabulary.Vocabulary) -> Model:
+    """Make a model of what a file holds, after checking every name, shape and value."""
+    _containers.check_floats(path, tensors)
+    hidden, gene_mean = header["hidden"], header.get("gene_mean")
+    with _naming(path):
+        # A header that asks for any number of layers is found out before the names of their weights are made.
+        widths = {n for tensor in tensors.values() for n in tensor.shape if n}
+        if len(hidden) > len(tensors) or not {*hidden} <= widths:
+            raise ValueError(f"hidden={hidden!r:.80} doesn't fit the shapes of its tensors.")
+        shapes = ARCHITECTURES[header["architecture"]].shapes(len(vocabulary), hidden)
+        if gene_mean is not None and len(gene_mean) != len(vocabulary):
+            raise ValueError(f"gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
+        calibration = None
+        if "reference" in header:
+            arrays = {
+                key.removeprefix(PREFIX): tensors.pop(key).to(torch.float32).numpy()
+                for key in [*tensors]
+                if key.startswith(PREFIX)
+            }
+            calibration = _calibration.from_file(header["reference"], arrays, len(vocabulary))
     weights = _containers.fitted(path, tensors, shapes)
     # The weights of one input gene are laid side by side, for picking genes; those of an output gene are already.
     for key, tensor in weights.items():
         if tensor.ndim == 2 and tensor.shape[1] == len(vocabulary):
             weights[key] = tensor.T.contiguous().T
     return Model(
-        name=name,
-        weights=Weights(architecture, tuple(hidden), weights),
+        name=header["name"],
+        weights=Weights(header["architecture"], tuple(hidden), weights),
         vocabulary=vocabulary,
-        n_spots=n_spots,
-        card=card,
+        n_spots=header["n_spots"],
+        card=header["card"],
         gene_mean=None if gene_mean is None else np.asarray(gene_mean, dtype=np.float32),
-        calibration=known,
+        calibration=calibration,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from sagefm._types import Ints
 
 TAPE_LENGTH = 1 << 22
 
@@ -37,7 +38,7 @@ class RandomMasks:
         tape = torch.from_numpy(rng.random(self._places + n_genes, dtype=np.float32) < fraction).to(device)
         self._windows = tape.unfold(0, n_genes, 1)
 
-    def __call__(self, spots: NDArray[np.int64]) -> Tensor:
+    def __call__(self, spots: Ints) -> Tensor:
         """Masks of some spots (any numbers that name them), boolean, shape (spots, genes)."""
         # splitmix64: neighbouring numbers read far apart.
         with np.errstate(over="ignore"):

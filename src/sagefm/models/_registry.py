@@ -79,14 +79,9 @@ def available() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = {
-        entry.name: {
-            "architecture": entry.architecture,
-            "size_mb": round(entry.size / 1e6),
-            "local": entry.is_local,
-            "licence": entry.licence,
-            "description": entry.description,
-        }
+    columns = ["name", "architecture", "size_mb", "local", "licence", "description"]
+    rows = [
+        (entry.name, entry.architecture, round(entry.size / 1e6), entry.is_local, entry.licence, entry.description)
         for entry in registry().values()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    ]
+    return pd.DataFrame(rows, columns=columns).set_index("name")
