@@ -1,5 +1,9 @@
 import json
+import os
 import pickle
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ from conftest import random_model
 from safetensors.torch import load_file, save_file
 
 import sagefm as sg
+from sagefm.models import _load
+from sagefm.models._architectures import ARCHITECTURES
 from sagefm.models._vocabulary import Vocabulary, hest1k
 
 HIDDEN = (16, 8, 8, 8, 12)
@@ -50,6 +56,33 @@ def test_published_network():
     assert set(network.state_dict()) == keys | {"fc_gene.weight", "fc_gene.bias"}
     assert network.conv1.lin.weight.shape == (1024, 14_558)
     assert sum(parameter.numel() for parameter in network.parameters()) == 31_405_790
+
+
+@pytest.mark.parametrize(
+    ("architecture", "hidden"),
+    [(sg.models.GCN, HIDDEN), (sg.models.SAGE, (5,)), (sg.models.SAGE, (5, 3)), (sg.models.SAGE, HIDDEN)],
+)
+def test_shapes_are_the_network_s(architecture, hidden):
+    """What a file is checked against is what PyTorch Geometric's layers hold."""
+    expected = {name: tuple(tensor.shape) for name, tensor in architecture(7, hidden).state_dict().items()}
+    assert ARCHITECTURES[architecture.architecture].shapes(7, hidden) == expected
+
+
+def test_tools_do_without_pytorch_geometric():
+    """It takes seconds to import, and only the definition and the training of a network need it."""
+    code = """
+import sys
+import sagefm as sg
+adata = sg.datasets.simulated_visium(6, 7, n_genes=5000)
+sg.pp.neighborhood_graph(adata)
+sg.tl.sage_embed(adata, "sagefm-mini", device="cpu")
+sg.tl.impute(adata, ["COL1A1"], "sagefm-mini", device="cpu")
+print(*sys.modules)
+assert type(sg.models.load("sagefm-mini").network) is sg.models.SAGE
+"""
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "torch" in modules
+    assert not {"torch_geometric", "scanpy", "squidpy", "spatialdata", "lightning", "requests"} & set(modules)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -194,10 +227,81 @@ def test_mini_comes_with_the_package():
     assert table.loc["sage-fm-hest1k", "size_mb"] == 377
 
 
-def test_load_on_a_device_leaves_the_given_model(tiny):
+@pytest.fixture
+def counted(monkeypatch):
+    """Paths of the safetensors that are read, in their order."""
+    read, paths = _load.read_safetensors, []
+    monkeypatch.setattr(_load, "read_safetensors", lambda path, **options: paths.append(path) or read(path, **options))
+    return paths
+
+
+def set_age(path, seconds):
+    """Date a file back: one that has just been written may change within the same tick of the clock."""
+    then = path.stat().st_mtime_ns - int(seconds * 1e9)
+    os.utime(path, ns=(then, then))
+
+
+def test_a_file_is_read_once(tmp_path, counted, monkeypatch):
+    path = random_model(HIDDEN).save(tmp_path / "model.safetensors")
+    set_age(path, 60)
+    models = [sg.models.load(path) for _ in range(3)]
+    monkeypatch.chdir(tmp_path)
+    models.append(sg.models.load("model.safetensors"))
+    assert counted == [path]
+    assert len({model.weights.tensors["conv1.bias"].data_ptr() for model in models}) == 1
+    for _ in range(2):
+        sg.models.load("sagefm-mini")
+    assert len(counted) <= 2  # an earlier test may have read it
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path, counted):
+    path = random_model(HIDDEN).save(tmp_path / "model.safetensors")
+    set_age(path, 60)
+    sg.models.load(path)
+    changed = random_model(HIDDEN)
+    changed.network.conv1.bias.fill_(3)
+    changed.save(path)  # of the same size
+    set_age(path, 30)
+    assert equal_weights(sg.models.load(path), changed)
+    # One written just now isn't kept at all.
+    for value in (4, 5):
+        changed.network.conv1.bias.fill_(value)
+        changed.save(path)
+        assert equal_weights(sg.models.load(path), changed)
+    assert len(counted) == 4
+
+
+@pytest.mark.parametrize("architecture", [sg.models.GCN, sg.models.SAGE])
+def test_what_is_done_to_a_loaded_model_concerns_no_other(tmp_path, counted, architecture):
+    given = replace(random_model(HIDDEN, architecture), gene_mean=np.ones(14_558, dtype=np.float32))
+    path = given.save(tmp_path / "model.safetensors")
+    set_age(path, 60)
+    model, before = sg.models.load(path), sg.models.load(path).canonical()
+    assert model.network is model.network
+    assert equal_weights(model, given)
+    torch.testing.assert_close(model.canonical().center, before.center, rtol=0, atol=0)
+    for parameter in model.network.requires_grad_(True).parameters():
+        parameter.data.fill_(3)
+    model.card["note"], model.gene_mean[:] = "mine", 3
+    assert (model.canonical().bias == 3).all()
+    again = sg.models.load(path)
+    assert equal_weights(again, given)
+    assert again.card == {}
+    assert (again.gene_mean == 1).all()
+    assert counted == [path]
+
+
+def test_load_on_a_device_leaves_the_given_model(tiny, monkeypatch):
     assert sg.models.load(tiny, device="cpu") is tiny
     with pytest.raises(ValueError, match="'tpu'"):
         sg.models.load(tiny, device="tpu")
+    monkeypatch.setattr(_load, "get_device", torch.device)
+    for model in (tiny, sg.models.load("sagefm-mini")):
+        moved = sg.models.load(model, device="meta")
+        assert {tensor.device.type for tensor in moved.network.state_dict().values()} == {"meta"}
+        assert {tensor.device.type for tensor in model.network.state_dict().values()} == {"cpu"}
+        assert (moved.name, moved.hidden, moved.card) == (model.name, model.hidden, model.card)
+        assert sg.models.load(moved, device="meta") is moved
 
 
 def test_canonical_form_is_the_network(tiny):

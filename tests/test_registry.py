@@ -13,6 +13,7 @@ from conftest import random_model
 from test_models import equal_weights, published_checkpoint
 
 import sagefm as sg
+from sagefm._io.download import notice
 from sagefm.models import _registry
 
 NAME = "sage-fm-hest1k"
@@ -78,7 +79,7 @@ def cached_files():
 
 def test_download_convert_and_reuse(server, checkpoint, log, monkeypatch, capsys):
     monkeypatch.setattr(sg.settings, "progress_bars", True)
-    _registry._notice.cache_clear()
+    notice.cache_clear()
     assert not sg.models.available().loc[NAME, "local"]
     model = sg.models.load(NAME)
     assert equal_weights(model, checkpoint[0])

@@ -795,5 +795,5 @@ def test_verdicts_on_real_sections(section, name, verdict):
 
 def test_nothing_is_predicted(known_slide, judge):
     """So a network that can't run is no hindrance."""
-    broken = replace(judge, network=torch.nn.Module())
+    broken = replace(judge, weights=torch.nn.Module())
     assert card(known_slide.copy(), broken)["verdict"] == "fine"

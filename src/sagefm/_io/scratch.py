@@ -6,13 +6,14 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 from scipy import sparse
 
 from sagefm._settings import logger, settings
+from sagefm._types import Array
 
 
 class Scratch:
@@ -27,7 +28,7 @@ class Scratch:
     def __init__(self, limit: float | None = None) -> None:
         self._free = settings.memory_limit * 1e9 if limit is None else limit
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
         """Array with any content."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self._takes(size):
@@ -63,11 +64,11 @@ class _Column:
 
     def __init__(self, scratch: Scratch, dtype: DTypeLike) -> None:
         self._scratch, self._dtype = scratch, np.dtype(dtype)
-        self._parts: list[NDArray[Any]] = []
+        self._parts: list[Array] = []
         self._file: IO[bytes] | None = None
         self._size = 0
 
-    def append(self, part: NDArray[Any]) -> None:
+    def append(self, part: Array) -> None:
         part = np.ascontiguousarray(part, dtype=self._dtype)
         self._size += part.nbytes
         if self._file is None and self._scratch._takes(2 * part.nbytes):  # once more when the parts are joined
@@ -80,7 +81,7 @@ class _Column:
             self._parts = []
         _write(self._file, part)
 
-    def array(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    def array(self, dtype: DTypeLike | None = None) -> Array:
         if self._file is None:
             return np.concatenate([np.empty(0, self._dtype), *self._parts]).astype(dtype or self._dtype, copy=False)
         with self._file as file:
@@ -105,7 +106,7 @@ def _reserve(file: IO[bytes], size: int) -> None:
         raise _no_space(size) from error
 
 
-def _write(file: IO[bytes], part: NDArray[Any]) -> None:
+def _write(file: IO[bytes], part: Array) -> None:
     try:
         part.tofile(file)
     except OSError as error:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 
 from sagefm._io.files import atomic
 from sagefm._settings import logger
+from sagefm._slides import SUFFIXES
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-SLIDES = (".h5ad", ".zarr")
-
-
-def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequence[str] = SLIDES) -> AnnData:
+def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequence[str] = SUFFIXES) -> AnnData:
     """Read a slide, after checking that the output can be written."""
     import anndata
 
-    for argument, known in ((path, SLIDES), (out, writes)):
+    for argument, known in ((path, SUFFIXES), (out, writes)):
         if argument is not None and argument.suffix not in known:
             raise ValueError(f"{argument} is not {' or '.join(known)}.")
     if not path.exists():
@@ -32,10 +30,9 @@ def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequenc
     if (path / "tables").is_dir():
         raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
     try:
-        adata = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
     except Exception as error:  # whatever the readers raise on a damaged file
         raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
-    return adata
 
 
 def write_slide(adata: AnnData, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import sagefm as sg
 from sagefm import _keys
 from sagefm.cli._files import read_slide, write_slide
+from sagefm.cli._options import add_options, add_output, take
 
 
 def add(commands: Any) -> None:
@@ -17,7 +18,7 @@ def add(commands: Any) -> None:
         "histology", help="describe the H&E image around every spot: obsm['X_histology']; predict expression from it"
     )
     histology.add_argument("input", type=Path, help="slide with coordinates in the image's pixels, .h5ad or .zarr")
-    histology.add_argument("-o", "--out", type=Path, required=True, help="slide to write, .h5ad or .zarr")
+    add_output(histology, "slide to write, .h5ad or .zarr")
     histology.add_argument("--image", type=Path, help="TIFF, JPEG or PNG (default: the finest in the slide)")
     histology.add_argument(
         "--model", default="texture", help="texture, spafoundation, or a path (default: %(default)s)"
@@ -25,9 +26,7 @@ def add(commands: Any) -> None:
     histology.add_argument("--size", type=int, default=224, help="pixels of a patch (default: %(default)s)")
     histology.add_argument("--mpp", type=float, help="µm per pixel of the patch (default: the image's own)")
     histology.add_argument("--microns-per-unit", type=float, help="µm per unit of the coordinates, for --mpp")
-    histology.add_argument("--library-key", help="column of obs that names the slide of each spot")
-    histology.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
-    histology.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    add_options(histology, "--library-key", "--device", "--overwrite")
     predict = histology.add_argument_group("expression, predicted from a reference or from other groups of the slide")
     predict.add_argument("--reference", type=Path, help="slides that this command wrote, with counts to learn from")
     predict.add_argument("--group-key", help="column of obs with what is held out together, such as the donor")
@@ -40,23 +39,12 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.reference is not None:
         reference = read_slide(arguments.reference, None, overwrite=False)
     adata = read_slide(arguments.input, arguments.out, overwrite=arguments.overwrite)
-    sg.pp.histology_patches(
-        adata,
-        arguments.image,
-        size=arguments.size,
-        mpp=arguments.mpp,
-        microns_per_unit=arguments.microns_per_unit,
-        library_key=arguments.library_key,
-    )
+    options = take(arguments, "size", "mpp", "microns_per_unit", "library_key")
+    sg.pp.histology_patches(adata, arguments.image, **options)
     sg.tl.histology_embed(adata, arguments.model, device=arguments.device)
     if reference is not None or arguments.group_key is not None:
-        sg.tl.predict_expression(
-            adata,
-            arguments.genes,
-            reference=reference,
-            library_key=arguments.library_key,
-            group_key=arguments.group_key,
-        )
+        options = take(arguments, "library_key", "group_key")
+        sg.tl.predict_expression(adata, arguments.genes, reference=reference, **options)
         scores = adata.uns[_keys.HISTOLOGY_EXPRESSION].get("scores")
         if scores is not None:
             print(scores[["r", "r2"]].describe().loc[["25%", "50%", "75%"]].round(3).to_string())

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import sagefm as sg
+from sagefm._slides import find_sections
+from sagefm.cli._options import add_options, add_output, take
 
 
 def add(commands: Any) -> None:
     """Add ``prepare`` and ``pretrain``."""
+    _add_prepare(commands)
+    _add_pretrain(commands)
+
+
+def _add_prepare(commands: Any) -> None:
     prepare = commands.add_parser("prepare", help="make a training corpus of sections")
     prepare.add_argument("sections", type=Path, help="folder with sections, .h5ad or .zarr")
-    prepare.add_argument("-o", "--out", type=Path, required=True, help="corpus to write, .zarr")
+    add_output(prepare, "corpus to write, .zarr")
     prepare.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="sections to leave out")
     prepare.add_argument("--split-by", default="donor", help="column of obs that is never split (default: %(default)s)")
     prepare.add_argument("--split", help="random (default), paper, or a CSV file with columns group and split")
     prepare.add_argument("--validate", nargs="+", default=[], metavar="GROUP", help="groups to validate on")
     prepare.add_argument("--test", nargs="+", default=[], metavar="GROUP", help="groups to keep for tests")
     prepare.add_argument("--seed", type=int, default=0, help="of a random split (default: %(default)s)")
-    prepare.add_argument("--layer", help="layer with the raw counts (default: X)")
-    prepare.add_argument("--library-key", help="column of obs that names the slide of each spot")
-    prepare.add_argument("--gene-symbols", help="column of var with the genes' symbols (default: var_names)")
+    add_options(prepare, "--layer", "--library-key", "--gene-symbols", "--overwrite")
     prepare.add_argument("--min-coverage", type=float, default=0.3, help="share of the genes to ask for")
     prepare.add_argument("--table-key", default="table", help="table of SpatialData objects (default: %(default)s)")
-    prepare.add_argument("--overwrite", action="store_true", help="replace the corpus if it exists")
     prepare.set_defaults(run=_prepare)
 
+
+def _add_pretrain(commands: Any) -> None:
     pretrain = commands.add_parser("pretrain", help="train a model on a corpus")
     pretrain.add_argument("corpus", type=Path, help="corpus that prepare wrote")
-    pretrain.add_argument("-o", "--out", type=Path, required=True, help="model to write, .safetensors")
+    add_output(pretrain, "model to write, .safetensors")
     pretrain.add_argument("--preset", default="mini", choices=["mini", "paper"], help="default: %(default)s")
     pretrain.add_argument("--init", help="model to start from, name or path")
     pretrain.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -56,8 +63,6 @@ def add(commands: Any) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from sagefm._slides import find_sections
-
     sections = find_sections(arguments.sections)
     if unknown := sorted(set(arguments.exclude) - set(sections)):
         raise ValueError(f"--exclude names {unknown}, which are not in {arguments.sections}.")
@@ -70,21 +75,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
         {name: file for name, file in sections.items() if name not in arguments.exclude},
         arguments.out,
         split=split,
-        split_by=arguments.split_by,
-        seed=arguments.seed,
-        layer=arguments.layer,
-        library_key=arguments.library_key,
-        gene_symbols=arguments.gene_symbols,
-        min_coverage=arguments.min_coverage,
-        table_key=arguments.table_key,
-        overwrite=arguments.overwrite,
+        **take(arguments, "split_by", "seed", "layer", "library_key", "gene_symbols", "min_coverage"),
+        **take(arguments, "table_key", "overwrite"),
     )
     print(corpus.sections[["split", "group", "n_spots", "coverage"]].round(3).to_string())
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from dataclasses import fields, replace
-
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     changes = {field.name: given[field.name] for field in fields(sg.train.Recipe) if field.name in given}
     if "hidden" in changes:
@@ -93,16 +90,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     sg.train.pretrain(
         arguments.corpus,
         replace(sg.train.PRESETS[arguments.preset], **changes),
-        out=arguments.out,
-        init=arguments.init,
-        resume=arguments.resume,
-        run_dir=arguments.run_dir,
-        seed=arguments.seed,
-        accelerator=arguments.accelerator,
         devices=arguments.devices if arguments.devices == "auto" else int(arguments.devices),
-        num_nodes=arguments.num_nodes,
-        strategy=arguments.strategy,
-        precision=arguments.precision,
-        accumulate=arguments.accumulate,
+        **take(arguments, "out", "init", "resume", "run_dir", "seed"),
+        **take(arguments, "accelerator", "num_nodes", "strategy", "precision", "accumulate"),
         **optional,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 from zlib import error as ZlibError
 
@@ -17,6 +17,7 @@ from sagefm._settings import settings
 from sagefm._utils import shorten
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 GEO = "https://ftp.ncbi.nlm.nih.gov/geo/samples"
@@ -41,16 +42,33 @@ def unreadable(path: Path, expected: str, error: object) -> ValueError:
     )
 
 
+def fetch(base_url: str, folder: Path, file: str, sha256: Mapping[str, str] | None, **options: Any) -> Path:
+    """Fetch a file of a data set into its folder; see :func:`sagefm._io.download.download` for the options."""
+    return download(f"{base_url}/{file}", folder / file, sha256=(sha256 or {}).get(Path(file).name), **options)
+
+
+def read_csv(path: str | Path, what: str, hint: str = "", **options: Any) -> pd.DataFrame:
+    """Read a table of the user's."""
+    import pandas as pd
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} at {path}{hint}.")
+    try:
+        return pd.read_csv(path, **options)
+    except UNREADABLE as error:
+        raise unreadable(path, "a CSV table", error) from error
+
+
 def geo_section(
     sample: str, known: Mapping[str, str], *, folder: Path, sha256: Mapping[str, str] | None, base_url: str
-) -> AnnData:
-    """Fetch and read the two files that GEO has of one Visium sample: counts and positions."""
+) -> tuple[AnnData, str]:
+    """Fetch and read the two files that GEO has of one Visium sample, counts and positions; also the sample's name."""
     accession, name = _accession(sample, known)
-    files = [f"{accession}_{name}_{file}" for file in (MATRIX, f"{POSITIONS}.gz")]
     # GEO's folders: GSM6339631 lies in GSM6339nnn.
     at = f"{base_url}/{accession[:-3]}nnn/{accession}/suppl"
-    matrix, positions = (download(f"{at}/{file}", folder / file, sha256=(sha256 or {}).get(file)) for file in files)
-    return read_visium(matrix, positions)
+    files = (f"{accession}_{name}_{file}" for file in (MATRIX, f"{POSITIONS}.gz"))
+    return read_visium(*(fetch(at, folder, file, sha256) for file in files)), name
 
 
 def _accession(sample: str, known: Mapping[str, str]) -> tuple[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 from sagefm._io.download import download, get_json, notice
@@ -19,31 +20,7 @@ if TYPE_CHECKING:
 DRYAD = "https://datadryad.org"
 DOI = "10.5061/dryad.h70rxwdmj"
 ARCHIVE = "10XVisium_2.zip"
-# Names are patient, place and ST: C cortex, T tumor, TC tumor core, TI tumor infiltration.
-RAVI = tuple(
-    f"UKF{name}_ST"
-    for name in (
-        *("241_C", "242_C", "242_T", "243_T", "248_C", "248_T", "251_T", "255_T", "256_C", "256_TC", "256_TI"),
-        *("259_C", "259_T", "260_T", "262_T", "265_C", "265_T", "266_T", "268_IDHMutant_T", "269_T"),
-        *("270_IDHMutant_T", "275_T", "296_T", "304_T", "313_C", "313_T", "334_C", "334_T"),
-    )
-)
-# Accession and patient; the names of the remaining six samples of GSE237183 (GSM7596600 on) couldn't be established.
-GREENWALD = {
-    "mgh258": ("GSM7596587", "MGH258"),
-    "zh881inf": ("GSM7596588", "ZH881"),
-    "zh881t1": ("GSM7596589", "ZH881"),
-    "zh916bulk": ("GSM7596590", "ZH916"),
-    "zh916inf": ("GSM7596591", "ZH916"),
-    "zh916t1": ("GSM7596592", "ZH916"),
-    "zh1007inf": ("GSM7596593", "ZH1007"),
-    "zh1007nec": ("GSM7596594", "ZH1007"),
-    "zh1019inf": ("GSM7596595", "ZH1019"),
-    "zh1019t1": ("GSM7596596", "ZH1019"),
-    "zh8811a": ("GSM7596597", "ZH881"),
-    "zh8811b": ("GSM7596598", "ZH881"),
-    "zh8812": ("GSM7596599", "ZH881"),
-}
+GREENWALD = "Greenwald 2024"
 RAVI_NOTICE = (
     f"The glioblastoma sections UKF* are of Ravi et al. 2022 (Cancer Cell 40:639), Dryad {DOI}: CC0, cite both."
 )
@@ -78,9 +55,8 @@ def glioblastoma_samples() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [(sample, _donor(sample), "Ravi 2022", DOI) for sample in RAVI]
-    rows += [(sample, donor, "Greenwald 2024", gsm) for sample, (gsm, donor) in GREENWALD.items()]
-    return pd.DataFrame(rows, columns=["sample", "donor", "source", "accession"]).set_index("sample")
+    with (files("sagefm.datasets") / "glioblastoma.csv").open() as file:
+        return pd.read_csv(file, index_col="sample")
 
 
 def glioblastoma(
@@ -140,22 +116,18 @@ def glioblastoma(
     FileNotFoundError: no archive at nowhere.zip; leave archive out to fetch it.
     """
     at = folder_of("glioblastoma", folder)
+    samples = glioblastoma_samples()
     if sample.startswith("UKF"):
-        if sample not in RAVI:
+        if sample not in samples.index:
             raise ValueError(f"unknown sample {sample!r}: sg.datasets.glioblastoma_samples() lists those there are.")
         notice(RAVI_NOTICE)
-        adata = _from_archive(sample, _archive(archive, at, sha256, token, base_url or DRYAD))
+        name, adata = sample, _from_archive(sample, _archive(archive, at, sha256, token, base_url or DRYAD))
     else:
         notice(GREENWALD_NOTICE)
-        accessions = {name: accession for name, (accession, _) in GREENWALD.items()}
-        adata = geo_section(sample, accessions, folder=at, sha256=sha256, base_url=base_url or GEO)
-    name = sample.partition("_")[2] if sample.startswith("GSM") else sample
-    return describe(adata, sample=name, donor=_donor(name), tissue="brain")
-
-
-def _donor(sample: str) -> str:
-    """Return the patient of a section; a section that isn't known counts as one of its own."""
-    return sample.partition("_")[0] if sample in RAVI else GREENWALD.get(sample, ("", sample))[1]
+        accessions = samples["accession"][samples["source"] == GREENWALD].to_dict()
+        adata, name = geo_section(sample, accessions, folder=at, sha256=sha256, base_url=base_url or GEO)
+    # A section that isn't known counts as a patient of its own.
+    return describe(adata, sample=name, donor=str(samples["donor"].get(name, name)), tissue="brain")
 
 
 def _archive(
@@ -189,14 +161,11 @@ def _on_dryad(base_url: str, path: Path) -> tuple[str, str | None]:
     dataset = get_json(f"{base_url}/api/v2/datasets/doi%3A{DOI.replace('/', '%2F')}", instead=by_hand)
     try:
         version = dataset["_links"]["stash:version"]["href"]
-        listed: list[dict[str, Any]] = get_json(f"{base_url}{version}/files?per_page=100", instead=by_hand)[
-            "_embedded"
-        ]["stash:files"]
-        files = {file["path"]: file for file in listed}
-        url = f"{base_url}{files[ARCHIVE]['_links']['stash:download']['href']}"
+        listed = get_json(f"{base_url}{version}/files?per_page=100", instead=by_hand)["_embedded"]["stash:files"]
+        file = {file["path"]: file for file in listed}[ARCHIVE]
+        url = f"{base_url}{file['_links']['stash:download']['href']}"
     except (KeyError, TypeError) as error:
         raise RuntimeError(f"Dryad's answer about {DOI} lacks {error}. {by_hand}") from error
-    file = files[ARCHIVE]
     return url, file.get("digest") if file.get("digestType") == "sha-256" else None
 
 

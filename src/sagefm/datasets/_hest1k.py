@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm import _keys
-from sagefm._io.download import download, notice
+from sagefm._io.download import notice
 from sagefm._settings import logger
 from sagefm._utils import shorten
-from sagefm.datasets._fetch import UNREADABLE, are_counts, describe, folder_of, unreadable
+from sagefm.datasets._fetch import UNREADABLE, are_counts, describe, fetch, folder_of, read_csv, unreadable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,11 +176,11 @@ def hest1k(
     if sample not in table.index:
         raise KeyError(f"no sample {sample!r} in HEST-1k's table; sg.datasets.hest1k_samples() lists {len(table)}.")
     notice(NOTICE)
-    file = f"{sample}.h5ad"
-    path = download(
-        f"{base_url}/st/{file}",
-        at / "st" / file,
-        sha256=(sha256 or {}).get(file),
+    path = fetch(
+        base_url,
+        at,
+        f"st/{sample}.h5ad",
+        sha256,
         token=token or os.environ.get("HF_TOKEN"),
         refused=f"accept the terms at {PAGE}, then pass token=... of that account, or set HF_TOKEN",
     )
@@ -203,31 +203,22 @@ def _table(
     import pandas as pd
 
     if isinstance(metadata, pd.DataFrame):
-        source, table = "the metadata", metadata.copy()
+        table = metadata.copy()
         if table.index.name == "id" and "id" not in table:
             table = table.reset_index()
     else:
         if metadata is None:
             notice(NOTICE)
-            path = download(f"{base_url}/{METADATA}", folder / METADATA, sha256=(sha256 or {}).get(METADATA))
-        else:
-            path = Path(metadata).expanduser()
-            if not path.is_file():
-                raise FileNotFoundError(f"no metadata table at {path}.")
-        source = str(path)
-        try:
-            table = pd.read_csv(path)
-        except UNREADABLE as error:
-            raise unreadable(path, "a CSV table", error) from error
+            metadata = fetch(base_url, folder, METADATA, sha256)
+        table = read_csv(metadata, "metadata table")
+    source = "the metadata" if isinstance(metadata, pd.DataFrame) else metadata
     if missing := [column for column in NEEDED if column not in table]:
         raise KeyError(
             f"{source} has no column {shorten(missing, 9)}, only {shorten(table.columns, 9)}. HEST-1k's table has "
             f"them; it is HEST_v*.csv at {PAGE}."
         )
-    if table["id"].duplicated().any():
-        raise ValueError(
-            f"{source} has {shorten(table['id'][table['id'].duplicated()])} more than once; drop all but one."
-        )
+    if (twice := table["id"][table["id"].duplicated()]).any():
+        raise ValueError(f"{source} has {shorten(twice)} more than once; drop all but one.")
     table["nb_genes"] = pd.to_numeric(table["nb_genes"], errors="coerce")  # what isn't a number meets no criterion
     study, patient = table["dataset_title"].fillna("unknown").astype(str), table["patient"]
     table["donor"] = study.where(patient.isna(), study + ": " + patient.astype(str))

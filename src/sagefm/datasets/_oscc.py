@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sagefm._io.download import notice
 from sagefm._settings import logger
 from sagefm._utils import shorten
-from sagefm.datasets._fetch import GEO, UNREADABLE, describe, folder_of, geo_section, unreadable
+from sagefm.datasets._fetch import GEO, describe, folder_of, geo_section, read_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,8 +91,7 @@ def oscc(
     """
     labels = None if annotations is None else _labels(annotations)
     notice(NOTICE)
-    adata = geo_section(sample, SAMPLES, folder=folder_of("oscc", folder), sha256=sha256, base_url=base_url)
-    name = sample.partition("_")[2] or sample
+    adata, name = geo_section(sample, SAMPLES, folder=folder_of("oscc", folder), sha256=sha256, base_url=base_url)
     adata = describe(adata, sample=name, donor=name, tissue="oral cavity")
     if labels is not None:
         _annotate(adata, labels, name)
@@ -126,19 +125,11 @@ def _labels(annotations: str | Path | pd.DataFrame) -> pd.Series:
     """Read the labels, by barcode."""
     import pandas as pd
 
+    source = "annotations" if isinstance(annotations, pd.DataFrame) else annotations
     if isinstance(annotations, pd.DataFrame):
-        table, source = annotations, "annotations"
-        if "barcode" in table:
-            table = table.set_index("barcode")
+        table = annotations.set_index("barcode") if "barcode" in annotations else annotations
     else:
-        path = Path(annotations).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"no annotations at {path}; the labels come from {FIGSHARE}.")
-        source = str(path)
-        try:
-            table = pd.read_csv(path, index_col=0)
-        except UNREADABLE as error:
-            raise unreadable(path, "a CSV table", error) from error
+        table = read_csv(annotations, "annotations", f"; the labels come from {FIGSHARE}", index_col=0)
     column = next((name for name in LABELS if name in table), None)
     if column is None:
         raise KeyError(

@@ -8,11 +8,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 from scipy import sparse
 
 from sagefm import _keys
-from sagefm._types import Floats
+from sagefm._types import Floats, Floats32, Ints
 from sagefm._utils import check_whole
 from sagefm.datasets._simulated_image import paint
 from sagefm.models._vocabulary import hest1k
@@ -123,93 +123,126 @@ def simulated_visium(
     >>> adata.uns["truth"]["interactions"].columns.tolist()
     ['ligand', 'receptor', 'effect']
     """
-    import pandas as pd
-    from anndata import AnnData
-
     markers = MARKERS if markers is None else markers
     interactions = INTERACTIONS if interactions is None else interactions
-    vocabulary = hest1k()
     planted = [gene for genes in markers.values() for gene in genes]
     planted += [gene for ligand, receptor, _ in interactions for gene in (ligand, receptor)]
-    if unknown := [gene for gene, i in zip(planted, vocabulary.find_symbols(planted), strict=True) if i < 0]:
-        raise ValueError(f"not in the vocabulary of the published model: {sorted(set(unknown))}.")
-    if not len(set(planted)) <= n_genes <= len(vocabulary):
-        raise ValueError(f"n_genes={n_genes} has to lie between {len(set(planted))} (planted) and {len(vocabulary)}.")
+    _check_genes(planted, n_genes)
     n_rows, n_cols = check_whole("n_rows", n_rows, 1), check_whole("n_cols", n_cols, 1)
     if not depth > 0 or not dispersion >= 0 or not markers:
         raise ValueError("depth has to be above 0, dispersion 0 or more, and there has to be at least one domain.")
     if n_rows * n_cols < 15:
         raise ValueError(f"{n_rows} x {n_cols} spots are fewer than the 15 of a neighbourhood.")
-    generator = np.random.default_rng(rng)
 
+    generator = np.random.default_rng(rng)
     row, col = np.divmod(np.arange(n_rows * n_cols), n_cols)
     array = np.column_stack([row, 2 * col + row % 2])
     position = np.column_stack([array[:, 1] / 2, array[:, 0] * np.sqrt(3) / 2])  # in spacings, x before y
+    genes = _choose_genes(planted, n_genes, generator)
+    ligands = list(dict.fromkeys(ligand for ligand, _, _ in interactions))
+    log_rate, domain, log_fold = _draw_rates(genes, planted, markers, ligands, position, generator)
     neighbors = lattice_neighbors(array, 14)[0]
+    counts = _draw_counts(log_rate, genes, interactions, neighbors, depth, dispersion, generator)
 
-    others = generator.permutation(np.setdiff1d(vocabulary.symbols, planted))
-    chosen = {*planted, *others[: n_genes - len(set(planted))]}
-    genes = [gene for gene in vocabulary.symbols if gene in chosen]
-    column = {gene: i for i, gene in enumerate(genes)}
-
-    log_share = _log_shares()[vocabulary.find_symbols(genes)]
-    at = [column[gene] for gene in planted]
-    log_share[at] = np.maximum(log_share[at], MIN_LOG_SHARE)
-    domain_fields = np.column_stack([_smooth_field(position, 6.0, generator) for _ in markers])
-    domain = domain_fields.argmax(axis=1)
-    log_fold = {gene: generator.uniform(2.5, 4.0) for names in markers.values() for gene in names}
-    log_rate = np.broadcast_to(log_share, (len(array), n_genes)).copy()
-    for i, names in enumerate(markers.values()):
-        for gene in names:
-            log_rate[:, column[gene]] += np.where(domain == i, 0.5, -0.5) * log_fold[gene]
-    for ligand in dict.fromkeys(ligand for ligand, _, _ in interactions):
-        log_rate[:, column[ligand]] += 1.2 * _smooth_field(position, 3.0, generator)
-
-    # Ligands are drawn first: what reaches a receptor is what was there, not what was expected.
-    total = np.exp(log_rate).sum(axis=1)
-    spot_depth = depth * np.exp(generator.normal(0.0, 0.35, len(array)))
-    scale = spot_depth / total
-    ligands = [column[gene] for gene in dict.fromkeys(ligand for ligand, _, _ in interactions)]
-    drawn = _gamma_poisson(np.exp(log_rate[:, ligands]) * scale[:, None], dispersion, generator)
-    seen = dict(zip(ligands, np.log1p(drawn).T, strict=True))
-    for ligand, receptor, effect in interactions:
-        signal = seen[column[ligand]][neighbors].mean(axis=1)
-        log_rate[:, column[receptor]] += effect * (signal - signal.mean()) / max(signal.std(), 1e-12)
-
-    counts = _gamma_poisson(np.exp(log_rate) * scale[:, None], dispersion, generator)
-    counts[:, ligands] = drawn
-    adata = AnnData(
-        sparse.csr_matrix(counts),
-        obs=pd.DataFrame(
-            {
-                _keys.IN_TISSUE: 1,
-                _keys.ARRAY_ROW: array[:, 0],
-                _keys.ARRAY_COL: array[:, 1],
-                "domain": pd.Categorical.from_codes(domain, list(markers)),
-            },
-            index=[f"spot_{i}" for i in range(len(array))],
-        ),
-        var=pd.DataFrame(
-            {"gene_ids": [vocabulary.ensembl_ids[i] for i in vocabulary.find_symbols(genes)]}, index=genes
-        ),
-    )
+    adata = _to_anndata(counts, genes, array, pd.Categorical.from_codes(domain, list(markers)))
     adata.obsm[_keys.SPATIAL] = position * PITCH
-    adata.uns["truth"] = {
-        "interactions": pd.DataFrame(interactions, columns=["ligand", "receptor", "effect"]),
-        "markers": pd.DataFrame(
-            [(name, gene, log_fold[gene]) for name, genes in markers.items() for gene in genes],
-            columns=["domain", "gene", "log_fold_change"],
-        ),
-        "params": {"depth": float(depth), "dispersion": float(dispersion), "spot_diameter": DIAMETER},
-    }
-    for table in ("interactions", "markers"):
-        adata.uns["truth"][table].index = adata.uns["truth"][table].index.astype(str)
+    params = {"depth": float(depth), "dispersion": float(dispersion), "spot_diameter": DIAMETER}
+    adata.uns["truth"] = {**_describe_truth(markers, interactions, log_fold), "params": params}
     if image:
         pixels, corner = paint(adata.obsm[_keys.SPATIAL], domain, 1.0, generator)
         adata.obsm[_keys.SPATIAL] -= corner
         factors = {"tissue_hires_scalef": 1.0, _keys.SPOT_DIAMETER: DIAMETER, _keys.MICRONS_PER_PIXEL: 1.0}
         adata.uns[_keys.SPATIAL] = {"simulated": {"images": {"hires": pixels}, _keys.SCALEFACTORS: factors}}
     return adata
+
+
+def _check_genes(planted: Sequence[str], n_genes: int) -> None:
+    """Refuse planted genes that are not in the vocabulary, and a number of genes that has no room for them."""
+    vocabulary = hest1k()
+    if unknown := sorted(set(planted) - set(vocabulary.symbols)):
+        raise ValueError(f"not in the vocabulary of the published model: {unknown}.")
+    if not len(set(planted)) <= n_genes <= len(vocabulary):
+        raise ValueError(f"n_genes={n_genes} has to lie between {len(set(planted))} (planted) and {len(vocabulary)}.")
+
+
+def _choose_genes(planted: Sequence[str], n_genes: int, rng: np.random.Generator) -> pd.Index:
+    """Return the genes of the slide in the vocabulary's order: what is planted, and others at random."""
+    symbols = hest1k().symbols
+    others = rng.permutation(np.setdiff1d(symbols, planted))
+    chosen = {*planted, *others[: n_genes - len(set(planted))]}
+    return pd.Index([gene for gene in symbols if gene in chosen])
+
+
+def _draw_rates(
+    genes: pd.Index,
+    planted: Sequence[str],
+    markers: Mapping[str, Sequence[str]],
+    ligands: Sequence[str],
+    position: Floats,
+    rng: np.random.Generator,
+) -> tuple[Floats, Ints, dict[str, float]]:
+    """Log rate of every gene at every spot, but for the interactions; domain of each spot; log fold of each marker."""
+    log_share = _log_shares()[hest1k().find_symbols(genes)]
+    at = genes.get_indexer(planted)
+    log_share[at] = np.maximum(log_share[at], MIN_LOG_SHARE)
+    log_rate = np.tile(log_share, (len(position), 1))
+    domain = np.column_stack([_smooth_field(position, 6.0, rng) for _ in markers]).argmax(axis=1)
+    log_fold = {gene: rng.uniform(2.5, 4.0) for names in markers.values() for gene in names}
+    for i, names in enumerate(markers.values()):
+        for gene in names:
+            log_rate[:, genes.get_loc(gene)] += np.where(domain == i, 0.5, -0.5) * log_fold[gene]
+    for ligand in ligands:
+        log_rate[:, genes.get_loc(ligand)] += 1.2 * _smooth_field(position, 3.0, rng)
+    return log_rate, domain, log_fold
+
+
+def _draw_counts(
+    log_rate: Floats,
+    genes: pd.Index,
+    interactions: Sequence[tuple[str, str, float]],
+    neighbors: Ints,
+    depth: float,
+    dispersion: float,
+    rng: np.random.Generator,
+) -> Floats32:
+    """Counts of every gene at every spot; adds the effects of the interactions to the rates."""
+    scale = depth * np.exp(rng.normal(0.0, 0.35, len(log_rate))) / np.exp(log_rate).sum(axis=1)
+    # Ligands are drawn first: what reaches a receptor is what was there, not what was expected.
+    ligands = genes.get_indexer(list(dict.fromkeys(ligand for ligand, _, _ in interactions)))
+    drawn = _gamma_poisson(np.exp(log_rate[:, ligands]) * scale[:, None], dispersion, rng)
+    seen = dict(zip(genes[ligands], np.log1p(drawn).T, strict=True))
+    for ligand, receptor, effect in interactions:
+        signal = seen[ligand][neighbors].mean(axis=1)
+        log_rate[:, genes.get_loc(receptor)] += effect * (signal - signal.mean()) / max(signal.std(), 1e-12)
+    counts = _gamma_poisson(np.exp(log_rate) * scale[:, None], dispersion, rng)
+    counts[:, ligands] = drawn
+    return counts
+
+
+def _to_anndata(counts: Floats32, genes: pd.Index, array: Ints, domain: pd.Categorical) -> AnnData:
+    from anndata import AnnData
+
+    places = {_keys.IN_TISSUE: 1, _keys.ARRAY_ROW: array[:, 0], _keys.ARRAY_COL: array[:, 1]}
+    gene_ids = np.array(hest1k().ensembl_ids, dtype=object)[hest1k().find_symbols(genes)]
+    return AnnData(
+        sparse.csr_matrix(counts),
+        obs=pd.DataFrame({**places, "domain": domain}, index=[f"spot_{i}" for i in range(len(array))]),
+        var=pd.DataFrame({"gene_ids": gene_ids}, index=genes),
+    )
+
+
+def _describe_truth(
+    markers: Mapping[str, Sequence[str]],
+    interactions: Sequence[tuple[str, str, float]],
+    log_fold: Mapping[str, float],
+) -> dict[str, pd.DataFrame]:
+    """Tables of what was planted."""
+    rows = [(name, gene, log_fold[gene]) for name, genes in markers.items() for gene in genes]
+    tables = {
+        "interactions": pd.DataFrame(interactions, columns=["ligand", "receptor", "effect"]),
+        "markers": pd.DataFrame(rows, columns=["domain", "gene", "log_fold_change"]),
+    }
+    return {name: table.set_axis(table.index.astype(str)) for name, table in tables.items()}
 
 
 def _log_shares() -> Floats:
@@ -226,6 +259,6 @@ def _smooth_field(position: Floats, length: float, rng: np.random.Generator, n_w
     return (field - field.mean()) / max(field.std(), 1e-12)
 
 
-def _gamma_poisson(mean: Floats, dispersion: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def _gamma_poisson(mean: Floats, dispersion: float, rng: np.random.Generator) -> Floats32:
     rate = mean if dispersion == 0 else rng.gamma(1 / dispersion, mean * dispersion)
     return rng.poisson(rate).astype(np.float32)

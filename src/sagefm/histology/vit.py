@@ -111,7 +111,8 @@ def read(path: Path) -> tuple[ViTModel, dict[str, Any]]:
             network = build(shape)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} doesn't hold a vision transformer of the published layout: {error}.") from error
-    network.load_state_dict(_containers.fitted(path, named, network), assign=True)
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    network.load_state_dict(_containers.fitted(path, named, shapes), assign=True)
     network.requires_grad_(False).eval()
     return network, header
 

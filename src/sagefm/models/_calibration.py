@@ -8,9 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from sagefm._types import Array, Floats, Floats32, Ints
 
 # What weight files call it.
 PREFIX = "reference."
@@ -59,7 +58,7 @@ TEXTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def spread(prediction: NDArray[Any]) -> NDArray[Any]:
+def spread(prediction: Array) -> Array:
     """Scale of the error that a predicted log1p count is expected to have.
 
     Counts vary as Poisson's do, so log1p of them, where the mean count is m, by about ``m / (1 + m)^2``.
@@ -67,7 +66,7 @@ def spread(prediction: NDArray[Any]) -> NDArray[Any]:
     return np.sqrt(np.expm1(prediction) * np.exp(-2 * prediction) + EXTRA_VARIANCE)
 
 
-def misfit(prediction: NDArray[Any], log_counts: NDArray[Any]) -> NDArray[Any]:
+def misfit(prediction: Array, log_counts: Array) -> Array:
     """How far an interval around a prediction has to reach to hold what was measured, in units of :func:`spread`.
 
     Values in between two counts can't be measured: an interval that begins between them begins at the lower one.
@@ -76,7 +75,7 @@ def misfit(prediction: NDArray[Any], log_counts: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(np.maximum(below, log_counts - prediction), 0) / spread(prediction)
 
 
-def ends(prediction: NDArray[Any], reach: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def ends(prediction: Array, reach: Array) -> tuple[Array, Array]:
     """Lowest and highest log1p count within reach (in log1p counts) of a prediction, the inverse of :func:`misfit`."""
     tolerance = 1e-4  # counts; rounding of float32
     low = np.expm1(np.maximum(prediction - reach, 0))
@@ -125,21 +124,19 @@ class Calibration:
     lacking: list[float]
     levels: list[float]
     limits: dict[str, dict[str, float]]
-    prior_r: Floats
-    prior_sd: Floats
-    n_donors: Floats
-    errors: Floats
-    ranks: Floats
-    centroids: Floats
-    count_share: Floats
+    prior_r: Floats32
+    prior_sd: Floats32
+    n_donors: Floats32
+    errors: Floats32
+    ranks: Floats32
+    centroids: Floats32
+    count_share: Floats32
 
-    def prior(self, lacking: float) -> Floats:
+    def prior(self, lacking: float) -> Floats32:
         """Expected correlation of each gene if it is absent and the slide lacks that share of the vocabulary."""
         return self._between(self.prior_r, lacking)
 
-    def reach(
-        self, prediction: NDArray[np.float32], genes: NDArray[np.int64], lacking: float, level: float
-    ) -> NDArray[np.float64]:
+    def reach(self, prediction: Floats32, genes: Ints, lacking: float, level: float) -> Floats:
         """How far intervals have to reach to hold this share of left-out donors' values.
 
         Parameters
@@ -183,7 +180,7 @@ class Calibration:
             raise ValueError(f"intervals of genes that the slide lacks are known at {self.levels}, not at {level:g}.")
         return int(found[0])
 
-    def _between(self, values: Floats, lacking: float) -> Floats:
+    def _between(self, values: Floats32, lacking: float) -> Floats32:
         """Values at a share between those tried; at the nearest beyond them."""
         position = float(np.interp(lacking, self.lacking, np.arange(len(self.lacking))))
         low = min(int(position), len(self.lacking) - 1)
@@ -191,7 +188,7 @@ class Calibration:
         weight = np.float32(position - low)
         return (1 - weight) * values[low] + weight * values[high]
 
-    def distance(self, means: NDArray[Any], genes: NDArray[np.int64]) -> NDArray[np.float64]:
+    def distance(self, means: Array, genes: Ints) -> Floats:
         """Cosine distance of means of 15 spots to the nearest centroid, over the genes that the slide has.
 
         Parameters
@@ -207,7 +204,7 @@ class Calibration:
         """What is stored as text."""
         return {key: getattr(self, key) for key in TEXTS}
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, Array]:
         """What is stored as tensors, half precision where that does."""
         return {
             field.name: value.astype(np.float32 if field.name in SINGLE else np.float16)
@@ -216,19 +213,19 @@ class Calibration:
         }
 
 
-def nearest(means: NDArray[Any], centroids: NDArray[Any]) -> NDArray[np.float64]:
+def nearest(means: Array, centroids: Array) -> Floats:
     """Cosine distance of each row to the nearest centroid."""
     found = unit(means) @ unit(centroids).T
     return 1 - found.max(axis=1).astype(np.float64)
 
 
-def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
+def unit(rows: Array) -> Floats32:
     """Rows of length 1; rows of zeros stay."""
     rows = np.asarray(rows, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def from_file(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_genes: int) -> Calibration:
+def from_file(header: Mapping[str, Any], arrays: Mapping[str, Array], n_genes: int) -> Calibration:
     """Calibration that a weights file holds, its shapes checked.
 
     Raises

@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,8 @@ def check_floats(path: Path, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{path}: {key} holds {tensor.dtype}, not the floating-point numbers of weights.")
 
 
-def fitted(path: Path, tensors: dict[str, Tensor], network: torch.nn.Module) -> dict[str, Tensor]:
-    """Copies of the tensors in float32, after checking every name, shape and value against the network's."""
-    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+def fitted(path: Path, tensors: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Copies of the tensors in float32, after checking every name, shape and value against the network's shapes."""
     if missing := sorted(expected.keys() - tensors.keys()):
         raise ValueError(f"{path} lacks {missing}.")
     if extra := sorted(tensors.keys() - expected.keys()):

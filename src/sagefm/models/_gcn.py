@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GCNConv
 
+from sagefm.models._architectures import PUBLISHED_HIDDEN, gcn_canonical, gcn_shapes
 from sagefm.models._canonical import Canonical
-
-PUBLISHED_HIDDEN = (1024, 512, 512, 512, 1024)
 
 
 class GCN(nn.Module):
@@ -43,8 +42,7 @@ class GCN(nn.Module):
 
     def __init__(self, n_genes: int, hidden: Sequence[int] = PUBLISHED_HIDDEN) -> None:
         super().__init__()
-        if len(hidden) != 5:
-            raise ValueError(f"hidden has to name the widths of five convolutions, got {tuple(hidden)}.")
+        gcn_shapes(n_genes, hidden)  # refuses what are no widths
         self.hidden = tuple(hidden)
         widths = (n_genes, *self.hidden)
         for i in range(5):
@@ -88,18 +86,5 @@ class GCN(nn.Module):
         self.fc_gene.weight.copy_(torch.linalg.solve(matrix, self.fc_gene.weight.T).T)
 
     def canonical(self) -> Canonical:
-        """Same function as one first layer on centre and neighbours, an MLP and a decoder.
-
-        On a complete graph of d+1 nodes every entry of GCNConv's propagation matrix is 1/(d+1). So all
-        nodes are equal after ``conv1``, and further convolutions act as linear layers.
-        """
-        first, *rest = self._convs()
-        weight = first.lin.weight.T
-        return Canonical(
-            normalization="gcn",
-            center=weight,
-            neighbors=weight,
-            bias=first.bias,
-            trunk=[(conv.lin.weight.T, conv.bias) for conv in rest],
-            decoder=(self.fc_gene.weight.T, self.fc_gene.bias),
-        )
+        """Return the same function as one layer on centre and neighbours, then an MLP; differentiable."""
+        return gcn_canonical(dict(self.named_parameters()))

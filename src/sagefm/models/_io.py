@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagefm.models import _calibration, _containers, _gcn, _sage, _vocabulary
+from sagefm.models import _calibration, _containers, _vocabulary
+from sagefm.models._architectures import ARCHITECTURES
 from sagefm.models._calibration import PREFIX
-from sagefm.models._model import Model
+from sagefm.models._model import Model, Weights
 
-ARCHITECTURES: dict[str, type[_gcn.GCN] | type[_sage.SAGE]] = {"gcn": _gcn.GCN, "sage": _sage.SAGE}
-PUBLISHED_KEYS = frozenset(
-    {
-        "model_state_dict",
-        "optimizer_state_dict",
-        "scheduler_state_dict",
-        "epoch",
-        "best_val_loss",
-        "hidden_channels",
-        "learning_rate",
-        "weight_decay",
-        "mask_percentage",
-        "batch_size",
-    }
-)
+# Entries of the published checkpoint: those that the model's card records, and all.
+TRAINING_KEYS = ("epoch", "best_val_loss", "learning_rate", "weight_decay", "mask_percentage", "batch_size")
+PUBLISHED_KEYS = {
+    *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "hidden_channels"),
+    *TRAINING_KEYS,
+}
 
 
 def _is_whole(value: object, least: int, most: float = np.inf) -> bool:
@@ -65,22 +58,9 @@ def read_safetensors(path: Path, *, needs_digest: bool = False) -> Model:
     """
     header, tensors = _containers.read_tensors(path, needs_digest=needs_digest)
     _check_header(path, header)
-    try:
+    with _naming(path):
         vocabulary = _vocabulary.from_header(header["vocabulary"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return _build(
-        path,
-        architecture=header["architecture"],
-        name=header["name"],
-        hidden=header["hidden"],
-        tensors=tensors,
-        vocabulary=vocabulary,
-        n_spots=header["n_spots"],
-        card=header["card"],
-        gene_mean=header.get("gene_mean"),
-        reference=header.get("reference"),
-    )
+    return _build(path, header, tensors, vocabulary)
 
 
 def _check_header(path: Path, header: dict[str, Any]) -> None:
@@ -120,79 +100,57 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
     if not isinstance(tensors, dict) or any(key not in tensors for key in keys):
         raise ValueError(f"{path} doesn't hold the five convolutions of the published network.")
     _containers.check_named(path, tensors, "model_state_dict")
-    training = {
-        key: checkpoint[key]
-        for key in (
-            "epoch",
-            "best_val_loss",
-            "learning_rate",
-            "weight_decay",
-            "mask_percentage",
-            "batch_size",
-        )
-        if isinstance(checkpoint.get(key), int | float)
+    training = {key: checkpoint[key] for key in TRAINING_KEYS if isinstance(checkpoint.get(key), int | float)}
+    header = {
+        "architecture": "gcn",
+        "name": name,
+        "hidden": [len(tensors[key]) if tensors[key].ndim else 0 for key in keys],
+        "n_spots": 15,
+        "card": {**(card or {}), "training": training},
     }
-    return _build(
-        path,
-        architecture="gcn",
-        name=name,
-        hidden=[len(tensors[key]) if tensors[key].ndim else 0 for key in keys],
-        tensors=tensors,
-        vocabulary=_vocabulary.hest1k(),
-        n_spots=15,
-        card={**(card or {}), "training": training},
-    )
+    return _build(path, header, tensors, _vocabulary.hest1k())
 
 
-def _build(
-    path: Path,
-    *,
-    architecture: str,
-    name: str,
-    hidden: list[int],
-    tensors: dict[str, Tensor],
-    vocabulary: _vocabulary.Vocabulary,
-    n_spots: int,
-    card: dict[str, Any],
-    gene_mean: list[float] | None = None,
-    reference: dict[str, Any] | None = None,
-) -> Model:
-    """Put tensors into the network, after checking every name, shape and value."""
-    _containers.check_floats(path, tensors)
-    # A header that asks for any number of layers of any width is found out before they are made.
-    if len(hidden) > len(tensors) or not {*hidden} <= {n for tensor in tensors.values() for n in tensor.shape if n}:
-        raise ValueError(f"{path}: hidden={hidden!r:.80} doesn't fit the shapes of its tensors.")
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin errors with the file's name."""
     try:
-        with torch.device("meta"):  # without allocating weights, which load_state_dict brings
-            network = ARCHITECTURES[architecture](len(vocabulary), hidden)
+        yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if gene_mean is not None and len(gene_mean) != len(vocabulary):
-        raise ValueError(f"{path}: gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
-    known = None
-    if reference is not None:
-        arrays = {
-            key.removeprefix(PREFIX): tensors.pop(key).to(torch.float32).numpy()
-            for key in [*tensors]
-            if key.startswith(PREFIX)
-        }
-        try:
-            known = _calibration.from_file(reference, arrays, len(vocabulary))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    state = _containers.fitted(path, tensors, network)
+
+
+def _build(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], vocabulary: _vocabulary.Vocabulary) -> Model:
+    """Make a model of what a file holds, after checking every name, shape and value."""
+    _containers.check_floats(path, tensors)
+    hidden, gene_mean = header["hidden"], header.get("gene_mean")
+    with _naming(path):
+        # A header that asks for any number of layers is found out before the names of their weights are made.
+        widths = {n for tensor in tensors.values() for n in tensor.shape if n}
+        if len(hidden) > len(tensors) or not {*hidden} <= widths:
+            raise ValueError(f"hidden={hidden!r:.80} doesn't fit the shapes of its tensors.")
+        shapes = ARCHITECTURES[header["architecture"]].shapes(len(vocabulary), hidden)
+        if gene_mean is not None and len(gene_mean) != len(vocabulary):
+            raise ValueError(f"gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
+        calibration = None
+        if "reference" in header:
+            arrays = {
+                key.removeprefix(PREFIX): tensors.pop(key).to(torch.float32).numpy()
+                for key in [*tensors]
+                if key.startswith(PREFIX)
+            }
+            calibration = _calibration.from_file(header["reference"], arrays, len(vocabulary))
+    weights = _containers.fitted(path, tensors, shapes)
     # The weights of one input gene are laid side by side, for picking genes; those of an output gene are already.
-    for key, tensor in state.items():
+    for key, tensor in weights.items():
         if tensor.ndim == 2 and tensor.shape[1] == len(vocabulary):
-            state[key] = tensor.T.contiguous().T
-    network.load_state_dict(state, assign=True)
-    network.requires_grad_(False).eval()
+            weights[key] = tensor.T.contiguous().T
     return Model(
-        name=name,
-        network=network,
+        name=header["name"],
+        weights=Weights(header["architecture"], tuple(hidden), weights),
         vocabulary=vocabulary,
-        n_spots=n_spots,
-        card=card,
+        n_spots=header["n_spots"],
+        card=header["card"],
         gene_mean=None if gene_mean is None else np.asarray(gene_mean, dtype=np.float32),
-        calibration=known,
+        calibration=calibration,
     )

@@ -1,21 +1,68 @@
-"""A loaded model: network, vocabulary and card."""
+"""A loaded model: weights, vocabulary and card."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sagefm._types import Floats32
 from sagefm.models._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from sagefm.models._calibration import Calibration
     from sagefm.models._canonical import Canonical
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights that were read from a file: all that the tools need of a network.
+
+    Loaded models may share them, so nothing changes them: :meth:`build` copies.
+
+    Attributes
+    ----------
+    architecture
+        Family of the network.
+    hidden
+        Output widths of its layers.
+    tensors
+        Weights by name.
+    """
+
+    architecture: str
+    hidden: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights by name, as a network returns its own."""
+        return dict(self.tensors)
+
+    def canonical(self) -> Canonical:
+        """Return the canonical form, as a network returns its own."""
+        from sagefm.models._architectures import ARCHITECTURES
+
+        return ARCHITECTURES[self.architecture].canonical(self.tensors)
+
+    def to(self, device: torch.device) -> Weights:
+        """Return the weights on another device."""
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def build(self) -> nn.Module:
+        """Return the network, with a copy of the weights."""
+        import torch
+
+        from sagefm.models._gcn import GCN
+        from sagefm.models._sage import SAGE
+
+        families = {family.architecture: family for family in (GCN, SAGE)}
+        with torch.device("meta"):  # without allocating weights, which load_state_dict brings
+            network = families[self.architecture](len(self.tensors["fc_gene.bias"]), self.hidden)
+        network.load_state_dict({name: tensor.clone() for name, tensor in self.tensors.items()}, assign=True)
+        return network.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,8 +73,9 @@ class Model:
     ----------
     name
         Name of the model; results record it.
-    network
-        The PyTorch Geometric module that defines the model, such as :class:`sagefm.models.GCN`.
+    weights
+        A PyTorch Geometric module, such as :class:`sagefm.models.GCN`, or the weights of one, as they were read from a
+        file.
     vocabulary
         Genes in the order of the network's input columns.
     n_spots
@@ -52,27 +100,37 @@ class Model:
     """
 
     name: str
-    network: nn.Module
+    weights: Weights | nn.Module
     vocabulary: Vocabulary
     n_spots: int = 15
     card: dict[str, Any] = field(default_factory=dict)
-    gene_mean: NDArray[np.float32] | None = None
+    gene_mean: Floats32 | None = None
     calibration: Calibration | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The PyTorch Geometric module that defines the model, which is built when it is first asked for.
+
+        From then on its weights are the model's: what changes them changes the model, and no other.
+        """
+        if isinstance(self.weights, Weights):
+            object.__setattr__(self, "weights", self.weights.build())
+        return self.weights  # type: ignore[return-value]
 
     @property
     def architecture(self) -> str:
         """Short name of the network's family, ``"gcn"`` for the published one."""
-        return str(self.network.architecture)
+        return str(self.weights.architecture)
 
     @property
     def hidden(self) -> tuple[int, ...]:
         """Output widths of the layers; the last is the embedding's."""
-        return tuple(self.network.hidden)  # type: ignore[arg-type]
+        return tuple(self.weights.hidden)  # type: ignore[arg-type]
 
     @property
     def n_parameters(self) -> int:
         """Number of weights and biases."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return sum(weight.numel() for weight in self.weights.state_dict().values())
 
     def __repr__(self) -> str:
         return (
@@ -82,7 +140,7 @@ class Model:
 
     def canonical(self) -> Canonical:
         """Return the same function as one layer on centre and neighbours, then an MLP."""
-        return self.network.canonical()  # type: ignore[operator]
+        return self.weights.canonical()  # type: ignore[operator]
 
     def save(self, path: str | Path, *, half: bool = False) -> Path:
         """Write safetensors with a JSON header; :func:`sagefm.models.load` reads it back by path.
@@ -110,7 +168,7 @@ class Model:
         if self.gene_mean is not None:
             header["gene_mean"] = [round(float(value), 4) for value in self.gene_mean]
         dtype = torch.float16 if half else torch.float32
-        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.network.state_dict().items()}
+        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.weights.state_dict().items()}
         if self.calibration is not None:
             header["reference"] = self.calibration.header()
             arrays = self.calibration.arrays()

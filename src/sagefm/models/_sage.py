@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import SAGEConv, SimpleConv
 
+from sagefm.models._architectures import sage_canonical, sage_shapes
 from sagefm.models._canonical import Canonical, depth_scale
 
 
@@ -41,13 +44,11 @@ class SAGE(nn.Module):
 
     def __init__(self, n_genes: int, hidden: Sequence[int] = (256, 256), dropout: float = 0.2) -> None:
         super().__init__()
-        if not hidden:
-            raise ValueError("hidden has to name the width of the convolution at least.")
+        sage_shapes(n_genes, hidden)  # refuses what are no widths
         self.hidden = tuple(hidden)
         self.dropout = dropout
         self.conv = SAGEConv(n_genes, self.hidden[0], aggr="mean")
-        widths = zip(self.hidden[:-1], self.hidden[1:], strict=True)
-        self.linear = nn.Sequential(*(nn.Linear(*pair) for pair in widths))
+        self.linear = nn.Sequential(*(nn.Linear(*widths) for widths in pairwise(self.hidden)))
         self.fc_gene = nn.Linear(self.hidden[-1], n_genes)
         self.gain = nn.Parameter(torch.zeros(n_genes))
 
@@ -96,14 +97,6 @@ class SAGE(nn.Module):
         self.fc_gene.weight.copy_(torch.linalg.solve(matrix, self.fc_gene.weight.T).T)
 
     def canonical(self) -> Canonical:
-        """Return the same function as one layer on centre and neighbours, then an MLP."""
-        return Canonical(
-            normalization="sage",
-            center=self.conv.lin_r.weight.T,
-            neighbors=self.conv.lin_l.weight.T,
-            bias=self.conv.lin_l.bias,
-            trunk=[(linear.weight.T, linear.bias) for linear in self._linears()],
-            decoder=(self.fc_gene.weight.T, self.fc_gene.bias),
-            gain=self.gain,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        """Return the same function as one layer on centre and neighbours, then an MLP; differentiable."""
+        canonical = sage_canonical(dict(self.named_parameters()))
+        return replace(canonical, dropout=self.dropout if self.training else 0.0)

@@ -10,7 +10,8 @@ from functools import cache, cached_property
 from importlib.resources import files
 
 import numpy as np
-from numpy.typing import NDArray
+
+from sagefm._types import Ints
 
 HEST1K = "hest1k"
 
@@ -69,19 +70,19 @@ class Vocabulary:
     def _by_other_symbol(self) -> dict[str, int]:
         return {name: gene for gene, names in enumerate(self.other_symbols) for name in names}
 
-    def find_symbols(self, names: Iterable[str]) -> NDArray[np.int64]:
+    def find_symbols(self, names: Iterable[str]) -> Ints:
         """Index of the gene with each current symbol, -1 for what is none."""
         return _look_up(self._by_symbol, names)
 
-    def find_ensembl_ids(self, ids: Iterable[str]) -> NDArray[np.int64]:
+    def find_ensembl_ids(self, ids: Iterable[str]) -> Ints:
         """Index of the gene with each Ensembl id (without version), -1 for what is none."""
         return _look_up(self._by_ensembl_id, ids)
 
-    def find_other_symbols(self, names: Iterable[str]) -> NDArray[np.int64]:
+    def find_other_symbols(self, names: Iterable[str]) -> Ints:
         """Index of the gene that each former or alias symbol stands for, -1 for what is none."""
         return _look_up(self._by_other_symbol, names)
 
-    def find(self, names: Sequence[str]) -> NDArray[np.int64]:
+    def find(self, names: Sequence[str]) -> Ints:
         """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""
         index = self.find_symbols(names)
         for more in (self.find_ensembl_ids(ensembl_ids(names)), self.find_other_symbols(names)):
@@ -89,7 +90,7 @@ class Vocabulary:
         return index
 
 
-def _look_up(genes: dict[str, int], names: Iterable[str]) -> NDArray[np.int64]:
+def _look_up(genes: dict[str, int], names: Iterable[str]) -> Ints:
     find = genes.get
     return np.array([find(name, -1) for name in names], dtype=np.int64)
 

@@ -221,7 +221,7 @@ def _open(source: Path, layer: str | None) -> Iterator[AnnData | SpatialData]:
 def _digest(model: Model) -> str:
     """Digest of a model's weights."""
     digest = hashlib.sha256(model.vocabulary.sha256.encode())
-    for name, tensor in sorted(model.network.state_dict().items()):
+    for name, tensor in sorted(model.weights.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
