@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -14,14 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sagefm._settings import settings
 from sagefm._utils import get_device
 from sagefm.histology.encoder import Encoder, scaled
+from sagefm.train._trainer import fit
 
 if TYPE_CHECKING:
     from sagefm.histology.expression import Fitted, Floats
-
-ADVICE = (".*does not have many workers", ".*smaller than the logging interval", ".*GPU available but not used")
 
 
 class FineTune:
@@ -49,20 +45,8 @@ class FineTune:
                 torch.stack([values for _, values in batch]),
             ),
         )
-        with warnings.catch_warnings():
-            for message in ADVICE:
-                warnings.filterwarnings("ignore", message)
-            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-            trainer = lightning.Trainer(
-                max_epochs=self.n_epochs,
-                accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=settings.progress_bars,
-            )
-            trainer.fit(module, loader)
+        accelerator = {"cuda": "gpu"}.get(self.device.type, self.device.type)
+        fit(module, None, loader, max_epochs=self.n_epochs, accelerator=accelerator, devices=1)
         module.eval().to(self.device)
 
         def predict(pixels: NDArray[Any]) -> Floats:

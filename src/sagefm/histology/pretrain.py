@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,15 +15,15 @@ from numpy.typing import NDArray
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._io.scratch import Scratch
-from sagefm._settings import logger, settings
-from sagefm._utils import check_whole, progress
+from sagefm._settings import logger
+from sagefm._utils import check_choice, check_whole, progress
 from sagefm.histology.encoder import Encoder, load_encoder
 from sagefm.histology.ibot import IBOT
 from sagefm.histology.locate import open_patches
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
 from sagefm.histology.views import Jitter
 from sagefm.histology.vit import Shape
-from sagefm.train._trainer import interruptible, loggers, quiet
+from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -130,12 +129,14 @@ def pretrain_histology(
     out: str | Path,
     n_patches: int | None = None,
     init: str | Path | Encoder | None = None,
+    resume: bool = False,
     epochs: int | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
     name: str | None = None,
     histology_key: str = _keys.HISTOLOGY,
     table_key: str = "table",
+    checkpoint_steps: int = CHECKPOINT_STEPS,
     accelerator: str = "auto",
     devices: int | str = 1,
     precision: Any = "32-true",
@@ -160,18 +161,23 @@ def pretrain_histology(
         of spots. By default four a spot.
     init
         Start from this encoder's weights. Its shape has to be the recipe's.
+    resume
+        Go on from the last checkpoint in ``run_dir``: the same batches, views, masks and, on a CPU, the same weights
+        bit for bit as without the interruption.
     epochs
         Passes over the patches, instead of the recipe's.
     seed
         Seed of places, weights, order, views and masks. On a CPU the same seed gives the same weights bit for bit.
     run_dir
-        Folder for logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
+        Folder for checkpoints and logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
     name
         Name of the encoder; by default that of the file.
     histology_key
         Which patches.
     table_key
         Table to use where a slide is a ``SpatialData``.
+    checkpoint_steps
+        Steps between checkpoints: what an interruption loses at most.
     accelerator, devices, precision
         As Lightning's ``Trainer`` takes them.
     trainer_options
@@ -188,9 +194,14 @@ def pretrain_histology(
     KeyError
         If a slide has no patches.
     ValueError
-        If the preset is unknown, ``init`` has another shape, or ``out`` another ending.
+        If the preset is unknown, ``init`` has another shape, ``out`` another ending, or ``resume`` finds the
+        checkpoint of a training with other settings or patches.
+    FileNotFoundError
+        If a slide doesn't exist, or ``resume`` finds no checkpoint.
     RuntimeError
         If the loss is not finite.
+    KeyboardInterrupt
+        On Ctrl-C; ``resume=True`` goes on from the last checkpoint.
 
     Notes
     -----
@@ -199,7 +210,7 @@ def pretrain_histology(
 
     The published training has ten small crops of each image besides the two views, drops layers at random and clips
     each weight's gradient by itself; here are no small crops and no dropped layers, and all gradients are clipped
-    together. There are no checkpoints: what is interrupted is lost.
+    together.
 
     References
     ----------
@@ -219,44 +230,37 @@ def pretrain_histology(
     ...     sg.train.pretrain_histology(slide, recipe, out=f"{folder}/tiny.safetensors", epochs=1, accelerator="cpu")
     Encoder('tiny', 32 pixels, 64 features, 99,712 parameters)
     """
-    if isinstance(preset, str) and preset not in HISTOLOGY_PRESETS:
-        raise ValueError(f"preset={preset!r} is none of {sorted(HISTOLOGY_PRESETS)}.")
+    if isinstance(preset, str):
+        check_choice("preset", preset, HISTOLOGY_PRESETS)
     recipe = HISTOLOGY_PRESETS[preset] if isinstance(preset, str) else preset
     if epochs is not None:
         recipe = replace(recipe, epochs=check_whole("epochs", epochs, 1))
     check_whole("seed", seed, 0)
-    out = Path(out).expanduser()
-    if out.suffix != ".safetensors":
-        raise ValueError(f"out={str(out)!r} has to end with .safetensors.")
+    out, folder = find_folder(out, run_dir, resume)
     listed = list(slides) if isinstance(slides, list | tuple) else [slides]
     if not listed:
         raise ValueError("slides is empty.")
     number = None if n_patches is None else check_whole("n_patches", n_patches, 1)
     first = None if init is None else load_encoder(init)
-    backbone = None if first is None else _fitting(first, recipe)
+    if first is not None:
+        _check_shape(first, recipe)
 
     patches = gather(listed, recipe.shape.size, number, seed, histology_key, table_key)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = IBOT(recipe, patches, seed=seed, backbone=backbone)
-    folder = out.with_suffix("") if run_dir is None else Path(run_dir)
-    with quiet():
-        trainer = lightning.Trainer(
-            max_epochs=recipe.epochs,
-            gradient_clip_val=recipe.clip,
-            log_every_n_steps=10,
-            logger=loggers(folder),
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=settings.progress_bars,
-            enable_model_summary=False,
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            **trainer_options,
-        )
-        with interruptible(trainer, "nothing was written"):
-            trainer.fit(module)
+        module = IBOT(recipe, patches, seed=seed, init=first)
+    trainer = fit(
+        module,
+        folder,
+        max_epochs=recipe.epochs,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        gradient_clip_val=recipe.clip,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        **trainer_options,
+    )
     training = {
         "preset": preset if isinstance(preset, str) else "own",
         "recipe": asdict(recipe),
@@ -324,13 +328,12 @@ def _open(slide: Any, table_key: str) -> tuple[AnnData, SpatialData | None]:
     return get_anndata(slide, table_key), None if isinstance(slide, ad.AnnData) else slide
 
 
-def _fitting(encoder: Encoder, recipe: HistologyRecipe) -> Any:
-    """The network of an encoder of the recipe's shape."""
+def _check_shape(encoder: Encoder, recipe: HistologyRecipe) -> None:
+    """Refuse to start from an encoder of another shape than the recipe's."""
     config: Any = encoder.network.config
     found = Shape(encoder.size, int(config.patch_size), encoder.width, int(config.num_hidden_layers))
     if found != recipe.shape:
         raise ValueError(f"{encoder.name} has {found}, the recipe asks for {recipe.shape}. Change the recipe.")
-    return encoder.network
 
 
 def _check_spread(encoder: Encoder, patches: NDArray[np.uint8]) -> None:
