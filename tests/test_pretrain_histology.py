@@ -14,7 +14,7 @@ import sagefm as sg
 from sagefm.histology import ibot as _ibot
 from sagefm.histology import pretrain as _pretrain_histology
 from sagefm.histology.ibot import IBOT
-from sagefm.histology.locate import open_patches
+from sagefm.histology.spot_patches import open_patches
 from sagefm.histology.views import Jitter, Views, draw_views
 
 SMALL = sg.train.HISTOLOGY_PRESETS["small"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, normalize, softmax
 
+from sagefm._types import Array
 from sagefm.histology.views import draw_views
 from sagefm.histology.vit import build
-from sagefm.train._trainer import ResumableModule
+from sagefm.train._trainer import ResumableModule, derive_seed
 
 if TYPE_CHECKING:
     from transformers import ViTModel
@@ -96,7 +96,7 @@ def cosine(first: float, last: float, share: float) -> float:
 
 
 @torch.no_grad()
-def start(backbone: ViTModel, patches: NDArray[np.uint8]) -> None:
+def start(backbone: ViTModel, patches: Array) -> None:
     """First weights with which the class token differs between patches from the start.
 
     With the usual ones, a narrow transformer's hardly does: it takes what all patches share, their brightness, for
@@ -135,7 +135,7 @@ class IBOT(ResumableModule):
     def __init__(
         self,
         recipe: HistologyRecipe,
-        patches: Sequence[NDArray[np.uint8]] = (),
+        patches: Sequence[Array] = (),
         *,
         seed: int = 0,
         init: Encoder | None = None,
@@ -199,8 +199,8 @@ class IBOT(ResumableModule):
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
         """Loss of this process's share of a batch."""
-        place = (self.seed, self.current_epoch, index, self.trainer.global_rank)
-        generator = torch.Generator().manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
+        seed = derive_seed(self.seed, self.current_epoch, index, self.trainer.global_rank)
+        generator = torch.Generator().manual_seed(seed)
         views = torch.cat([draw_views(len(batch), self.recipe.jitter, generator)(batch) for _ in range(2)])
         n_tokens = (self.recipe.shape.size // self.recipe.shape.patch) ** 2
         masked = draw_masks(len(views), n_tokens, generator).to(batch.device)

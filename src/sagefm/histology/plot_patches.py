@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._utils import check_whole, shorten
-from sagefm.histology.locate import get_params, open_patches
+from sagefm.histology.spot_patches import get_params, open_patches
 from sagefm.pl._spatial import finish
 
 if TYPE_CHECKING:

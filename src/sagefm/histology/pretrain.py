@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
-from sagefm._utils import check_choice, check_whole, progress
+from sagefm._types import Array, Floats
+from sagefm._utils import check_choice, check_positive, check_whole, progress
 from sagefm.histology.encoder import Encoder, load_encoder
 from sagefm.histology.ibot import IBOT
-from sagefm.histology.locate import open_patches
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
+from sagefm.histology.spot_patches import open_patches
 from sagefm.histology.views import Jitter
 from sagefm.histology.vit import Shape
 from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
@@ -95,8 +95,7 @@ class HistologyRecipe:
 
     def __post_init__(self) -> None:
         for name in ("prototypes", "head_width", "bottleneck", "batch_size", "epochs", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} has to be above 0.")
+            check_positive(name, getattr(self, name))
         for name in ("warmup", "temperature_warmup", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} has to lie from 0 to 1.")
@@ -283,7 +282,7 @@ def pretrain_histology(
 
 def gather(
     slides: Sequence[Any], size: int, n_patches: int | None, seed: int, histology_key: str, table_key: str
-) -> list[NDArray[np.uint8]]:
+) -> list[Array]:
     """Pixels of patches of each section, shape (n, size, size, 3)."""
     scratch, found = Scratch(), []
     for number, slide in enumerate(progress(slides, "Reading", unit="slide")):
@@ -300,7 +299,7 @@ def gather(
     return found
 
 
-def draw_places(patches: Patches, number: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_places(patches: Patches, number: int, rng: np.random.Generator) -> Floats:
     """Centres of patches with tissue: those of the spots, then others up to a patch's width from one."""
     glass = glass_density(patches.image)
     candidates = rng.permutation(patches.centers)[:number]
@@ -336,7 +335,7 @@ def _check_shape(encoder: Encoder, recipe: HistologyRecipe) -> None:
         raise ValueError(f"{encoder.name} has {found}, the recipe asks for {recipe.shape}. Change the recipe.")
 
 
-def _check_spread(encoder: Encoder, patches: NDArray[np.uint8]) -> None:
+def _check_spread(encoder: Encoder, patches: Array) -> None:
     """Warn where all patches look the same to the encoder."""
     spread = float(encoder.embed(np.ascontiguousarray(patches[:64]), "cpu").std(axis=0).mean())
     if len(patches) > 1 and spread < FLAT:

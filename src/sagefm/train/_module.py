@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,7 @@ from sagefm.train._niche import Niche
 from sagefm.train._recipe import Recipe
 from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS, Stream
-from sagefm.train._trainer import ResumableModule
+from sagefm.train._trainer import ResumableModule, derive_seed
 
 
 def masked_squared_error(prediction: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -177,16 +178,9 @@ class MaskedCenter(ResumableModule):
         }
 
 
-class _seeded:
+@contextlib.contextmanager
+def _seeded(place: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Random numbers of torch from a seed of our own, with those of the user put back after."""
-
-    def __init__(self, seed: tuple[int, ...], device: torch.device) -> None:
-        self._seed = hash(seed) & 0x7FFF_FFFF_FFFF_FFFF
-        self._fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *exception: Any) -> None:
-        self._fork.__exit__(*exception)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(*place))
+        yield

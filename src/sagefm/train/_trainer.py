@@ -87,6 +87,11 @@ class ResumableModule(lightning.LightningModule):
         self.first_batch = checkpoint["batches_done"]
 
 
+def derive_seed(*place: int) -> int:
+    """Seed of one place in a training, such as a step on a device."""
+    return hash(place) & 0x7FFF_FFFF_FFFF_FFFF
+
+
 def find_folder(out: str | Path, run_dir: str | Path | None, resume: bool) -> tuple[Path, Path]:
     """Return the file to write and the folder of checkpoints and logs, checked before anything is read."""
     out = Path(out).expanduser()
@@ -118,7 +123,8 @@ def fit(
     KeyboardInterrupt
         On Ctrl-C, where Lightning would exit the interpreter.
     """
-    checkpoints = [] if folder is None else [_LastCheckpoint(_last_checkpoint(folder), checkpoint_steps)]
+    last = None if folder is None else _last_checkpoint(folder)
+    checkpoints = [] if last is None else [_LastCheckpoint(last, checkpoint_steps)]
     with _quiet():
         trainer = lightning.Trainer(
             max_epochs=max_epochs,
@@ -135,8 +141,7 @@ def fit(
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         with _interruptible(trainer):
-            last = _last_checkpoint(folder) if folder is not None and resume else None
-            trainer.fit(module, batches, ckpt_path=last, weights_only=True)
+            trainer.fit(module, batches, ckpt_path=last if resume else None, weights_only=True)
     return trainer
 
 
