@@ -1,17 +1,15 @@
-"""Regression of expression on histology: what is predicted, by which fit, and how well."""
+"""Expression to learn from, and what learns it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import pandas as pd
 
-from sagefm._stats import pearson
 from sagefm._types import Array, Bools, Floats32, Ints, Strings
-from sagefm._utils import check_whole, progress, shorten
+from sagefm._utils import check_whole, shorten
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import hint_at_names
 from sagefm.tl._labels import classifiers
@@ -110,66 +108,3 @@ class RidgeRegressor:
             return np.maximum(found, 0).astype(np.float32)
 
         return predict
-
-
-@dataclass(frozen=True)
-class Regression:
-    """Spots to learn from: their inputs (features or pixels), expression and groups, and what fits them."""
-
-    inputs: Array
-    expression: Expression
-    groups: Strings
-    regressor: ExpressionRegressor
-
-    def fit(self, rows: Ints | None = None) -> Predictor:
-        """Fit to those of the rows that have counts, by default to all."""
-        known = self.expression.known
-        rows = np.flatnonzero(known) if rows is None else rows[known[rows]]
-        return self.regressor.fit(self.inputs, self.expression.values, self.groups, rows)
-
-    def folds(self) -> Iterator[tuple[Ints, Ints, Predictor]]:
-        """Spots of some groups, the other spots, and a fit to the first; nothing if all spots are of one group.
-
-        Spots without counts are predicted too, but not learned from.
-        """
-        for train, test in progress(classifiers.folds(self.groups), "Held out", unit="fit"):
-            if self.expression.known[train].sum() < 2:
-                raise ValueError(
-                    "one group alone has counts, so there is nothing to predict it from. Pass a reference."
-                )
-            yield train, test, self.fit(train)
-
-    def predict_held_out(self) -> Floats32 | None:
-        """Every spot from a fit that hasn't seen its group; None if all spots are of one group."""
-        found = np.full((len(self.inputs), len(self.expression.genes)), np.nan, dtype=np.float32)
-        for _, test, predict in self.folds():
-            for part in np.split(test, range(BATCH_SIZE, len(test), BATCH_SIZE)):  # of pixels, some hundred MB
-                found[part] = predict(self.inputs[part])
-        return None if np.isnan(found).any() else found
-
-    def score_held_out(self, predicted: Floats32) -> pd.DataFrame:
-        """Scores of what :meth:`predict_held_out` returned."""
-        known, values = self.expression.known, self.expression.values
-        mean = np.zeros_like(values)
-        for train, test in classifiers.folds(self.groups):
-            mean[test] = values[train[known[train]]].mean(axis=0)
-        return score_genes(values[known], predicted[known], self.groups[known], self.expression.genes, mean[known])
-
-
-def score_genes(
-    truth: Floats32, predicted: Floats32, groups: Strings, genes: list[str], mean: Floats32
-) -> pd.DataFrame:
-    """How well each gene is predicted in groups that the fit hasn't seen.
-
-    ``mean`` is what each gene's mean in the spots that were learned from would have predicted, shape as ``truth``.
-    """
-    # No file takes a column named with a slash. Where a gene is constant, r counts 0.
-    by_group = {
-        f"r_{name.replace('/', '|')}": np.nan_to_num(pearson(predicted[groups == name], truth[groups == name]))
-        for name in np.unique(groups)
-    }
-    table = pd.DataFrame(by_group, index=pd.Index(genes, name="gene"))
-    table.insert(0, "r", table.mean(axis=1))
-    errors, of_mean = (((truth - values).astype(np.float64) ** 2).sum(axis=0) for values in (predicted, mean))
-    table.insert(1, "r2", 1 - np.divide(errors, of_mean, out=np.full(len(genes), np.nan), where=of_mean > 0))
-    return table

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import ViTModel
 
     from sagefm.histology.encoder import Encoder
-    from sagefm.histology.pretrain import HistologyRecipe
+    from sagefm.histology.recipe import HistologyRecipe
 
 LEAST_MASKED, MOST_MASKED = 0.1, 0.5  # share of an image's tokens, where it is masked
 MASKED_IMAGES = 0.5

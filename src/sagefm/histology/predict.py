@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,16 +13,11 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata, open_run
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
-from sagefm._types import Array, Floats32
+from sagefm._types import Array
 from sagefm._utils import check_choice, check_positive, check_whole, progress
 from sagefm.histology.embed import TEXTURE, check_size
-from sagefm.histology.expression import (
-    ExpressionRegressor,
-    Regression,
-    RidgeRegressor,
-    read_expression,
-    score_genes,
-)
+from sagefm.histology.expression import ExpressionRegressor, RidgeRegressor, read_expression
+from sagefm.histology.prediction import Regression, predict_each_other, predict_from_reference
 from sagefm.histology.spot_patches import as_spatialdata, get_params, open_patches
 from sagefm.models import Encoder, load_encoder
 from sagefm.tl._labels import classifiers
@@ -172,12 +166,12 @@ def predict_expression(
     inputs = read(source, adata if reference is None else reference)
     regressions = {name: Regression(values, expression, groups, regressor) for name, values in inputs.items()}
     if source is query:
-        prediction = _predict_each_other(regressions)
+        prediction = predict_each_other(regressions)
     else:
         inputs = read(query, adata)
         if method == "ridge":
             check_same_model(source, query, use_rep)
-        prediction = _predict_from_reference(regressions, query, inputs, layer, group_column)
+        prediction = predict_from_reference(regressions, query, inputs, layer, group_column)
     scores = prediction.scores
     written = {
         ("obsm", key_added): pd.DataFrame(prediction.values, index=query.obs_names, columns=expression.genes),
@@ -246,80 +240,3 @@ def _read_pixels(adata: AnnData, sdata: SpatialData | None, key: str, encoder: E
         for numbers, pixels in progress(patches.blocks(), "Reading", unit="batch"):
             found[rows[numbers]] = pixels
     return found
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Expression of every spot, how its features were scaled, and scores on groups held out of one of the objects."""
-
-    values: Floats32
-    scale: str
-    scores: pd.DataFrame | None
-    scored_on: str
-
-    @property
-    def quality(self) -> str:
-        """What the log says of the scores."""
-        if self.scores is None:
-            return ""
-        better = f"{(self.scores['r2'] > 0).sum()} of {len(self.scores)} better than their mean"
-        return f" (median r {self.scores['r'].median():.2f}, {better}, where groups of {self.scored_on} are held out)"
-
-
-def _predict_each_other(regressions: dict[str, Regression]) -> Prediction:
-    """Predict the spots that are learned from, each by a fit that hasn't seen its group."""
-    scale, held_out = _choose_scale(regressions)
-    if held_out is None:
-        raise ValueError(
-            "all spots are of one group, and a section is never predicted by a fit that has seen it. Set library_key "
-            "or group_key to a column with two groups or more (sections, best donors), or pass a reference."
-        )
-    return Prediction(held_out, scale, regressions[scale].score_held_out(held_out), "adata")
-
-
-def _predict_from_reference(
-    regressions: dict[str, Regression], query: AnnData, inputs: dict[str, Array], layer: str | None, key: str | None
-) -> Prediction:
-    """Predict other spots. A fit for each group of the reference is costly, so it waits until something needs it."""
-    scale, held_out = _choose_scale(regressions) if len(regressions) > 1 else (next(iter(regressions)), None)
-    regression = regressions[scale]
-    predicted = regression.fit()(inputs[scale])
-    scores = _score_query(query, regression, predicted, layer, key)
-    if scores is not None:
-        return Prediction(predicted, scale, scores, "adata")
-    held_out = regression.predict_held_out() if held_out is None else held_out
-    scores = None if held_out is None else regression.score_held_out(held_out)
-    return Prediction(predicted, scale, scores, "reference")
-
-
-def _choose_scale(regressions: dict[str, Regression]) -> tuple[str, Floats32 | None]:
-    """Scaling that predicts held-out groups best, and what is predicted there; None if all spots are of one group."""
-    tried = {name: regression.predict_held_out() for name, regression in regressions.items()}
-    found = {name: predicted for name, predicted in tried.items() if predicted is not None}
-    if not found:
-        return list(regressions)[-1], None
-    best = min(found, key=lambda name: regressions[name].expression.error(found[name]))
-    return best, found[best]
-
-
-def _score_query(
-    adata: AnnData, regression: Regression, predicted: Floats32, layer: str | None, key: str | None
-) -> pd.DataFrame | None:
-    """Scores on the slides that were predicted, if they have counts of these genes and groups of their own."""
-    expression = regression.expression
-    if (adata.X is None and layer is None) or not set(expression.genes) <= set(adata.var_names):
-        return None
-    own = read_expression(adata, expression.genes, layer, expression.depth)
-    groups = get_column(adata, "group_key", key if key is not None and key in adata.obs else None)
-    seen = np.isin(groups, regression.groups) & (key is not None)
-    if seen.any():
-        logger.warning(
-            "%d spots are of groups that the reference has too (%s): the fit has seen these, so they aren't scored.",
-            seen.sum(),
-            ", ".join(np.unique(groups[seen])[:5]),
-        )
-    rows = own.known & ~seen
-    if not rows.any():
-        return None
-    mean = np.broadcast_to(expression.values[expression.known].mean(axis=0), predicted.shape)
-    return score_genes(own.values[rows], predicted[rows], groups[rows], expression.genes, mean[rows])

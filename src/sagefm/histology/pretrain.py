@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ from sagefm._anndata import get_anndata
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
 from sagefm._types import Array, Floats
-from sagefm._utils import check_choice, check_positive, check_whole, progress
+from sagefm._utils import check_choice, check_whole, progress
 from sagefm.histology.encoder import Encoder, load_encoder
 from sagefm.histology.ibot import IBOT
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
+from sagefm.histology.recipe import HISTOLOGY_PRESETS, HistologyRecipe
 from sagefm.histology.spot_patches import open_patches
-from sagefm.histology.views import Jitter
 from sagefm.histology.vit import Shape
 from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
@@ -33,92 +33,6 @@ PER_SPOT = 4  # patches, by default
 MIN_TISSUE = 0.25  # of a patch
 ROUNDS = 10  # of drawing places, of which some lie on glass
 FLAT = 1e-3  # standard deviation of features that don't differ between patches; the last norm makes it about 1
-
-
-@dataclass(frozen=True)
-class HistologyRecipe:
-    """Hyper-parameters of :func:`pretrain_histology`, such as ``sg.train.HISTOLOGY_PRESETS["small"]``.
-
-    ``dataclasses.replace`` changes some.
-
-    Parameters
-    ----------
-    shape
-        Of the vision transformer: pixels a side, pixels of a token's side, width and layers.
-    prototypes, head_width, bottleneck
-        Of the projection head: outputs, and widths of its layers.
-    batch_size
-        Patches of a step, over all devices together.
-    epochs
-        Passes over the patches.
-    learning_rate
-        Of AdamW, for this batch size, after ``warmup``; it falls to a hundredth along a cosine.
-    weight_decay
-        At the first and at the last step, along a cosine.
-    warmup, temperature_warmup
-        Shares of the steps in which the learning rate and the teacher's temperature rise.
-    momentum
-        Of the teacher at the first step; it rises to 1 along a cosine.
-    teacher_temperature
-        At the first step, and after its warm-up.
-    patch_weight
-        Weight of the loss of masked tokens. The published loss counts 0 for images without masks, which are half of
-        them: that is a weight of 0.5.
-    clip
-        Longest gradient.
-    jitter
-        How views differ from the patch.
-
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> import sagefm as sg
-    >>> replace(sg.train.HISTOLOGY_PRESETS["small"], epochs=1).epochs
-    1
-    """
-
-    shape: Shape
-    prototypes: int = 8192
-    head_width: int = 2048
-    bottleneck: int = 256
-    batch_size: int = 256
-    epochs: int = 400
-    learning_rate: float = 5e-4
-    weight_decay: tuple[float, float] = (0.04, 0.4)
-    warmup: float = 0.025
-    temperature_warmup: float = 0.125
-    momentum: float = 0.996
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    patch_weight: float = 0.5
-    clip: float = 3.0
-    jitter: Jitter = field(default_factory=Jitter)
-
-    def __post_init__(self) -> None:
-        for name in ("prototypes", "head_width", "bottleneck", "batch_size", "epochs", "learning_rate", "clip"):
-            check_positive(name, getattr(self, name))
-        for name in ("warmup", "temperature_warmup", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} has to lie from 0 to 1.")
-        if min(self.teacher_temperature) <= 0 or min(*self.weight_decay, self.patch_weight) < 0:
-            raise ValueError("temperatures have to be above 0, weight_decay and patch_weight can't be below 0.")
-
-
-HISTOLOGY_PRESETS: dict[str, HistologyRecipe] = {
-    "small": HistologyRecipe(
-        Shape(size=112, patch=16, width=192, depth=6),
-        prototypes=256,
-        head_width=512,
-        bottleneck=128,
-        batch_size=32,
-        epochs=4,
-        learning_rate=5e-4,
-        weight_decay=(0.04, 0.04),
-        warmup=0.1,
-        temperature_warmup=0.3,
-        momentum=0.95,
-    ),
-    "vit-b": HistologyRecipe(Shape(size=224, patch=16, width=768, depth=12)),
-}
 
 
 def pretrain_histology(

@@ -17,10 +17,11 @@ from sagefm._types import Array, Floats32, Ints
 from sagefm._utils import check_key, check_positive
 from sagefm.histology.embed import FUNCTION as EMBEDDED
 from sagefm.histology.embed import FeatureExtractor, check_size
-from sagefm.histology.expression import Predictor, Regression, RidgeRegressor, read_expression
+from sagefm.histology.expression import Predictor, RidgeRegressor, read_expression
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
 from sagefm.histology.predict import FUNCTION as PREDICTED
 from sagefm.histology.predict import read_features
+from sagefm.histology.prediction import Regression
 from sagefm.histology.spot_patches import as_spatialdata, find_slides, get_params, open_patches
 from sagefm.models import Encoder
 from sagefm.pp._regions.regions import add_spots, refuse_taken
