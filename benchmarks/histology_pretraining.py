@@ -26,7 +26,7 @@ from timing import report
 import sagefm as sg
 from sagefm.histology import vit
 from sagefm.histology.ibot import IBOT
-from sagefm.histology.locate import open_patches
+from sagefm.histology.spot_patches import open_patches
 from sagefm.models import Encoder
 
 TRAIN, HELD_OUT = ("her2st_C2", "her2st_C3", "her2st_C4"), ("her2st_C5", "her2st_C6")

@@ -31,7 +31,7 @@ from sagefm.models._canonical import depth_scale
 from sagefm.models._scores import RunningScores, summarize
 from sagefm.models._spots import Spots
 from sagefm.train._module import MaskedCenter
-from sagefm.train._pretrain import build, fit
+from sagefm.train._pretrain import build, fit_recipe
 from sagefm.train._stream import Stream
 
 # Panels, scattered spots, and a section whose source states the GPL are left out.
@@ -332,7 +332,7 @@ def train(
     module = build(corpus, row.recipe, module_class=row.module)
     start = time.perf_counter()
     shutil.rmtree(scratch / "run", ignore_errors=True)
-    trainer = fit(module, scratch / "run", accelerator="cpu")
+    trainer = fit_recipe(module, scratch / "run", accelerator="cpu")
     minutes = (time.perf_counter() - start) / 60
     metrics = {}
     shares = SHARES.get(name, {})

@@ -16,7 +16,7 @@ from spatialdata.transformations import Scale, Sequence, Translation
 
 import sagefm as sg
 from sagefm.histology import texture
-from sagefm.histology.locate import open_patches
+from sagefm.histology.spot_patches import open_patches
 
 SIZE = 64
 
@@ -284,7 +284,7 @@ def test_real_images(section):
 def test_texture_by_hand():
     """A patch of one colour, and one of stripes."""
     plain = np.full((1, 32, 32, 3), (200, 150, 180), dtype=np.uint8)
-    found = dict(zip(texture.names(), texture.describe(plain)[0], strict=True))
+    found = dict(zip(texture.FEATURES, texture.extract(plain)[0], strict=True))
     assert found["red_mean"] == pytest.approx(200 / 255)
     assert found["green_0.9"] == pytest.approx(150 / 255)
     assert found["blue_sd"] == pytest.approx(0, abs=1e-12)
@@ -299,7 +299,7 @@ def test_texture_by_hand():
 
     striped = plain.copy()
     striped[:, ::2] = (90, 60, 140)
-    found = dict(zip(texture.names(), texture.describe(striped)[0], strict=True))
+    found = dict(zip(texture.FEATURES, texture.extract(striped)[0], strict=True))
     assert found["red_mean"] == pytest.approx(145 / 255)
     assert found["red_sd"] == pytest.approx(55 / 255)
     assert abs(found["haematoxylin_eosin_r"]) == pytest.approx(1)
@@ -309,20 +309,20 @@ def test_texture_by_hand():
 def test_texture_doesnt_hang_on_the_direction(pixels, painted):
     """Turned and mirrored patches look the same."""
     patches = crops(pixels, painted.obsm["spatial"][:6], 65)
-    expected = texture.describe(patches)
+    expected = texture.extract(patches)
     for turned in (np.rot90(patches, axes=(1, 2)), patches[:, ::-1]):
-        found = texture.describe(np.ascontiguousarray(turned))
-        order = [i for i, name in enumerate(texture.names()) if "lbp16" not in name]  # interpolated between pixels
+        found = texture.extract(np.ascontiguousarray(turned))
+        order = [i for i, name in enumerate(texture.FEATURES) if "lbp16" not in name]  # interpolated between pixels
         np.testing.assert_allclose(found[:, order], expected[:, order], atol=2e-3)
 
 
 def test_embedding_is_that_of_each_patch(slide, pixels, log):
     sg.pp.histology_patches(slide, size=SIZE)
     sg.tl.histology_embed(slide, batch_size=5)
-    expected = texture.describe(crops(pixels, slide.obsm["spatial"], SIZE))
+    expected = texture.extract(crops(pixels, slide.obsm["spatial"], SIZE))
     np.testing.assert_array_equal(slide.obsm["X_histology"], expected)
     assert slide.obsm["X_histology"].dtype == np.float32
-    assert list(slide.uns["X_histology"]["features"]) == texture.names()
+    assert list(slide.uns["X_histology"]["features"]) == texture.FEATURES
     assert "wrote obsm['X_histology']" in log.text
     shuffled = slide[::-1].copy()
     sg.tl.histology_embed(shuffled, key_added="X_again")

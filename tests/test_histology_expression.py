@@ -1,5 +1,7 @@
 """Expression from histology: against scikit-learn by hand, planted effects, and spots that no fit has seen."""
 
+import signal
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 import sagefm as sg
 from sagefm.histology import expression as _expression
 from sagefm.histology import vit as _vit
-from sagefm.histology.finetune import turn
+from sagefm.histology.finetune import _TrainedEncoder, turn
 from sagefm.models import Encoder
 from sagefm.tl._points import standardize
 
@@ -140,8 +142,8 @@ def test_a_slide_without_counts_is_predicted_from_a_reference(log, monkeypatch):
     sg.tl.predict_expression(query, 10, reference=reference, library_key="section", scale="none")
     assert query.uns[KEY]["params"]["scored_on"] == "reference"
     assert list(query.uns[KEY]["scores"].columns) == ["r", "r2", "r_s0", "r_s1", "r_s2"]
-    fits = []
-    monkeypatch.setattr(_expression.Ridge, "fit", lambda *args, fit=_expression.Ridge.fit: fits.append(1) or fit(*args))
+    fits, fit = [], _expression.RidgeRegressor.fit
+    monkeypatch.setattr(_expression.RidgeRegressor, "fit", lambda *args: fits.append(1) or fit(*args))
     sg.tl.predict_expression(truth, 10, reference=reference, library_key="section", scale="none")
     assert len(fits) == 1, "nothing hangs on groups of the reference that are held out"
     assert truth.uns[KEY]["params"]["scored_on"] == "adata"
@@ -263,12 +265,13 @@ def test_points_are_of_a_fit_that_has_not_seen_them(painted):
     alone = painted[painted.obs["half"] == "lower"].copy()
     upper = painted[painted.obs["half"] == "upper"].copy()
     depth = painted.uns[KEY]["params"]["depth"]
-    target = _expression.read_target(alone, list(painted.obsm[KEY].columns), None, depth)
+    target = _expression.read_expression(alone, list(painted.obsm[KEY].columns), None, depth)
     scale = painted.uns[KEY]["params"]["scale"]
     points = standardize(painted.obsm["X_histology"], np.full(painted.n_obs, "a"))
     points = points if scale == "slide" else painted.obsm["X_histology"]
     rows = (painted.obs["half"] == "lower").to_numpy()
-    fitted = _expression.Ridge().fit(points[rows], target.values, np.full(rows.sum(), "lower"), np.arange(rows.sum()))
+    groups, lower = np.full(rows.sum(), "lower"), np.arange(rows.sum())
+    fitted = _expression.RidgeRegressor().fit(points[rows], target.values, groups, lower)
     np.testing.assert_allclose(fitted(points[~rows]), upper.obsm[KEY], atol=1e-4)
 
 
@@ -361,6 +364,16 @@ def test_fine_tuning_learns(painted, vit):
         found.append(short.obsm[KEY].to_numpy())
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.allclose(found[0], found[2])
+
+
+def test_fine_tuning_is_interrupted(painted, vit, monkeypatch):
+    """Lightning would end the interpreter."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without one
+    monkeypatch.setattr(_TrainedEncoder, "training_step", lambda *args: signal.raise_signal(signal.SIGINT))
+    adata = painted.copy()
+    with pytest.raises(KeyboardInterrupt):
+        sg.tl.predict_expression(adata, 5, model=vit, key_added="tuned", **FINETUNE)
+    assert "tuned" not in adata.uns
 
 
 def test_fine_tuning_sees_no_held_out_counts(painted, vit):

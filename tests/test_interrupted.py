@@ -25,7 +25,7 @@ from sagefm._io.files import atomic, remove, temporary
 from sagefm.benchmark._protocol import config as _config
 from sagefm.benchmark._protocol.folder import Folder
 from sagefm.pl._axes import save_figure
-from sagefm.train import _pretrain
+from sagefm.train import _pretrain, _trainer
 from sagefm.train._module import MaskedCenter
 
 
@@ -304,7 +304,7 @@ def test_checkpoints_of_another_training_arent_resumed(inputs):
 
 
 def test_a_checkpoint_stays_until_the_next_is_complete(tmp_path):
-    writer, path = _pretrain._AtomicCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    writer, path = _trainer.AtomicCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
     writer.save_checkpoint({"step": 1}, path)
     with pytest.raises((AttributeError, TypeError)):  # from the middle of it
         writer.save_checkpoint({"step": 2, "weights": torch.zeros(10), "bad": lambda: None}, path)

@@ -132,15 +132,15 @@ def test_a_gallery_marks_what_is_wrong(slide):
 
 
 def test_a_gallery_of_several_slides_reads_those_it_shows(slide, tmp_path, monkeypatch):
-    from sagefm.histology import locate
+    from sagefm.histology import spot_patches
 
     both = ad.concat({"A": slide, "B": slide}, label="slide", index_unique="-", uns_merge="first")
     image = tmp_path / "he.png"
     mpl.image.imsave(image, slide.uns["spatial"]["simulated"]["images"]["hires"])
     sg.pp.histology_patches(both, dict.fromkeys("AB", image), library_key="slide", size=SIZE)
     opened = []
-    real = locate.open_image
-    monkeypatch.setattr(locate, "open_image", lambda source, *rest: opened.append(source) or real(source, *rest))
+    real = spot_patches.open_image
+    monkeypatch.setattr(spot_patches, "open_image", lambda source, *rest: opened.append(source) or real(source, *rest))
     name = slide.obs_names[20]
     (ax,) = shown(sg.pl.histology_patches(both, spots=[f"{name}-B"], return_fig=True))
     np.testing.assert_array_equal(ax.images[0].get_array(), crop(slide, name))

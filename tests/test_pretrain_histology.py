@@ -1,6 +1,7 @@
 """Self-supervised pretraining of histology encoders, against plain formulas and on painted slides."""
 
 import logging
+import signal
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import sagefm as sg
 from sagefm.histology import ibot as _ibot
 from sagefm.histology import pretrain as _pretrain_histology
 from sagefm.histology.ibot import IBOT
-from sagefm.histology.locate import open_patches
+from sagefm.histology.spot_patches import open_patches
 from sagefm.histology.views import Jitter, Views, draw_views
 
 SMALL = sg.train.HISTOLOGY_PRESETS["small"]
@@ -299,6 +300,50 @@ def test_seeds(slide, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def interrupt_at(monkeypatch, n_steps):
+    """Ctrl-C before a step; returns the steps that are begun."""
+    seen, step = [], IBOT.training_step
+
+    def training_step(self, batch, index):
+        if self.global_step == n_steps:
+            signal.raise_signal(signal.SIGINT)
+        seen.append(self.global_step)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(IBOT, "training_step", training_step)
+    return seen
+
+
+@pytest.mark.parametrize("n_steps", [3, 5], ids=["first epoch", "last epoch"])
+def test_a_resumed_run_is_the_same_bit_for_bit(slide, tmp_path, monkeypatch, n_steps):
+    options = {"n_patches": 130, "checkpoint_steps": 1}  # four batches an epoch
+    expected = pretrain(slide, tmp_path / "whole.safetensors", **options)
+    path = tmp_path / "broken.safetensors"
+    with pytest.raises(FileNotFoundError, match="to resume from"):
+        pretrain(slide, path, resume=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without one
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, n_steps)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(slide, path, **options)
+    assert not path.exists()
+    for changed, message in (
+        ({"recipe": replace(TINY, learning_rate=0.1)}, "learning_rate is 0.1 here and was 0.0005 there"),
+        ({"recipe": replace(TINY, jitter=Jitter(area=0.9))}, "jitter is .*'area': 0.9"),
+        ({"epochs": 3}, "epochs is 3 here and was 2"),
+        ({"seed": 1}, "seed is 1 here and was 0"),
+        ({"n_patches": 129}, "patches is "),
+        ({"init": tmp_path / "whole.safetensors"}, "init is 'whole' here and was None"),
+    ):
+        with pytest.raises(ValueError, match=f"another training: {message}"):
+            pretrain(slide, path, resume=True, **{**options, **changed})
+    seen = interrupt_at(monkeypatch, -1)
+    resumed = pretrain(slide, path, resume=True, **options)
+    assert seen == list(range(n_steps, 8))
+    assert torch.equal(weights(resumed), weights(expected))
+    assert resumed.card == expected.card
+
+
 def test_several_slides_and_a_start(slide, tmp_path):
     slide.write_h5ad(tmp_path / "slide.h5ad")
     path = tmp_path / "first.safetensors"
@@ -320,7 +365,7 @@ def test_refusals(slide, tmp_path, monkeypatch):
         pretrain(sg.datasets.simulated_visium(4, 4, n_genes=300), path)
     with pytest.raises(ValueError, match=r"has to end with \.safetensors"):
         pretrain(slide, tmp_path / "out.pt")
-    with pytest.raises(ValueError, match=r"'large' is none of \['small', 'vit-b'\]"):
+    with pytest.raises(ValueError, match="'large' is none of 'small', 'vit-b'"):
         pretrain(slide, path, "large")
     with pytest.raises(ValueError, match="slides is empty"):
         pretrain([], path)
@@ -349,8 +394,7 @@ def test_collapse_is_said(slide, tmp_path, monkeypatch, log):
 
 def test_without_lightning(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning", None)
-    for name in [name for name in sys.modules if name.startswith("sagefm.histology.pretrain")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "sagefm.histology.ibot")
-    with pytest.raises(ModuleNotFoundError, match="pretraining needs Lightning"):
+    for name in ("histology.pretrain", "histology.ibot", "train._trainer"):
+        monkeypatch.delitem(sys.modules, f"sagefm.{name}")
+    with pytest.raises(ModuleNotFoundError, match="pretrain_histology needs Lightning"):
         _ = sg.train.pretrain_histology

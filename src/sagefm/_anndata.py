@@ -166,18 +166,6 @@ def recorded_params(adata: AnnData, key: str) -> Mapping[str, Any]:
     return params if isinstance(params, Mapping) else {}
 
 
-def check_free(
-    adata: AnnData,
-    key_added: str,
-    default: str,
-    slots: Iterable[str],
-    function: str,
-    more: Iterable[Slot] = (),
-) -> None:
-    """Refuse to overwrite what the user put there; see :func:`open_run`."""
-    open_run(adata, function, key_added, default, slots, more, table_key="", copy=False)
-
-
 def get_result(
     adata: AnnData, path: Iterable[str], kind: type[Any], names: Iterable[str], run: str, *, may_be_empty: bool = False
 ) -> Any:

@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata
+from sagefm._anndata import open_run
 from sagefm._settings import logger
+from sagefm._types import Floats32
 from sagefm._utils import check_whole, get_device, progress
 from sagefm.histology import texture as _texture
-from sagefm.histology.locate import get_params, open_patches
 from sagefm.histology.patches import Patches
+from sagefm.histology.spot_patches import as_spatialdata, get_params, open_patches
 from sagefm.models import Encoder, load_encoder
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+FUNCTION = "tl.histology_embed"
 TEXTURE = "texture"
 
 
@@ -98,54 +99,45 @@ def histology_embed(
     >>> adata.obsm["X_histology"].shape
     (25, 87)
     """
-    from anndata import AnnData
-
     check_whole("batch_size", batch_size, 1)
-    describe = Describe(model, device)
-    sdata = None if isinstance(adata, AnnData) else adata
-    adata = get_anndata(adata, table_key, copy=copy)
-    check_free(adata, key_added, _keys.HISTOLOGY_EMBEDDING, ["obsm"], "tl.histology_embed")
-    describe.check(get_params(adata, histology_key)["size"])
-    features = np.empty((adata.n_obs, describe.width), dtype=np.float32)
-    for rows, patches in open_patches(adata, sdata, histology_key):
-        features[rows] = describe(patches, batch_size)
-    params = {"function": "tl.histology_embed", "model": describe.name, "histology_key": histology_key}
-    adata.obsm[key_added] = features
-    adata.uns[key_added] = {"params": params}
-    if describe.encoder is None:
-        adata.uns[key_added]["features"] = np.array(_texture.names())
-    logger.info("Described the histology of %d spots; wrote obsm['%s'].", adata.n_obs, key_added)
-    return adata if copy else None
+    extractor, sdata = FeatureExtractor(model, device), as_spatialdata(adata)
+    run = open_run(adata, FUNCTION, key_added, _keys.HISTOLOGY_EMBEDDING, ["obsm"], table_key=table_key, copy=copy)
+    check_size(extractor.encoder, get_params(run.adata, histology_key)["size"])
+    features = np.empty((run.adata.n_obs, extractor.width), dtype=np.float32)
+    for rows, patches in open_patches(run.adata, sdata, histology_key):
+        features[rows] = extractor(patches, batch_size)
+    recorded = {"features": np.array(_texture.FEATURES)} if extractor.encoder is None else {}
+    logger.info("Described the histology of %d spots; wrote obsm['%s'].", len(features), key_added)
+    params = {"model": extractor.name, "histology_key": histology_key}
+    return run.commit({("obsm", key_added): features}, params, **recorded)
 
 
-class Describe:
+class FeatureExtractor:
     """Features of patches by one model; ``name`` is what :func:`histology_embed` takes to get it again."""
 
     def __init__(self, model: str | Path | Encoder, device: str = "auto") -> None:
         self.encoder = None if isinstance(model, str) and model == TEXTURE else load_encoder(model)
         self.device = str(get_device(device))
-        self.width = len(_texture.names()) if self.encoder is None else self.encoder.width
-        # A path as given, for a name may be that of several files.
-        is_path = isinstance(model, str | Path) and self.encoder is not None and str(model) != self.encoder.name
-        self.name = str(Path(str(model)).expanduser().resolve()) if is_path else getattr(self.encoder, "name", TEXTURE)
-
-    def check(self, size: int) -> None:
-        """Refuse patches of another size than the encoder's."""
+        self.width, self.name = len(_texture.FEATURES), TEXTURE
         if self.encoder is not None:
-            check_size(self.encoder, size)
+            self.width, self.name = self.encoder.width, self.encoder.name
+            # A path as given, for a name may be that of several files.
+            if isinstance(model, str | Path) and str(model) != self.name:
+                self.name = str(Path(model).expanduser().resolve())
 
-    def __call__(self, patches: Patches, batch_size: int = 64) -> NDArray[np.float32]:
+    def __call__(self, patches: Patches, batch_size: int = 64) -> Floats32:
         """Features of all, in their order."""
-        encoder, device = self.encoder, self.device
         found = np.empty((len(patches), self.width), dtype=np.float32)
         for numbers, pixels in progress(patches.blocks(batch_size), "Describing", unit="batch"):
-            found[numbers] = _texture.describe(pixels) if encoder is None else encoder.embed(pixels, device)
+            found[numbers] = (
+                _texture.extract(pixels) if self.encoder is None else self.encoder.embed(pixels, self.device)
+            )
         return found
 
 
-def check_size(encoder: Encoder, size: int) -> None:
-    """Refuse patches of another size than the encoder's."""
-    if size != encoder.size:
+def check_size(encoder: Encoder | None, size: int) -> None:
+    """Refuse patches of another size than the encoder's; texture takes any."""
+    if encoder is not None and size != encoder.size:
         raise ValueError(
             f"the patches are of {size} pixels, {encoder.name} takes {encoder.size}. Run "
             f"sg.pp.histology_patches(adata, image, size={encoder.size}) again."

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm._io.download import download, notice
 from sagefm._settings import logger
+from sagefm._types import Array, Floats32
 from sagefm._utils import get_device
 from sagefm.models._registry import ENCODER, Entry, registry
 
@@ -67,7 +67,7 @@ class Encoder:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
-    def embed(self, patches: NDArray[np.uint8], device: str = "auto") -> NDArray[np.float32]:
+    def embed(self, patches: Array, device: str = "auto") -> Floats32:
         """Describe patches.
 
         Parameters

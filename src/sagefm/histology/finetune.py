@@ -3,82 +3,62 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sagefm._settings import settings
+from sagefm._types import Array, Floats32, Ints, Strings
 from sagefm._utils import get_device
 from sagefm.histology.encoder import Encoder, scaled
+from sagefm.train._trainer import fit
 
 if TYPE_CHECKING:
-    from sagefm.histology.expression import Fitted, Floats
-
-ADVICE = (".*does not have many workers", ".*smaller than the logging interval", ".*GPU available but not used")
+    from sagefm.histology.expression import Predictor
 
 
-class FineTune:
+class FineTunedRegressor:
     """Trains a copy of the encoder with a layer norm and a linear layer on top, by mean squared error (Adam)."""
 
     def __init__(
-        self, encoder: Encoder, n_epochs: int, learning_rate: float, batch_size: int, device: str, seed: int
+        self, encoder: Encoder, *, n_epochs: int, learning_rate: float, batch_size: int, device: str, seed: int
     ) -> None:
         self.encoder, self.n_epochs, self.learning_rate = encoder, n_epochs, learning_rate
         self.batch_size, self.device, self.seed = batch_size, get_device(device), seed
 
-    def fit(self, inputs: NDArray[Any], target: Floats, groups: NDArray[np.str_], rows: NDArray[np.int64]) -> Fitted:
+    def fit(self, inputs: Array, target: Floats32, groups: Strings, rows: Ints) -> Predictor:
         """Fit pixels, shape (spots, size, size, 3); nothing is chosen, so groups aren't looked at."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            module = _Regressor(self.encoder, torch.from_numpy(target[rows]), self.learning_rate, self.seed)
-        order = torch.Generator().manual_seed(self.seed)
+            module = _TrainedEncoder(self.encoder, torch.from_numpy(target[rows]), self.learning_rate, self.seed)
         loader = DataLoader(
             TensorDataset(torch.from_numpy(rows), torch.from_numpy(target[rows])),
             self.batch_size,
             shuffle=True,
-            generator=order,
+            generator=torch.Generator().manual_seed(self.seed),
             collate_fn=lambda batch: (  # pixels may lie in a file: only those of a batch are read
                 torch.from_numpy(inputs[[int(row) for row, _ in batch]]),
                 torch.stack([values for _, values in batch]),
             ),
         )
-        with warnings.catch_warnings():
-            for message in ADVICE:
-                warnings.filterwarnings("ignore", message)
-            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-            trainer = lightning.Trainer(
-                max_epochs=self.n_epochs,
-                accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=settings.progress_bars,
-            )
-            trainer.fit(module, loader)
+        accelerator = {"cuda": "gpu"}.get(self.device.type, self.device.type)
+        fit(module, None, loader, max_epochs=self.n_epochs, accelerator=accelerator, devices=1)
         module.eval().to(self.device)
 
-        def predict(pixels: NDArray[Any]) -> Floats:
-            found = np.empty((len(pixels), target.shape[1]), dtype=np.float32)
+        def predict(pixels: Array) -> Floats32:
             with torch.inference_mode():
-                for start in range(0, len(pixels), self.batch_size):
-                    part = slice(start, start + self.batch_size)
-                    batch = torch.from_numpy(np.asarray(pixels[part])).to(self.device)
-                    found[part] = module(scaled(batch)).clamp(min=0).cpu().numpy()
-            return found
+                batches = torch.from_numpy(np.asarray(pixels)).split(self.batch_size)
+                found = [module(scaled(batch.to(self.device))).clamp(min=0).cpu() for batch in batches]
+            return torch.cat(found).numpy()
 
         return predict
 
 
-class _Regressor(lightning.LightningModule):
-    """Encoder and head."""
+class _TrainedEncoder(lightning.LightningModule):
+    """Encoder, and the head that predicts expression."""
 
     def __init__(self, encoder: Encoder, target: Tensor, learning_rate: float, seed: int) -> None:
         super().__init__()

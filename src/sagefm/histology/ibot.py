@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, normalize, softmax
 
+from sagefm._types import Array
 from sagefm.histology.views import draw_views
 from sagefm.histology.vit import build
+from sagefm.train._trainer import ResumableModule, derive_seed
 
 if TYPE_CHECKING:
     from transformers import ViTModel
 
-    from sagefm.histology.pretrain import HistologyRecipe
+    from sagefm.histology.encoder import Encoder
+    from sagefm.histology.recipe import HistologyRecipe
 
 LEAST_MASKED, MOST_MASKED = 0.1, 0.5  # share of an image's tokens, where it is masked
 MASKED_IMAGES = 0.5
@@ -93,7 +96,7 @@ def cosine(first: float, last: float, share: float) -> float:
 
 
 @torch.no_grad()
-def start(backbone: ViTModel, patches: NDArray[np.uint8]) -> None:
+def start(backbone: ViTModel, patches: Array) -> None:
     """First weights with which the class token differs between patches from the start.
 
     With the usual ones, a narrow transformer's hardly does: it takes what all patches share, their brightness, for
@@ -110,7 +113,7 @@ def start(backbone: ViTModel, patches: NDArray[np.uint8]) -> None:
     projection.bias.copy_(-projection.weight.sum(dim=(2, 3)) @ mean)
 
 
-class IBOT(lightning.LightningModule):
+class IBOT(ResumableModule):
     """Trains a ViT to see in a view what its teacher, an average of its past, sees in another, or behind masks.
 
     Parameters
@@ -121,8 +124,8 @@ class IBOT(lightning.LightningModule):
         Arrays of pixels, bytes of shape (n, size, size, 3).
     seed
         Seed of order, views and masks. Weights are drawn from torch's generator.
-    backbone
-        ViT to start from; by default of random weights.
+    init
+        Encoder to start from; by default weights are random.
 
     References
     ----------
@@ -132,16 +135,17 @@ class IBOT(lightning.LightningModule):
     def __init__(
         self,
         recipe: HistologyRecipe,
-        patches: Sequence[NDArray[np.uint8]] = (),
+        patches: Sequence[Array] = (),
         *,
         seed: int = 0,
-        backbone: ViTModel | None = None,
+        init: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.recipe, self.patches, self.seed = recipe, patches, seed
+        self._init = None if init is None else init.name
         vit = build(recipe.shape, masked=True)
-        if backbone is not None:
-            vit.load_state_dict(backbone.state_dict(), strict=False)  # it has no mask token
+        if init is not None:
+            vit.load_state_dict(init.network.state_dict(), strict=False)  # it has no mask token
         elif len(patches):
             start(vit, patches[0][:SAMPLE])
         self.student = Branch(vit, recipe)
@@ -150,8 +154,9 @@ class IBOT(lightning.LightningModule):
         self.register_buffer("patch_center", torch.zeros(recipe.prototypes))
         self.cls_center: Tensor
         self.patch_center: Tensor
+        self.register_buffer("loss_sums", torch.zeros(2))  # a buffer, so that checkpoints hold the epoch so far
+        self.loss_sums: Tensor
         self.losses: dict[str, float] = {}
-        self._sums: list[Tensor] = []
         self._n_steps = 1
 
     def train_dataloader(self) -> Batches:
@@ -194,27 +199,21 @@ class IBOT(lightning.LightningModule):
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
         """Loss of this process's share of a batch."""
-        place = (self.seed, self.current_epoch, index, self.trainer.global_rank)
-        generator = torch.Generator().manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
+        seed = derive_seed(self.seed, self.current_epoch, index, self.trainer.global_rank)
+        generator = torch.Generator().manual_seed(seed)
         views = torch.cat([draw_views(len(batch), self.recipe.jitter, generator)(batch) for _ in range(2)])
         n_tokens = (self.recipe.shape.size // self.recipe.shape.patch) ** 2
         masked = draw_masks(len(views), n_tokens, generator).to(batch.device)
         cls, patch = self.compare(views, masked, self.temperature())
-        loss = cls + self.recipe.patch_weight * patch
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"the loss is {loss.item()} at step {self.global_step}. Lower learning_rate, or train with "
-                "precision='32-true'."
-            )
-        self._sums.append(torch.stack([cls, patch]).detach())
+        self.loss_sums += torch.stack([cls, patch]).detach()
         self.log_dict({"cls_loss": cls.detach(), "patch_loss": patch.detach()}, prog_bar=True, batch_size=len(batch))
-        return loss
+        return self.check_loss(cls + self.recipe.patch_weight * patch)
 
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's losses."""
-        cls, patch = torch.stack(self._sums).mean(dim=0).tolist()
+        cls, patch = (self.loss_sums / self.trainer.num_training_batches).tolist()
         self.losses = {"cls": round(cls, 4), "patch": round(patch, 4)}
-        self._sums = []
+        self.loss_sums.zero_()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Hold the prototypes in the first epoch, and set what changes with the steps."""
@@ -255,6 +254,13 @@ class IBOT(lightning.LightningModule):
         ]
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate)
 
+    def settings(self) -> dict[str, Any]:
+        """What tells one training from another."""
+        digest = hashlib.sha256()
+        for pixels in self.patches:  # one row of each patch tells patches apart, and is quickly read
+            digest.update(pixels[:, self.recipe.shape.size // 2].tobytes())
+        return {**asdict(self.recipe), "seed": self.seed, "init": self._init, "patches": digest.hexdigest()}
+
 
 class Batches:
     """Patches in the epoch's order, the same on all processes, of which each gets its share."""
@@ -269,7 +275,8 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor]:
         module, trainer = self._module, self._module.trainer
         order = np.random.default_rng((module.seed, module.current_epoch)).permutation(self._starts[-1])
-        for batch in np.array_split(order, len(self)):
+        first, module.first_batch = module.first_batch, 0
+        for batch in np.array_split(order, len(self))[first:]:
             share = batch[trainer.global_rank :: trainer.world_size]
             section = np.searchsorted(self._starts, share, side="right") - 1
             rows = zip(section, share - self._starts[section], strict=True)

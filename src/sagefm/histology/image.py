@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._settings import logger
+from sagefm._types import Array, Floats
 from sagefm._utils import shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-Bytes = NDArray[np.uint8]
 
 TILED = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".btf", ".qptiff")
 WHOLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -42,7 +41,7 @@ class Image:
     """
 
     pixels: Any
-    affine: NDArray[np.float64]
+    affine: Floats
     name: str
 
     @property
@@ -50,22 +49,21 @@ class Image:
         """Pixels of the image per unit of the coordinates."""
         return float(np.sqrt(abs(np.linalg.det(self.affine[:, :2]))))
 
-    def locate(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    def locate(self, xy: Floats) -> Floats:
         """Columns and rows of points, shape (points, 2)."""
         return xy @ self.affine[:, :2].T + self.affine[:, 2]
 
-    def coordinates(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    def coordinates(self, pixels: Floats) -> Floats:
         """The inverse of :meth:`locate`."""
         return np.asarray(np.linalg.solve(self.affine[:, :2], (pixels - self.affine[:, 2]).T).T)
 
-    def read(self, top: int, bottom: int, left: int, right: int) -> Bytes:
+    def read(self, top: int, bottom: int, left: int, right: int) -> Array:
         """Pixels of a window; white where it leaves the image."""
-        height, width = self.pixels.shape[:2]
         window = np.full((bottom - top, right - left, 3), 255, dtype=np.uint8)
-        inside = (max(top, 0), min(bottom, height), max(left, 0), min(right, width))
-        if inside[0] < inside[1] and inside[2] < inside[3]:
-            found = np.asarray(self.pixels[inside[0] : inside[1], inside[2] : inside[3]])
-            window[inside[0] - top : inside[1] - top, inside[2] - left : inside[3] - left] = _in_bytes(found)
+        found = np.asarray(self.pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)])
+        if found.size:
+            y, x = max(-top, 0), max(-left, 0)
+            window[y : y + found.shape[0], x : x + found.shape[1]] = _in_bytes(found)
         return window
 
 
@@ -190,7 +188,7 @@ def _open_tiff(path: Path) -> Any:
     return lazy.transpose(order)
 
 
-def _open_whole(path: Path) -> Bytes:
+def _open_whole(path: Path) -> Array:
     """Decode a picture that can't be read in parts."""
     from PIL import Image as Pillow
     from PIL import UnidentifiedImageError
@@ -231,7 +229,7 @@ def _checked(pixels: Any, name: str) -> Any:
     return pixels[:, :, :3]
 
 
-def _in_bytes(pixels: NDArray[Any]) -> Bytes:
+def _in_bytes(pixels: Array) -> Array:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind == "u":

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from sagefm._types import Array, Bools, Floats, Floats32, Ints
 
 if TYPE_CHECKING:
-    from sagefm.histology.image import Bytes, Image
+    from sagefm.histology.image import Image
 
 BLOCK = 2048  # pixels of the image that are read at a time, each way, with a margin for the patches at its edge
 
@@ -35,7 +36,7 @@ class Patches:
     """
 
     image: Image
-    centers: NDArray[np.float64]
+    centers: Floats
     width: int
     size: int
 
@@ -43,18 +44,18 @@ class Patches:
         return len(self.centers)
 
     @property
-    def corners(self) -> NDArray[np.int64]:
+    def corners(self) -> Ints:
         """Left and top of each patch."""
         return np.rint(self.centers - self.width / 2).astype(np.int64)
 
     @property
-    def padded(self) -> NDArray[np.bool_]:
+    def padded(self) -> Bools:
         """Which patches leave the image, whose outside is white."""
         height, width = self.image.pixels.shape[:2]
         corners = self.corners
         return np.asarray(((corners < 0) | (corners + self.width > [width, height])).any(axis=1))
 
-    def blocks(self, batch_size: int = 256) -> Iterator[tuple[NDArray[np.int64], Bytes]]:
+    def blocks(self, batch_size: int = 256) -> Iterator[tuple[Ints, Array]]:
         """Numbers of some patches and their pixels, shape (n, size, size, 3), block by block of the image."""
         corners = self.corners
         # At least a few patches to a block, however large they are.
@@ -71,7 +72,7 @@ class Patches:
                 yield rows, cut if self.size == self.width else _resample(cut, self.size)
 
 
-def _resample(patches: Bytes, size: int) -> Bytes:
+def _resample(patches: Array, size: int) -> Array:
     """Other pixels for the same field of view, averaged where these are larger."""
     import torch
     from torch.nn.functional import interpolate
@@ -81,7 +82,7 @@ def _resample(patches: Bytes, size: int) -> Bytes:
     return np.asarray(resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def optical_density(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def optical_density(pixels: Array) -> Floats32:
     """Mean of -log10 of the three colours' intensity."""
     table = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
     return table[pixels].mean(axis=-1)
@@ -104,7 +105,7 @@ def glass_density(image: Image, n_pixels: int = 1_000_000) -> float:
     return float(edges[counts.argmax()] + DARKEST_GLASS / 120) if counts.any() else DARKEST_GLASS
 
 
-def tissue_fraction(patches: Patches, glass: float) -> NDArray[np.float32]:
+def tissue_fraction(patches: Patches, glass: float) -> Floats32:
     """Share of each patch's pixels that are darker than glass."""
     found = np.zeros(len(patches), dtype=np.float32)
     for rows, pixels in patches.blocks():

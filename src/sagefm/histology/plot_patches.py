@@ -13,7 +13,7 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._types import Array, Bools, Ints
 from sagefm._utils import check_whole, shorten
-from sagefm.histology.locate import get_params, open_patches
+from sagefm.histology.spot_patches import get_params, open_patches
 from sagefm.pl._axes import finish, open_grid
 
 if TYPE_CHECKING:

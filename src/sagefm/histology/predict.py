@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._anndata import check_free, get_anndata, recorded_params
+from sagefm._anndata import get_anndata, open_run, recorded_params
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
+from sagefm._types import Array
 from sagefm._utils import check_choice, check_positive, check_whole, progress
 from sagefm.histology.embed import TEXTURE, check_size
-from sagefm.histology.expression import (
-    Fitted,
-    Floats,
-    Learner,
-    Ridge,
-    Target,
-    check_genes,
-    fit_folds,
-    read_target,
-    score_genes,
-)
-from sagefm.histology.locate import get_params, open_patches
+from sagefm.histology.expression import ExpressionRegressor, RidgeRegressor, read_expression
+from sagefm.histology.prediction import Regression, predict_each_other, predict_from_reference
+from sagefm.histology.spot_patches import as_spatialdata, get_params, open_patches
 from sagefm.models import Encoder, load_encoder
 from sagefm.tl._labels import classifiers
 from sagefm.tl._labels.held_out import check_same_model
@@ -40,7 +30,6 @@ if TYPE_CHECKING:
 
 FUNCTION = "tl.predict_expression"
 METHODS = ("ridge", "finetune")
-AT_A_TIME = 2048  # spots to predict
 
 
 def predict_expression(
@@ -151,198 +140,103 @@ def predict_expression(
     >>> adata.obsm["histology_expression"].shape
     (144, 50)
     """
-    from anndata import AnnData
-
     check_choice("scale", scale, classifiers.SCALES)
     check_choice("method", method, METHODS)
-    sdata = None if isinstance(adata, AnnData) else adata
-    reference_sdata = None if reference is None or isinstance(reference, AnnData) else reference
-    adata = get_anndata(adata, table_key, copy=copy)
-    column = _keys.HISTOLOGY_RELIABILITY.format(key_added)
-    check_free(adata, key_added, _keys.HISTOLOGY_EXPRESSION, ["obsm"], FUNCTION, [("var", column)])
-    source = adata if reference is None else get_anndata(reference, table_key)
-    target = read_target(source, check_genes(source, genes), layer)
-    groups = get_column(source, "group_key", group_key or library_key)
-    inputs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of what is learned from and of what is predicted
+    column = ("var", _keys.HISTOLOGY_RELIABILITY.format(key_added))
+    default = _keys.HISTOLOGY_EXPRESSION
+    run = open_run(adata, FUNCTION, key_added, default, ["obsm"], [column], table_key=table_key, copy=copy)
+    query = run.adata
+    source = query if reference is None else get_anndata(reference, table_key)
+    expression = read_expression(source, genes, layer)
+    group_column = group_key or library_key
+    groups = get_column(source, "group_key", group_column)
     if method == "ridge":
-        learner: Learner = Ridge()
-        for name in ("none", "slide") if scale == "auto" else (scale,):
-            of_source = features(source, name, use_rep, library_key)
-            inputs[name] = (of_source, of_source if source is adata else features(adata, name, use_rep, library_key))
-        if source is not adata:
-            check_same_model(source, adata, use_rep)
+        regressor: ExpressionRegressor = RidgeRegressor()
+        scales = ("none", "slide") if scale == "auto" else (scale,)
     else:
-        made_by = recorded_params(adata, use_rep)
-        learner, encoder = _fine_tune(model or made_by.get("model"), n_epochs, learning_rate, batch_size, device, rng)
-        histology_key = made_by.get("histology_key", _keys.HISTOLOGY)
-        own = read_pixels(adata, sdata, histology_key, encoder)
-        of_source = own if source is adata else read_pixels(source, reference_sdata, histology_key, encoder)
-        inputs["none"] = (of_source, own)
-    regressions = {name: Regression(of_source, target, groups, learner) for name, (of_source, _) in inputs.items()}
-    held_out: dict[str, Floats] = {}
-    if source is adata or len(regressions) > 1:  # a fit for each group is costly where nothing hangs on it
-        held_out = _held_out(regressions)
-    if source is adata and not held_out:
-        raise ValueError(
-            "all spots are of one group, and a section is never predicted by a fit that has seen it. Set library_key "
-            "or group_key to a column with two groups or more (sections, best donors), or pass a reference."
-        )
-    if held_out:
-        chosen = min(held_out, key=lambda name: _error(target, held_out[name]))
+        made_by = recorded_params(query, use_rep)
+        encoder, key = _load_trainable(model or made_by.get("model")), made_by.get("histology_key", _keys.HISTOLOGY)
+        regressor = _finetuning(encoder, n_epochs, learning_rate, batch_size, device, rng)
+
+    def read(part: AnnData, data: AnnData | SpatialData | None) -> dict[str, Array]:
+        if method == "ridge":
+            return {name: read_features(part, name, use_rep, library_key) for name in scales}
+        return {"none": _read_pixels(part, as_spatialdata(data), key, encoder)}
+
+    inputs = read(source, adata if reference is None else reference)
+    regressions = {name: Regression(values, expression, groups, regressor) for name, values in inputs.items()}
+    if source is query:
+        prediction = predict_each_other(regressions)
     else:
-        chosen = list(regressions)[-1]
-    regression = regressions[chosen]
-    if source is adata:
-        predicted = held_out[chosen]
-    else:
-        predicted = regression.fit()(inputs[chosen][1])
-    scored_on, scores = "", None
-    if source is not adata:
-        scores = _score_query(adata, target, predicted, layer, group_key or library_key, groups)
-        scored_on = "adata"
-    if scores is None and (held_out := held_out or _held_out(regressions)):
-        known = target.known
-        mean = _means_elsewhere(target, groups)[known]
-        scores = score_genes(target.values[known], held_out[chosen][known], groups[known], target.genes, mean)
-        scored_on = "adata" if source is adata else "reference"
-    params: dict[str, Any] = {
-        "function": FUNCTION,
+        inputs = read(query, adata)
+        if method == "ridge":
+            check_same_model(source, query, use_rep)
+        prediction = predict_from_reference(regressions, query, inputs, layer, group_column)
+    scores = prediction.scores
+    written = {
+        ("obsm", key_added): pd.DataFrame(prediction.values, index=query.obs_names, columns=expression.genes),
+        column: np.full(query.n_vars, np.nan) if scores is None else scores["r"].reindex(query.var_names).to_numpy(),
+    }
+    params = {
         "method": method,
         "use_rep": use_rep,
-        "scale": chosen,
-        "depth": target.depth,
-        "reference": source is not adata,
+        "scale": prediction.scale,
+        "depth": expression.depth,
+        "reference": source is not query,
+        "layer": layer,
+        "library_key": library_key,
+        "group_key": group_key,
+        "scored_on": None if scores is None else prediction.scored_on,
     }
-    options = {"layer": layer, "library_key": library_key, "group_key": group_key}
-    params |= {name: value for name, value in options.items() if value is not None}
-    recorded: dict[str, Any] = {"params": params}
-    quality = ""
-    reliability = pd.Series(np.nan, index=adata.var_names)
     if scores is None:
         logger.warning(
             "Nothing is held out: the reference is of one group and adata has no counts of its own, so how good the "
             "prediction is can't be told."
         )
-    else:
-        recorded["scores"], params["scored_on"] = scores, scored_on
-        r = scores["r"]
-        reliability = r.reindex(adata.var_names)
-        quality = (
-            f" (median r {r.median():.2f}, {(scores['r2'] > 0).sum()} of {len(r)} better than their mean, where groups "
-            f"of {scored_on} are held out)"
-        )
-    adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=target.genes)
-    adata.var[column] = reliability.to_numpy(dtype=np.float64)
-    adata.uns[key_added] = recorded
-    logger.info("Predicted %d genes from histology%s; wrote obsm['%s'].", len(target.genes), quality, key_added)
-    return adata if copy else None
+    n_genes, quality = len(expression.genes), prediction.quality
+    logger.info("Predicted %d genes from histology%s; wrote obsm['%s'].", n_genes, quality, key_added)
+    return run.commit(written, params, **({} if scores is None else {"scores": scores}))
 
 
-@dataclass(frozen=True)
-class Regression:
-    """Features and expression of the slides that are learned from."""
-
-    inputs: NDArray[Any]
-    target: Target
-    groups: NDArray[np.str_]
-    learner: Learner
-
-    def folds(self) -> Iterable[tuple[NDArray[np.int64], Fitted]]:
-        """Spots of some groups, and a fit to the others."""
-        return fit_folds(self.inputs, self.target, self.groups, self.learner)
-
-    def held_out(self) -> Floats | None:
-        """Every spot from a fit that hasn't seen its group; None where all are of one."""
-        found = np.full((len(self.inputs), len(self.target.genes)), np.nan, dtype=np.float32)
-        for test, fitted in self.folds():
-            for part in np.split(test, range(AT_A_TIME, len(test), AT_A_TIME)):  # of pixels, some hundred MB
-                found[part] = fitted(self.inputs[part])
-        return None if np.isnan(found).any() else found
-
-    def fit(self) -> Fitted:
-        """Fit to all."""
-        return self.learner.fit(self.inputs, self.target.values, self.groups, np.flatnonzero(self.target.known))
-
-
-def _held_out(regressions: dict[str, Regression]) -> dict[str, Floats]:
-    """Every spot from a fit that hasn't seen its group, for each kind of features; none where there is one group."""
-    found = {name: regression.held_out() for name, regression in regressions.items()}
-    return {name: predicted for name, predicted in found.items() if predicted is not None}
-
-
-def features(adata: AnnData, scale: str, use_rep: str, library_key: str | None) -> NDArray[Any]:
-    """Features of every spot, standardised within its slide or as they are."""
+def read_features(adata: AnnData, scale: str, use_rep: str, library_key: str | None) -> Array:
+    """Features of every spot, standardized within its slide or as they are."""
     if use_rep == _keys.HISTOLOGY_EMBEDDING and use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} not in adata.obsm. Run sg.tl.histology_embed(adata) first.")
     points = get_points(adata, use_rep)
     return standardize(points, get_column(adata, "library_key", library_key)) if scale == "slide" else points
 
 
-def read_pixels(adata: AnnData, sdata: SpatialData | None, key: str, encoder: Encoder) -> NDArray[np.uint8]:
-    """Patches of all spots, shape (spots, size, size, 3); beyond the memory limit they lie in a file."""
-    check_size(encoder, get_params(adata, key)["size"])
-    found: NDArray[np.uint8] = Scratch().empty((adata.n_obs, encoder.size, encoder.size, 3), np.uint8)
-    for rows, patches in open_patches(adata, sdata, key):
-        for numbers, pixels in progress(patches.blocks(), "Reading", unit="batch"):
-            found[rows[numbers]] = pixels
-    return found
+def _load_trainable(model: str | Path | Encoder | None) -> Encoder:
+    """Encoder to fine-tune."""
+    if model is None or model == TEXTURE:
+        raise ValueError("texture can't be fine-tuned: pass model, a vision transformer as 'spafoundation' or a path.")
+    return load_encoder(model)
 
 
-def _fine_tune(
-    model: Any, n_epochs: int, learning_rate: float, batch_size: int, device: str, rng: int | np.random.Generator
-) -> tuple[Learner, Encoder]:
+def _finetuning(
+    encoder: Encoder, n_epochs: int, learning_rate: float, batch_size: int, device: str, rng: int | np.random.Generator
+) -> ExpressionRegressor:
     try:
-        from sagefm.histology.finetune import FineTune
+        from sagefm.histology.finetune import FineTunedRegressor
     except ModuleNotFoundError as error:
         if error.name != "lightning":
             raise
         raise ModuleNotFoundError("fine-tuning needs Lightning: pip install 'sagefm[histology]'.") from error
-    n_epochs, batch_size = check_whole("n_epochs", n_epochs, 1), check_whole("batch_size", batch_size, 1)
-    learning_rate = check_positive("learning_rate", learning_rate)
-    if model is None or model == TEXTURE:
-        raise ValueError("texture can't be fine-tuned: pass model, a vision transformer as 'spafoundation' or a path.")
-    encoder = load_encoder(model)
-    seed = int(np.random.default_rng(rng).integers(2**31))
-    return FineTune(encoder, n_epochs, learning_rate, batch_size, device, seed), encoder
+    return FineTunedRegressor(
+        encoder,
+        n_epochs=check_whole("n_epochs", n_epochs, 1),
+        learning_rate=check_positive("learning_rate", learning_rate),
+        batch_size=check_whole("batch_size", batch_size, 1),
+        device=device,
+        seed=int(np.random.default_rng(rng).integers(2**31)),
+    )
 
 
-def _error(target: Target, predicted: Floats) -> float:
-    """Mean squared error of the spots that have counts."""
-    return float(((target.values - predicted)[target.known].astype(np.float64) ** 2).mean())
-
-
-def _means_elsewhere(target: Target, groups: NDArray[np.str_]) -> Floats:
-    """What the mean predictor says of each spot: each gene's mean over the spots of the other folds."""
-    found = np.zeros_like(target.values)
-    for train, test in classifiers.folds(groups):
-        found[test] = target.values[train[target.known[train]]].mean(axis=0)
+def _read_pixels(adata: AnnData, sdata: SpatialData | None, key: str, encoder: Encoder) -> Array:
+    """Patches of all spots, shape (spots, size, size, 3); beyond the memory limit they lie in a file."""
+    check_size(encoder, get_params(adata, key)["size"])
+    found: Array = Scratch().empty((adata.n_obs, encoder.size, encoder.size, 3), np.uint8)
+    for rows, patches in open_patches(adata, sdata, key):
+        for numbers, pixels in progress(patches.blocks(), "Reading", unit="batch"):
+            found[rows[numbers]] = pixels
     return found
-
-
-def _score_query(
-    adata: AnnData,
-    target: Target,
-    predicted: Floats,
-    layer: str | None,
-    key: str | None,
-    reference_groups: NDArray[np.str_],
-) -> pd.DataFrame | None:
-    """Scores on the slides that were predicted, if they have counts of these genes and groups of their own."""
-    if adata.X is None and layer is None:
-        return None
-    if not set(target.genes) <= set(adata.var_names):
-        return None
-    own = read_target(adata, target.genes, layer, target.depth)
-    groups = get_column(adata, "group_key", key if key is not None and key in adata.obs else None)
-    seen = np.isin(groups, reference_groups) & (key is not None)
-    if seen.any():
-        logger.warning(
-            "%d spots are of groups that the reference has too (%s): the fit has seen these, so they aren't scored.",
-            seen.sum(),
-            ", ".join(np.unique(groups[seen])[:5]),
-        )
-    rows = own.known & ~seen
-    if not rows.any():
-        return None
-    mean = np.broadcast_to(target.values[target.known].mean(axis=0), predicted.shape)
-    return score_genes(own.values[rows], predicted[rows], groups[rows], target.genes, mean[rows])

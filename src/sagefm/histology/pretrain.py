@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._io.scratch import Scratch
-from sagefm._settings import logger, settings
-from sagefm._utils import check_whole, progress
+from sagefm._settings import logger
+from sagefm._types import Array, Floats
+from sagefm._utils import check_choice, check_whole, progress
 from sagefm.histology.encoder import Encoder, load_encoder
 from sagefm.histology.ibot import IBOT
-from sagefm.histology.locate import open_patches
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
-from sagefm.histology.views import Jitter
+from sagefm.histology.recipe import HISTOLOGY_PRESETS, HistologyRecipe
+from sagefm.histology.spot_patches import open_patches
 from sagefm.histology.vit import Shape
-from sagefm.train._trainer import interruptible, loggers, quiet
+from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,93 +35,6 @@ ROUNDS = 10  # of drawing places, of which some lie on glass
 FLAT = 1e-3  # standard deviation of features that don't differ between patches; the last norm makes it about 1
 
 
-@dataclass(frozen=True)
-class HistologyRecipe:
-    """Hyper-parameters of :func:`pretrain_histology`, such as ``sg.train.HISTOLOGY_PRESETS["small"]``.
-
-    ``dataclasses.replace`` changes some.
-
-    Parameters
-    ----------
-    shape
-        Of the vision transformer: pixels a side, pixels of a token's side, width and layers.
-    prototypes, head_width, bottleneck
-        Of the projection head: outputs, and widths of its layers.
-    batch_size
-        Patches of a step, over all devices together.
-    epochs
-        Passes over the patches.
-    learning_rate
-        Of AdamW, for this batch size, after ``warmup``; it falls to a hundredth along a cosine.
-    weight_decay
-        At the first and at the last step, along a cosine.
-    warmup, temperature_warmup
-        Shares of the steps in which the learning rate and the teacher's temperature rise.
-    momentum
-        Of the teacher at the first step; it rises to 1 along a cosine.
-    teacher_temperature
-        At the first step, and after its warm-up.
-    patch_weight
-        Weight of the loss of masked tokens. The published loss counts 0 for images without masks, which are half of
-        them: that is a weight of 0.5.
-    clip
-        Longest gradient.
-    jitter
-        How views differ from the patch.
-
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> import sagefm as sg
-    >>> replace(sg.train.HISTOLOGY_PRESETS["small"], epochs=1).epochs
-    1
-    """
-
-    shape: Shape
-    prototypes: int = 8192
-    head_width: int = 2048
-    bottleneck: int = 256
-    batch_size: int = 256
-    epochs: int = 400
-    learning_rate: float = 5e-4
-    weight_decay: tuple[float, float] = (0.04, 0.4)
-    warmup: float = 0.025
-    temperature_warmup: float = 0.125
-    momentum: float = 0.996
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    patch_weight: float = 0.5
-    clip: float = 3.0
-    jitter: Jitter = field(default_factory=Jitter)
-
-    def __post_init__(self) -> None:
-        for name in ("prototypes", "head_width", "bottleneck", "batch_size", "epochs", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} has to be above 0.")
-        for name in ("warmup", "temperature_warmup", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} has to lie from 0 to 1.")
-        if min(self.teacher_temperature) <= 0 or min(*self.weight_decay, self.patch_weight) < 0:
-            raise ValueError("temperatures have to be above 0, weight_decay and patch_weight can't be below 0.")
-
-
-HISTOLOGY_PRESETS: dict[str, HistologyRecipe] = {
-    "small": HistologyRecipe(
-        Shape(size=112, patch=16, width=192, depth=6),
-        prototypes=256,
-        head_width=512,
-        bottleneck=128,
-        batch_size=32,
-        epochs=4,
-        learning_rate=5e-4,
-        weight_decay=(0.04, 0.04),
-        warmup=0.1,
-        temperature_warmup=0.3,
-        momentum=0.95,
-    ),
-    "vit-b": HistologyRecipe(Shape(size=224, patch=16, width=768, depth=12)),
-}
-
-
 def pretrain_histology(
     slides: AnnData | SpatialData | str | Path | Sequence[AnnData | SpatialData | str | Path],
     preset: str | HistologyRecipe = "small",
@@ -130,12 +42,14 @@ def pretrain_histology(
     out: str | Path,
     n_patches: int | None = None,
     init: str | Path | Encoder | None = None,
+    resume: bool = False,
     epochs: int | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
     name: str | None = None,
     histology_key: str = _keys.HISTOLOGY,
     table_key: str = "table",
+    checkpoint_steps: int = CHECKPOINT_STEPS,
     accelerator: str = "auto",
     devices: int | str = 1,
     precision: Any = "32-true",
@@ -160,18 +74,23 @@ def pretrain_histology(
         of spots. By default four a spot.
     init
         Start from this encoder's weights. Its shape has to be the recipe's.
+    resume
+        Go on from the last checkpoint in ``run_dir``: the same batches, views, masks and, on a CPU, the same weights
+        bit for bit as without the interruption.
     epochs
         Passes over the patches, instead of the recipe's.
     seed
         Seed of places, weights, order, views and masks. On a CPU the same seed gives the same weights bit for bit.
     run_dir
-        Folder for logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
+        Folder for checkpoints and logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
     name
         Name of the encoder; by default that of the file.
     histology_key
         Which patches.
     table_key
         Table to use where a slide is a ``SpatialData``.
+    checkpoint_steps
+        Steps between checkpoints: what an interruption loses at most.
     accelerator, devices, precision
         As Lightning's ``Trainer`` takes them.
     trainer_options
@@ -188,9 +107,14 @@ def pretrain_histology(
     KeyError
         If a slide has no patches.
     ValueError
-        If the preset is unknown, ``init`` has another shape, or ``out`` another ending.
+        If the preset is unknown, ``init`` has another shape, ``out`` another ending, or ``resume`` finds the
+        checkpoint of a training with other settings or patches.
+    FileNotFoundError
+        If a slide doesn't exist, or ``resume`` finds no checkpoint.
     RuntimeError
         If the loss is not finite.
+    KeyboardInterrupt
+        On Ctrl-C; ``resume=True`` goes on from the last checkpoint.
 
     Notes
     -----
@@ -199,7 +123,7 @@ def pretrain_histology(
 
     The published training has ten small crops of each image besides the two views, drops layers at random and clips
     each weight's gradient by itself; here are no small crops and no dropped layers, and all gradients are clipped
-    together. There are no checkpoints: what is interrupted is lost.
+    together.
 
     References
     ----------
@@ -219,44 +143,37 @@ def pretrain_histology(
     ...     sg.train.pretrain_histology(slide, recipe, out=f"{folder}/tiny.safetensors", epochs=1, accelerator="cpu")
     Encoder('tiny', 32 pixels, 64 features, 99,712 parameters)
     """
-    if isinstance(preset, str) and preset not in HISTOLOGY_PRESETS:
-        raise ValueError(f"preset={preset!r} is none of {sorted(HISTOLOGY_PRESETS)}.")
+    if isinstance(preset, str):
+        check_choice("preset", preset, HISTOLOGY_PRESETS)
     recipe = HISTOLOGY_PRESETS[preset] if isinstance(preset, str) else preset
     if epochs is not None:
         recipe = replace(recipe, epochs=check_whole("epochs", epochs, 1))
     check_whole("seed", seed, 0)
-    out = Path(out).expanduser()
-    if out.suffix != ".safetensors":
-        raise ValueError(f"out={str(out)!r} has to end with .safetensors.")
+    out, folder = find_folder(out, run_dir, resume)
     listed = list(slides) if isinstance(slides, list | tuple) else [slides]
     if not listed:
         raise ValueError("slides is empty.")
     number = None if n_patches is None else check_whole("n_patches", n_patches, 1)
     first = None if init is None else load_encoder(init)
-    backbone = None if first is None else _fitting(first, recipe)
+    if first is not None:
+        _check_shape(first, recipe)
 
     patches = gather(listed, recipe.shape.size, number, seed, histology_key, table_key)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = IBOT(recipe, patches, seed=seed, backbone=backbone)
-    folder = out.with_suffix("") if run_dir is None else Path(run_dir)
-    with quiet():
-        trainer = lightning.Trainer(
-            max_epochs=recipe.epochs,
-            gradient_clip_val=recipe.clip,
-            log_every_n_steps=10,
-            logger=loggers(folder),
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=settings.progress_bars,
-            enable_model_summary=False,
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            **trainer_options,
-        )
-        with interruptible(trainer, "nothing was written"):
-            trainer.fit(module)
+        module = IBOT(recipe, patches, seed=seed, init=first)
+    trainer = fit(
+        module,
+        folder,
+        max_epochs=recipe.epochs,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        gradient_clip_val=recipe.clip,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        **trainer_options,
+    )
     training = {
         "preset": preset if isinstance(preset, str) else "own",
         "recipe": asdict(recipe),
@@ -279,7 +196,7 @@ def pretrain_histology(
 
 def gather(
     slides: Sequence[Any], size: int, n_patches: int | None, seed: int, histology_key: str, table_key: str
-) -> list[NDArray[np.uint8]]:
+) -> list[Array]:
     """Pixels of patches of each section, shape (n, size, size, 3)."""
     scratch, found = Scratch(), []
     for number, slide in enumerate(progress(slides, "Reading", unit="slide")):
@@ -296,7 +213,7 @@ def gather(
     return found
 
 
-def draw_places(patches: Patches, number: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_places(patches: Patches, number: int, rng: np.random.Generator) -> Floats:
     """Centres of patches with tissue: those of the spots, then others up to a patch's width from one."""
     glass = glass_density(patches.image)
     candidates = rng.permutation(patches.centers)[:number]
@@ -324,16 +241,15 @@ def _open(slide: Any, table_key: str) -> tuple[AnnData, SpatialData | None]:
     return get_anndata(slide, table_key), None if isinstance(slide, ad.AnnData) else slide
 
 
-def _fitting(encoder: Encoder, recipe: HistologyRecipe) -> Any:
-    """The network of an encoder of the recipe's shape."""
+def _check_shape(encoder: Encoder, recipe: HistologyRecipe) -> None:
+    """Refuse to start from an encoder of another shape than the recipe's."""
     config: Any = encoder.network.config
     found = Shape(encoder.size, int(config.patch_size), encoder.width, int(config.num_hidden_layers))
     if found != recipe.shape:
         raise ValueError(f"{encoder.name} has {found}, the recipe asks for {recipe.shape}. Change the recipe.")
-    return encoder.network
 
 
-def _check_spread(encoder: Encoder, patches: NDArray[np.uint8]) -> None:
+def _check_spread(encoder: Encoder, patches: Array) -> None:
     """Warn where all patches look the same to the encoder."""
     spread = float(encoder.embed(np.ascontiguousarray(patches[:64]), "cpu").std(axis=0).mean())
     if len(patches) > 1 and spread < FLAT:

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sagefm import _keys
-from sagefm._anndata import get_anndata
+from sagefm._anndata import get_anndata, recorded_params
 from sagefm._settings import logger
-from sagefm._slides import split_libraries
+from sagefm._types import Array, Floats32, Ints
 from sagefm._utils import check_key, check_positive
-from sagefm.histology.embed import Describe
-from sagefm.histology.expression import Fitted, Floats, Ridge, read_target
-from sagefm.histology.locate import get_params, open_patches
+from sagefm.histology.embed import FUNCTION as EMBEDDED
+from sagefm.histology.embed import FeatureExtractor, check_size
+from sagefm.histology.expression import Predictor, RidgeRegressor, read_expression
 from sagefm.histology.patches import Patches, glass_density, tissue_fraction
 from sagefm.histology.predict import FUNCTION as PREDICTED
-from sagefm.histology.predict import Regression, features
+from sagefm.histology.predict import read_features
+from sagefm.histology.prediction import Regression
+from sagefm.histology.spot_patches import as_spatialdata, find_slides, get_params, open_patches
 from sagefm.models import Encoder
-from sagefm.pp._regions.regions import add_spots, find_regions, refuse_taken
+from sagefm.pp._regions.regions import add_spots, refuse_taken
 from sagefm.pp._regions.units import find_scales
 from sagefm.tl._points import get_column, get_points, standardize_like
 
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 
 FUNCTION = "tl.superresolve_expression"
 MAX_POINTS = 5_000_000
+# Of a SpatialData: the table, its circles, and the columns that link them.
+ELEMENTS = (
+    _keys.SUPERRESOLVED_TABLE,
+    _keys.SUPERRESOLVED_CIRCLES,
+    _keys.SUPERRESOLVED_REGION,
+    _keys.SUPERRESOLVED_ID,
+)
 
 
 def superresolve_expression(
@@ -123,75 +131,64 @@ def superresolve_expression(
     >>> dense.n_obs > adata.n_obs, dense.n_vars
     (True, 20)
     """
-    from anndata import AnnData
+    import anndata as ad
 
     stride = check_positive("stride", stride)
     check_key("key_added", key_added)
-    sdata = None if isinstance(adata, AnnData) else adata
+    sdata = as_spatialdata(adata)
     adata = get_anndata(adata, table_key)
+    table, circles, region_key, instance_key = (name.format(key_added) for name in ELEMENTS)
     if sdata is not None:
-        refuse_taken(sdata, *_element_names(key_added)[:2], key_added, FUNCTION)
-    of_spots = OfSpots(adata, expression_key, None if reference is None else get_anndata(reference, table_key))
-    made_by = _made_by(adata, of_spots.use_rep)
-    describe = Describe(made_by["model"] if model is None else model, device)
+        refuse_taken(sdata, table, circles, key_added, FUNCTION)
+    fits = SpotFits(adata, expression_key, None if reference is None else get_anndata(reference, table_key))
+    made_by = _embed_params(adata, fits.use_rep)
+    extractor = FeatureExtractor(made_by["model"] if model is None else model, device)
     cut = get_params(adata, made_by["histology_key"])
-    describe.check(cut["size"])
+    check_size(extractor.encoder, cut["size"])
     library_key = cut.get("library_key")
-    libraries = split_libraries(adata, library_key)
-    labels: list[str | None] = [None] if library_key is None else list(libraries.names)
+    slides = find_slides(adata, sdata, library_key, cut["spatial_key"])
     if microns_per_unit is None:
         microns_per_unit = cut.get("microns_per_unit")
-    scales = find_scales(adata, labels, microns_per_unit)
+    scales = find_scales(adata, [slide.label for slide in slides], microns_per_unit)
     parts = []
-    slides = open_patches(adata, sdata, made_by["histology_key"])
-    for (rows, patches), label, scale in zip(slides, labels, scales, strict=True):
-        grid = _over_tissue(patches, rows, stride / scale, min_tissue)
+    opened = open_patches(adata, sdata, made_by["histology_key"])
+    for slide, (rows, patches), scale in zip(slides, opened, scales, strict=True):
+        grid = _cover_tissue(patches, rows, stride / scale, min_tissue)
         if not len(grid.patches):
             raise ValueError(
-                f"no point of {'the slide' if label is None else label} has min_tissue={min_tissue} of tissue in its "
-                "patch. Set a smaller one."
+                f"no point of {slide.title} has min_tissue={min_tissue} of tissue in its patch. Set a smaller one."
             )
         logger.info("Describing %d points, %g µm apart.", len(grid.patches), stride)
-        found = of_spots.predict(describe(grid.patches, batch_size), grid.spots)
-        obs = pd.DataFrame({_keys.HISTOLOGY_TISSUE.format(_keys.HISTOLOGY): grid.tissue})
-        obs[_keys.NEAREST_SPOT] = adata.obs_names[grid.spots].to_numpy()
-        if library_key is not None:
-            obs[library_key] = label
-        obs.index = pd.Index([f"{'' if label is None else f'{label}_'}{y:05d}x{x:05d}" for x, y in grid.place])
-        parts.append((found, obs, patches.image.coordinates(grid.patches.centers)))
-    values, obs_of, xy = zip(*parts, strict=True)
-    obs = pd.concat(obs_of)
+        expression = fits.predict(extractor(grid.patches, batch_size), grid.spots)
+        parts.append(grid.table(adata, expression, "" if slide.label is None else f"{slide.label}_"))
+    dense = ad.concat(parts)
+    dense.var_names = fits.expression.genes
+    sizes = [part.n_obs for part in parts]
     if library_key is not None:
-        obs[library_key] = pd.Categorical(obs[library_key])
-    params: dict[str, Any] = {"function": FUNCTION, "stride": stride, "model": describe.name, "min_tissue": min_tissue}
+        dense.obs[library_key] = pd.Categorical(np.repeat([slide.label for slide in slides], sizes))
+    params: dict[str, Any] = {"function": FUNCTION, "stride": stride, "model": extractor.name, "min_tissue": min_tissue}
     params |= {"expression_key": expression_key, "microns_per_unit": scales}
-    if library_key is not None:
-        params["library_key"] = library_key
-    recorded = {"params": params}
-    var = pd.DataFrame(index=pd.Index(of_spots.target.genes))
-    if of_spots.scores is not None:
-        recorded["scores"] = of_spots.scores.copy()
-        var["reliability"] = of_spots.scores["r"].reindex(var.index)
-    dense = AnnData(np.vstack(values), obs=obs, var=var, obsm={_keys.SPATIAL: np.vstack(xy)})
-    dense.uns[key_added] = recorded
+    params |= {} if library_key is None else {"library_key": library_key}
+    dense.uns[key_added] = {"params": params}
+    if fits.scores is not None:
+        dense.uns[key_added]["scores"] = fits.scores.copy()
+        dense.var["reliability"] = fits.scores["r"].reindex(dense.var_names)
     if isinstance(images := adata.uns.get(_keys.SPATIAL), Mapping):
         dense.uns[_keys.SPATIAL] = dict(images)
     logger.info("Predicted %d genes at %d points.", dense.n_vars, dense.n_obs)
-    if sdata is not None:
-        sizes = [len(found) for found in values]
-        regions = find_regions(adata, libraries)
-        sources = [region for region, size in zip(regions, sizes, strict=True) for _ in range(size)]
-        radius = np.repeat(stride / 2 / np.array(scales), sizes)
-        dense = add_spots(sdata, dense, np.vstack(xy), radius, sources, *_element_names(key_added))
-    return dense
+    if sdata is None:
+        return dense
+    regions = [slide.region for slide, size in zip(slides, sizes, strict=True) for _ in range(size)]
+    radius = np.repeat(stride / 2 / np.array(scales), sizes)
+    xy = dense.obsm[_keys.SPATIAL]
+    return add_spots(sdata, dense, xy, radius, regions, table, circles, region_key, instance_key)
 
 
-class OfSpots:
+class SpotFits:
     """The fits that predicted the spots of a slide, and which of them predicted which spot."""
 
     def __init__(self, adata: AnnData, key: str, reference: AnnData | None) -> None:
-        record = adata.uns.get(key)
-        params = record.get("params", {}) if isinstance(record, Mapping) else {}
+        params = recorded_params(adata, key)
         if params.get("function") != PREDICTED or key not in adata.obsm:
             raise KeyError(f"no prediction of spots in adata.uns[{key!r}]. Run sg.tl.predict_expression(adata) first.")
         if params["reference"] != (reference is not None):
@@ -200,24 +197,24 @@ class OfSpots:
                 if params["reference"]
                 else "the spots were predicted from each other, without a reference: leave it out."
             )
-        source = adata if reference is None else reference
-        predicted = adata.obsm[key]
-        self.use_rep, self.scores = params["use_rep"], record.get("scores")
-        self.target = read_target(source, list(predicted.columns), params.get("layer"), params["depth"])
-        self._scale, library_key = params["scale"], params.get("library_key")
-        self._points, self._slides = get_points(adata, self.use_rep), get_column(adata, "library_key", library_key)
         if params.get("method", "ridge") != "ridge":
             raise ValueError(
                 "fits of method='finetune' aren't kept. Run sg.tl.predict_expression(adata, method='ridge') first."
             )
+        source = adata if reference is None else reference
+        predicted, library_key = adata.obsm[key], params.get("library_key")
+        self.use_rep, self.scores = params["use_rep"], adata.uns[key].get("scores")
+        self.expression = read_expression(source, list(predicted.columns), params.get("layer"), params["depth"])
+        self._scale, self._points = params["scale"], get_points(adata, self.use_rep)
+        self._slides = get_column(adata, "library_key", library_key)
         groups = get_column(source, "group_key", params.get("group_key", library_key))
-        inputs = features(source, self._scale, self.use_rep, library_key)
-        regression = Regression(inputs, self.target, groups, Ridge())
-        self._fits: list[Fitted] = []
+        inputs = read_features(source, self._scale, self.use_rep, library_key)
+        regression = Regression(inputs, self.expression, groups, RidgeRegressor())
+        self._fits: list[Predictor] = []
         self._fit_of = np.zeros(adata.n_obs, dtype=int)
         if reference is None:
-            for number, (rows, fitted) in enumerate(regression.folds()):
-                self._fits.append(fitted)
+            for number, (_, rows, fit) in enumerate(regression.folds()):
+                self._fits.append(fit)
                 self._fit_of[rows] = number
         else:
             self._fits.append(regression.fit())
@@ -228,25 +225,25 @@ class OfSpots:
                 "used. Run sg.tl.predict_expression(adata) again."
             )
 
-    def predict(self, features: NDArray[Any], spots: NDArray[np.int64]) -> Floats:
+    def predict(self, features: Array, spots: Ints) -> Floats32:
         """Expression at some points, each predicted as one of the spots is (rows of the slide)."""
         if features.shape[1] != self._points.shape[1]:
             raise ValueError(
                 f"the model gives {features.shape[1]} features, obsm[{self.use_rep!r}] has {self._points.shape[1]}. "
                 "Pass the model that made them."
             )
-        found = np.empty((len(features), len(self.target.genes)), dtype=np.float32)
-        slides = self._slides[spots]
-        for slide in np.unique(slides):
-            rows = slides == slide
-            inputs = features[rows]
-            if self._scale == "slide":  # by what was seen at the spots
-                inputs = standardize_like(inputs, self._points[self._slides == slide])
-            of_fit = self._fit_of[spots[rows]]
-            part = np.empty((len(inputs), found.shape[1]), dtype=np.float32)
-            for number in np.unique(of_fit):
-                part[of_fit == number] = self._fits[number](inputs[of_fit == number])
-            found[rows] = part
+        if self._scale == "slide":  # by what was seen at the spots
+            inputs, slides = np.empty(features.shape, dtype=np.float32), self._slides[spots]
+            for slide in np.unique(slides):
+                inputs[slides == slide] = standardize_like(
+                    features[slides == slide], self._points[self._slides == slide]
+                )
+        else:
+            inputs = features
+        found = np.empty((len(features), len(self.expression.genes)), dtype=np.float32)
+        fit_of = self._fit_of[spots]
+        for number in np.unique(fit_of):
+            found[fit_of == number] = self._fits[number](inputs[fit_of == number])
         return found
 
 
@@ -255,12 +252,22 @@ class Grid:
     """Points over the tissue of a slide: their patches, columns and rows, tissue, and nearest spots (rows)."""
 
     patches: Patches
-    place: NDArray[np.int64]
-    tissue: NDArray[np.float32]
-    spots: NDArray[np.int64]
+    place: Ints
+    tissue: Floats32
+    spots: Ints
+
+    def table(self, adata: AnnData, expression: Floats32, prefix: str) -> AnnData:
+        """Return the points as observations, whose names begin with ``prefix``."""
+        from anndata import AnnData
+
+        obs = pd.DataFrame({_keys.HISTOLOGY_TISSUE.format(_keys.HISTOLOGY): self.tissue})
+        obs[_keys.NEAREST_SPOT] = adata.obs_names[self.spots].to_numpy()
+        obs.index = pd.Index([f"{prefix}{y:05d}x{x:05d}" for x, y in self.place])
+        xy = self.patches.image.coordinates(self.patches.centers)
+        return AnnData(expression, obs=obs, obsm={_keys.SPATIAL: xy})
 
 
-def _over_tissue(patches: Patches, rows: NDArray[np.int64], step: float, min_tissue: float) -> Grid:
+def _cover_tissue(patches: Patches, rows: Ints, step: float, min_tissue: float) -> Grid:
     """Square grid, ``step`` in the unit of the spots' coordinates, where there is tissue and a spot not far."""
     from scipy.spatial import cKDTree
 
@@ -280,24 +287,12 @@ def _over_tissue(patches: Patches, rows: NDArray[np.int64], step: float, min_tis
     return Grid(replace(over, centers=over.centers[kept]), place[kept], tissue[kept], rows[nearest[kept]])
 
 
-def _made_by(adata: AnnData, use_rep: str) -> dict[str, Any]:
+def _embed_params(adata: AnnData, use_rep: str) -> Mapping[str, Any]:
     """What made the features, so that more of them can be made."""
-    record = adata.uns.get(use_rep)
-    params = record.get("params", {}) if isinstance(record, Mapping) else {}
-    if params.get("function") != "tl.histology_embed":
+    params = recorded_params(adata, use_rep)
+    if params.get("function") != EMBEDDED:
         raise ValueError(
             f"obsm[{use_rep!r}] isn't of sg.tl.histology_embed, so there is no telling what it would be between the "
             "spots. Run sg.tl.histology_embed(adata) and sg.tl.predict_expression(adata)."
         )
-    return dict(params)
-
-
-def _element_names(key: str) -> tuple[str, str, str, str]:
-    """Of a SpatialData: the table, its circles, and the columns that link them."""
-    names = (
-        _keys.SUPERRESOLVED_TABLE,
-        _keys.SUPERRESOLVED_CIRCLES,
-        _keys.SUPERRESOLVED_REGION,
-        _keys.SUPERRESOLVED_ID,
-    )
-    return tuple(name.format(key) for name in names)  # type: ignore[return-value]
+    return params

@@ -23,18 +23,18 @@ EPS = 1e-6  # of the layer norms of timm and of the published systems; transform
 PREFIX = re.compile(r"^((module|backbone|encoder|teacher)\.)+")
 # Parts that pretraining leaves in a checkpoint and an encoder doesn't have.
 LEFT_OUT = re.compile(r"^(head\.|mask(ed)?_(token|embed)$)")
-WHOLE = {
+# What transformers calls the parts; {} is the number of a layer, and "qkv" three parts there.
+NAMES = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
-}
-IN_BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.o_proj",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+    "blocks.{}.norm1": "layers.{}.layernorm_before",
+    "blocks.{}.attn.qkv": "layers.{}.attention.qkv",
+    "blocks.{}.attn.proj": "layers.{}.attention.o_proj",
+    "blocks.{}.norm2": "layers.{}.layernorm_after",
+    "blocks.{}.mlp.fc1": "layers.{}.mlp.fc1",
+    "blocks.{}.mlp.fc2": "layers.{}.mlp.fc2",
 }
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -130,57 +130,47 @@ def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name = PREFIX.sub("", published)
         if LEFT_OUT.match(name):
             continue
-        for ours in _names(name):
-            if ours in named:
-                raise ValueError(f"{published!r} is there twice, under two prefixes")
-            named[ours] = tensor
-        if name.partition(".attn.qkv.")[2]:
+        name = _rename(name, NAMES)
+        parts = {name: tensor}
+        if ".qkv." in name:
             if tensor.ndim < 1 or len(tensor) % len(QKV):
                 raise ValueError(f"{published!r} has shape {tuple(tensor.shape)}, not of three layers")
-            named |= dict(zip(_names(name), tensor.chunk(len(QKV)), strict=True))
+            parts = {name.replace("qkv", part): rows for part, rows in zip(QKV, tensor.chunk(len(QKV)), strict=True)}
+        if named.keys() & parts:
+            raise ValueError(f"{published!r} is there twice, under two prefixes")
+        named |= parts
     return named
-
-
-def _names(published: str) -> list[str]:
-    """What transformers calls a weight; three names for those of ``qkv``."""
-    stem, _, kind = published.rpartition(".")
-    if published in WHOLE:
-        return [WHOLE[published]]
-    if stem in WHOLE:
-        return [f"{WHOLE[stem]}.{kind}"]
-    if match := re.fullmatch(r"blocks\.(\d{1,3})\.(.+)", stem):
-        layer, part = match.groups()
-        if part == "attn.qkv":
-            return [f"layers.{int(layer)}.attention.{name}.{kind}" for name in QKV]
-        if part in IN_BLOCK:
-            return [f"layers.{int(layer)}.{IN_BLOCK[part]}.{kind}"]
-    raise ValueError(f"{published!r} is no weight of a ViT")
 
 
 def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`from_published`."""
-    whole = {ours: published for published, ours in WHOLE.items()}
-    in_block = {ours: published for published, ours in IN_BLOCK.items()}
+    published = {ours: name for name, ours in NAMES.items()}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        stem, _, kind = name.rpartition(".")
-        if name in whole:
-            found[whole[name]] = tensor
-        elif stem in whole:
-            found[f"{whole[stem]}.{kind}"] = tensor
-        elif match := re.fullmatch(r"layers\.(\d+)\.(.+)", stem):
-            layer, part = match.groups()
-            if part in in_block:
-                found[f"blocks.{layer}.{in_block[part]}.{kind}"] = tensor
-            elif part == f"attention.{QKV[0]}":
-                parts = [tensors[f"layers.{layer}.attention.{of}.{kind}"] for of in QKV]
-                found[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+        if f".{QKV[0]}." in name:
+            parts = [tensors[name.replace(QKV[0], part)] for part in QKV]
+            found[_rename(name.replace(QKV[0], "qkv"), published)] = torch.cat(parts)
+        elif not any(f".{part}." in name for part in QKV):
+            found[_rename(name, published)] = tensor.contiguous()
+    return found
+
+
+def _rename(name: str, names: dict[str, str]) -> str:
+    """Name of a weight in the other layout."""
+    if name in names:
+        return names[name]
+    stem, _, kind = name.rpartition(".")
+    layer = re.search(r"\.(\d{1,3})\.", stem)
+    number = layer[1] if layer else ""
+    part = stem.replace(f".{number}.", ".{}.", 1) if layer else stem
+    if part not in names:
+        raise ValueError(f"{name!r} is no weight of a ViT")
+    return f"{names[part].format(number)}.{kind}"
 
 
 def _shape(named: dict[str, Tensor]) -> Shape:
     """What the weights' shapes say of the ViT."""
-    projection, positions = named["embeddings.patch_embeddings.projection.weight"], named[WHOLE["pos_embed"]]
+    projection, positions = named["embeddings.patch_embeddings.projection.weight"], named[NAMES["pos_embed"]]
     if projection.ndim != 4 or positions.ndim != 3:
         raise ValueError(f"pos_embed and patch_embed.proj have {positions.ndim} and {projection.ndim} dimensions")
     width, _, patch, _ = projection.shape

@@ -10,8 +10,8 @@ from sagefm.pp._regions.from_pseudospots import from_pseudospots
 from sagefm.pp._regions.pseudospots import pseudospots
 
 if TYPE_CHECKING:
-    from sagefm.histology.locate import histology_patches
+    from sagefm.histology.spot_patches import histology_patches
 
 __all__ = ["align_genes", "assess", "from_pseudospots", "histology_patches", "neighborhood_graph", "pseudospots"]
 
-__getattr__ = _lazy.attach(__name__, {"histology_patches": "sagefm.histology.locate"})
+__getattr__ = _lazy.attach(__name__, {"histology_patches": "sagefm.histology.spot_patches"})

@@ -9,7 +9,8 @@ from sagefm.train._prepare import prepare_corpus
 from sagefm.train._recipe import PRESETS, Recipe
 
 if TYPE_CHECKING:
-    from sagefm.histology.pretrain import HISTOLOGY_PRESETS, HistologyRecipe, pretrain_histology
+    from sagefm.histology.pretrain import pretrain_histology
+    from sagefm.histology.recipe import HISTOLOGY_PRESETS, HistologyRecipe
     from sagefm.train._pretrain import pretrain
 
 __all__ = [
@@ -29,7 +30,7 @@ __getattr__ = _lazy.attach(
     {
         "pretrain": "sagefm.train._pretrain",
         "pretrain_histology": "sagefm.histology.pretrain",
-        "HistologyRecipe": "sagefm.histology.pretrain",
-        "HISTOLOGY_PRESETS": "sagefm.histology.pretrain",
+        "HistologyRecipe": "sagefm.histology.recipe",
+        "HISTOLOGY_PRESETS": "sagefm.histology.recipe",
     },
 )

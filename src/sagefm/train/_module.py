@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from sagefm.train._niche import Niche
 from sagefm.train._recipe import Recipe
 from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS, Stream
+from sagefm.train._trainer import ResumableModule, derive_seed
 
 
 def masked_squared_error(prediction: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def masked_squared_error(prediction: Tensor, truth: Tensor, mask: Tensor) -> Ten
     return torch.dot(error.flatten(), error.flatten())
 
 
-class MaskedCenter(lightning.LightningModule):
+class MaskedCenter(ResumableModule):
     """Trains a network to predict the masked genes of central spots.
 
     The step runs the canonical form, whose gradients are those of one complete graph a spot.
@@ -62,8 +62,6 @@ class MaskedCenter(lightning.LightningModule):
         self.network = network
         self.niche = niche
         self.corpus, self.recipe, self.seed, self.shuffle_spots = corpus, recipe, seed, shuffle_spots
-        self._batches_done = 0
-        self._first_batch = 0
         self._scores: dict[str, RunningScores] = {}
 
     def _stream(self, split: str, **options: Any) -> Stream:
@@ -86,7 +84,7 @@ class MaskedCenter(lightning.LightningModule):
             world_size=self.trainer.world_size,
             epoch=lambda: self.current_epoch,
         )
-        stream.first_batch = self._first_batch
+        stream.first_batch = self.first_batch
         return stream
 
     def val_dataloader(self) -> Iterable[Any]:
@@ -119,13 +117,7 @@ class MaskedCenter(lightning.LightningModule):
             niche_loss = self.niche(embedding, spots) / n_spots * self.trainer.world_size
             self.log("niche_loss", niche_loss.detach(), batch_size=len(spots.center))
             loss = loss + self.recipe.niche_weight * niche_loss
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"the loss is {loss.item()} at step {self.global_step}. Lower learning_rate, or train with "
-                "precision='32-true'; the last checkpoint is from before."
-            )
-        self._batches_done = index + 1
-        return loss
+        return self.check_loss(loss)
 
     def on_validation_epoch_start(self) -> None:
         """Start the scores anew."""
@@ -171,45 +163,22 @@ class MaskedCenter(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record where in the epoch the data is, and which training this is."""
-        checkpoint["batches_done"] = self._batches_done
-        checkpoint["training"] = self._settings()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where the data was; not from an earlier training in the same folder.
-
-        Raises
-        ------
-        ValueError
-            If it is the checkpoint of a training with other settings.
-        """
-        settings = self._settings()
-        found = checkpoint.get("training", settings)
-        if changed := [name for name in settings if settings[name] != found.get(name)]:
-            raise ValueError(
-                f"the last checkpoint is of another training: {changed[0]} is {settings[changed[0]]!r} here and was "
-                f"{found.get(changed[0])!r} there. Resume with the same settings, or leave resume (--resume) out to "
-                "train from the start."
-            )
-        self._first_batch = checkpoint["batches_done"]
-
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What tells one training from another."""
         recipe = asdict(self.recipe)
         if self.recipe.schedule == "plateau":  # which may go on for longer
             del recipe["max_epochs"]
         sections = self.corpus.sections[["digest", "split"]].to_csv()
         return {
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in recipe.items()},
+            **recipe,
             "seed": self.seed,
             "corpus": hashlib.sha256(sections.encode()).hexdigest(),
         }
 
 
-@contextmanager
-def _seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
+@contextlib.contextmanager
+def _seeded(place: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Random numbers of torch from a seed of our own, with those of the user put back after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
+        torch.manual_seed(derive_seed(*place))
         yield

@@ -8,14 +8,12 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import nn
 
 from sagefm import models
-from sagefm._io.files import atomic
-from sagefm._settings import logger, settings
-from sagefm._utils import check_whole
+from sagefm._settings import logger
+from sagefm._utils import check_choice, check_whole
 from sagefm.benchmark import evaluate_imputation
 from sagefm.models import Model
 from sagefm.train._corpus import Corpus
@@ -24,7 +22,7 @@ from sagefm.train._niche import Niche
 from sagefm.train._recipe import PRESETS, Recipe
 from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS
-from sagefm.train._trainer import interruptible, loggers, quiet
+from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
 # Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
 START_GAIN = 0.7
@@ -43,7 +41,7 @@ def pretrain(
     half: bool = True,
     seed: int = 0,
     shuffle_spots: int = SHUFFLE_SPOTS,
-    checkpoint_steps: int = 200,
+    checkpoint_steps: int = CHECKPOINT_STEPS,
     accelerator: str = "auto",
     devices: int | str = 1,
     num_nodes: int = 1,
@@ -128,22 +126,16 @@ def pretrain(
     Model('tiny', sage 8-8, 378,588 parameters, 14,558 genes)
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise ValueError(f"preset={preset!r} is none of {sorted(PRESETS)}.")
+    if isinstance(preset, str):
+        check_choice("preset", preset, PRESETS)
     recipe = PRESETS[preset] if isinstance(preset, str) else preset
     check_whole("seed", seed, 0)
-    out = Path(out)
-    if out.suffix != ".safetensors":
-        raise ValueError(f"out={str(out)!r} has to end with .safetensors.")
+    out, folder = find_folder(out, run_dir, resume)
     validates = bool(corpus.names(VALIDATE))
     if not validates and (recipe.patience is not None or recipe.schedule == "plateau"):
         raise ValueError("the recipe watches the validation loss, but the corpus has no section to validate on.")
-    folder = out.with_suffix("") if run_dir is None else Path(run_dir)
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume and not last.exists():
-        raise FileNotFoundError(f"no checkpoint at {last} to resume from.")
     module = build(corpus, recipe, init=init, seed=seed, shuffle_spots=shuffle_spots)
-    trainer = fit(
+    trainer = fit_recipe(
         module,
         folder,
         resume=resume,
@@ -179,38 +171,20 @@ def build(
         return module_class(network, corpus, recipe, niche=niche, seed=seed, shuffle_spots=shuffle_spots)
 
 
-def fit(
-    module: MaskedCenter, folder: Path, *, resume: bool = False, checkpoint_steps: int = 200, **trainer_options: Any
-) -> lightning.Trainer:
+def fit_recipe(module: MaskedCenter, folder: Path, **options: Any) -> lightning.Trainer:
     """Train by the module's recipe; afterwards the module holds the weights to keep."""
     recipe, validates = module.recipe, bool(module.corpus.names(VALIDATE))
-    last = folder / "checkpoints" / "last.ckpt"
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", enable_version_counter=False)
-    callbacks: list[Callback] = [_Last(last, checkpoint_steps)]
+    callbacks: list[Callback] = []
     if recipe.average_from is not None:
         callbacks.append(_TailAverage(int(recipe.average_from * recipe.max_epochs)))
     elif validates:
         callbacks.append(best)
     if recipe.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
-    with quiet():
-        trainer = lightning.Trainer(
-            max_epochs=recipe.max_epochs,
-            log_every_n_steps=10,
-            callbacks=callbacks,
-            logger=loggers(folder),
-            limit_val_batches=None if validates else 0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=settings.progress_bars,
-            enable_model_summary=False,
-            **trainer_options,
-        )
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = _AtomicCheckpointIO()
-        with interruptible(trainer, "resume=True goes on from the last checkpoint"):
-            trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
-    if recipe.average_from is None and validates and best.best_model_path:
+    options |= {"max_epochs": recipe.max_epochs, "limit_val_batches": None if validates else 0}
+    trainer = fit(module, folder, callbacks=callbacks, **options)
+    if best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"])
     return trainer
 
@@ -230,7 +204,7 @@ def _network(recipe: Recipe, corpus: Corpus, init: str | Path | Model | None) ->
                 f"{start.name} is a {start.architecture} of widths {start.hidden}, the recipe asks for a "
                 f"{recipe.architecture} of widths {recipe.hidden}. Change the recipe."
             )
-        network.load_state_dict(start.network.state_dict())
+        network.load_state_dict(start.weights.state_dict())
     elif recipe.start_at_mean:
         gene_mean = corpus.gene_mean(TRAIN)
         gain = START_GAIN if recipe.architecture == "sage" else 0.0
@@ -288,36 +262,6 @@ def _finish(
     model.save(out, half=half)
     logger.info("Wrote %s (%.1f MB).", out, out.stat().st_size / 1e6)
     return model
-
-
-class _Last(Checkpoint):
-    """Save every so many steps, or at the next where the run can go on from: in the middle of an epoch.
-
-    Lightning (2.6) resumes after the last batch of an epoch without what is due then, validation, average and schedule,
-    and without the epoch that comes next.
-    """
-
-    def __init__(self, path: Path, n_steps: int) -> None:
-        self._path, self._n_steps, self._saved = path, n_steps, 0
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._saved = trainer.global_step
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any) -> None:
-        n_batches = arguments[-1] + 1
-        is_step = n_batches % trainer.accumulate_grad_batches == 0  # gradients of half a step would be lost
-        if is_step and not trainer.is_last_batch and trainer.global_step >= self._saved + self._n_steps:
-            trainer.save_checkpoint(self._path, weights_only=False)
-            self._saved = trainer.global_step
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the last checkpoint: Lightning writes in the system's folder, from where moving may be copying."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as partial:
-            torch.save(checkpoint, partial)
 
 
 class _TailAverage(WeightAveraging):
