@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sagefm._utils import check_choice
-
-PUBLISHED_HIDDEN = (1024, 512, 512, 512, 1024)
+from sagefm.models._architectures import PUBLISHED_HIDDEN
 
 
 @dataclass(frozen=True)
