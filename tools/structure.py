@@ -3,8 +3,8 @@
 python tools/structure.py [--start SECTION.h5ad]
 
 Lines of code are lines with a token that is no comment, outside docstrings. Imports inside functions count, those for
-type checkers do not. A repeated block is six or more equal lines of code in a row, without imports and signatures, since
-tools share their parameters on purpose.
+type checkers do not. A repeated block is six or more equal lines of code in a row; imports and signatures are left out,
+since tools share their parameters on purpose.
 """
 
 from __future__ import annotations
