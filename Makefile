@@ -3,17 +3,26 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test lint docs dist evaluation mini clean
+.PHONY: demo test test-all test-rest lint docs dist evaluation mini clean
 
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
 
-# Each process begins with files of its own, whose tests share slides and models, and takes over from others when done.
-test: .venv/.test
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal
+# Tests run in as many processes as there are cores, one thread each. A process takes whole files, whose tests share
+# slides and models, and helps the others when it is done.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal
 
-lint: .venv/.test
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+test: .venv/.dev  # the fast tier
+	$(PYTEST) -m "not slow and not process"
+
+test-rest: .venv/.dev  # what the fast tier leaves out
+	$(PYTEST) -m "slow or process"
+
+test-all: .venv/.dev
+	$(PYTEST)
+
+lint: .venv/.dev
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/pre-commit run --all-files
 
 docs: .venv/.doc
 	.venv/bin/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
@@ -30,7 +39,7 @@ dist: .venv/.base
 	cd dist/try && bin/sagefm --version && bin/sagefm demo --out demo
 
 # SECTIONS is a folder of .h5ad with raw counts, coordinates and a column "donor".
-evaluation: .venv/.test
+evaluation: .venv/.dev
 	.venv/bin/python evaluation/ablation.py $(SECTIONS)
 	.venv/bin/python evaluation/imputation.py $(SECTIONS)
 	.venv/bin/python evaluation/trust.py $(SECTIONS)
@@ -49,16 +58,17 @@ mini: .venv/.doc
 .venv/.base: $(INPUTS)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing sagefm into .venv (several minutes the first time)"
+	$(PIP) "pip>=25.1"  # the first with dependency groups
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -e .
 	touch $@
 
-.venv/.test: .venv/.base
-	$(PIP) -e '.[test]'
+.venv/.dev: .venv/.base
+	$(PIP) -e '.[histology,train]' --group dev
 	touch $@
 
 .venv/.doc: .venv/.base
-	$(PIP) -e '.[doc]'
+	$(PIP) -e '.[histology,train]' --group doc
 	touch $@
 
 clean:
