@@ -51,8 +51,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # Types of other libraries are named, not linked: the docs build without a network.
-# So are sagefm's private modules, which annotations may come from.
-nitpick_ignore_regex = [("py:.*", r"(?!sagefm).*"), ("py:.*", r"sagefm\..*\._.*")]
+# So are sagefm's private modules and those of histology, which annotations may come from.
+nitpick_ignore_regex = [("py:.*", r"(?!sagefm).*"), ("py:.*", r"sagefm\..*\._.*"), ("py:.*", r"sagefm\.histology\..*")]
 
 # Formulas as MathML, which browsers draw by themselves: no script has to come from elsewhere.
 html_math_renderer = "mathml"
