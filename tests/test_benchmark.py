@@ -121,7 +121,7 @@ def test_evaluation_is_the_plain_loop(model):
     adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
     sg.pp.neighborhood_graph(adata)
     before = set(adata.var), set(adata.uns)
-    table = sg.benchmark.evaluate_imputation(adata, model, seed=3)
+    table = sg.benchmark.evaluate_imputation(adata, model, rng=3)
     assert (set(adata.var), set(adata.uns)) == before
 
     sg.pp.align_genes(adata)
@@ -190,7 +190,7 @@ def test_missingness_is_the_plain_loop(model, mask_by):
     """Genes hidden in a dense slide before anything reads it."""
     adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
     sg.pp.neighborhood_graph(adata)
-    curve = sg.benchmark.missingness_curve(adata, model, fractions=[0.6, 0.2], mask_by=mask_by, seed=3)
+    curve = sg.benchmark.missingness_curve(adata, model, fractions=[0.6, 0.2], mask_by=mask_by, rng=3)
     assert curve["fraction"].tolist() == [0.3, 0.2, 0.6] * 6
     sg.pp.align_genes(adata)
     x = np.zeros((adata.n_obs, 14558), dtype=np.float32)
@@ -210,7 +210,7 @@ def test_missingness_is_the_plain_loop(model, mask_by):
             assert found == pytest.approx(plain[list(found)].to_dict(), rel=1e-3, abs=1e-5), name
         if mask_by == "slide":
             assert here.loc["neighbour mean", "rmse"] == pytest.approx(here.loc["zeros", "rmse"])
-    center = sg.benchmark.evaluate_imputation(adata, model, seed=3)
+    center = sg.benchmark.evaluate_imputation(adata, model, rng=3)
     found = curve[curve["task"] == "center"].set_index("predictor")
     assert found["rmse"].to_dict() == pytest.approx(center["rmse"].to_dict())
 

@@ -126,7 +126,7 @@ def test_random_split_keeps_donors_together(slides, tmp_path):
     splits = set()
     for seed in range(4):
         path = tmp_path / f"{seed}.zarr"
-        corpus = sg.train.prepare_corpus(slides, path, fractions=(0.5, 0.25, 0.25), seed=seed)
+        corpus = sg.train.prepare_corpus(slides, path, fractions=(0.5, 0.25, 0.25), rng=seed)
         assert corpus.sections.groupby("donor")["split"].nunique().max() == 1
         assert corpus.sections.groupby("split", observed=False)["group"].nunique().to_dict() == {
             "train": 2,

@@ -12,6 +12,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, recorded_params
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Array, Floats32, Ints
 from sagefm._utils import check_key, check_positive
@@ -43,6 +44,7 @@ ELEMENTS = (
 )
 
 
+@fill_docstring
 def superresolve_expression(
     adata: AnnData | SpatialData,
     stride: float = 50.0,
@@ -79,14 +81,12 @@ def superresolve_expression(
         farther from every spot than spots are from each other.
     expression_key
         Which prediction of spots.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
+    {device}
     batch_size
         Patches at a time.
     key_added
         Name of what is recorded in the new table; of a ``SpatialData``, of the elements that are added.
-    table_key
-        Table to use where ``adata`` or ``reference`` is a ``SpatialData``.
+    {table_key}
 
     Returns
     -------
