@@ -73,7 +73,7 @@ def test_corpus_is_compact(corpus):
 
 def test_sections_evaluate_as_they_are(corpus, tiny):
     table = sg.benchmark.evaluate_imputation(corpus.iter_sections("validate"), tiny)
-    assert table.loc["neighbour mean", "n_spots"] == corpus.sections.loc["s2", "n_spots"]
+    assert table.loc["neighbor mean", "n_spots"] == corpus.sections.loc["s2", "n_spots"]
 
 
 def test_every_container(slides, corpus, tmp_path):

@@ -178,7 +178,7 @@ def evaluate_imputation(
     >>> sg.pp.neighborhood_graph(adata)
     >>> table = sg.benchmark.evaluate_imputation(adata, "sagefm-mini")
     >>> list(table.index)[-2:]
-    ['neighbour mean', 'depth-scaled neighbour mean']
+    ['neighbor mean', 'depth-scaled neighbor mean']
     """
     if not 0 < mask_fraction < 1:
         raise ValueError(f"mask_fraction={mask_fraction!r} has to lie between 0 and 1.")

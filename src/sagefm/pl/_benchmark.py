@@ -165,7 +165,7 @@ def missingness_curve(
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
     >>> curve = sg.benchmark.missingness_curve(adata, "sagefm-mini", fractions=[0.1, 0.5, 0.9])
-    >>> ax = sg.pl.missingness_curve(curve, predictors=["sagefm-mini", "neighbour mean"], show=False)
+    >>> ax = sg.pl.missingness_curve(curve, predictors=["sagefm-mini", "neighbor mean"], show=False)
     """
     choose(metric, [name for name in ERRORS if name in curve], "metric", "the table")
     names = choose(predictors, curve["predictor"], "predictor", "the table")

@@ -81,7 +81,7 @@ def assess(
         - ``depth``: median counts of a spot in the model's genes (of each slide, if the graph knows several; here and
           below the worst one is named); what a panel leaves out is made up for by the
           share that its genes have of the counts in training.
-        - ``neighbours``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
+        - ``neighbors``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
           many as in training.
         - ``lattice``: arrangement and spacing of the spots.
         - ``expression``: median cosine distance of the spots' neighbourhood means to the nearest of the training
@@ -170,7 +170,7 @@ def _check_slides(
         found_by_slide.append(
             [
                 _checks.depth(totals[spots], alignment, model.calibration),
-                _checks.neighbours(graph, spots, distances, model),
+                _checks.neighbors(graph, spots, distances, model),
                 _checks.lattice(distances, model.calibration),
                 _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
             ]
