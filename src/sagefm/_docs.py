@@ -72,7 +72,10 @@ TEXTS = {
     "device": """device
     ``"cuda"``, ``"mps"`` or ``"cpu"``. ``"auto"`` chooses the first of these that is available.""",
     "batch_size": """batch_size
-    Number of spots per batch. It affects memory and speed, but not the results. By default, 2,048.""",
+    Number of spots per batch. It affects memory and speed, but not the results. By default, 2,048 (1,024 in
+    ``perturb_lr`` and ``perturb_targets``).""",
+    "n_patches": """batch_size
+    Number of patches per batch. It affects memory and speed, but not the results.""",
     "dtype": """dtype
     Precision of matrix products. ``"tf32"`` needs a recent CUDA GPU, ``"bfloat16"`` works on any GPU. The page "Speed
     and memory" of the documentation lists the errors of both.""",

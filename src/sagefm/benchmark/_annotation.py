@@ -52,9 +52,9 @@ def evaluate_annotation(
         Representations in ``obsm``. A name with ``{{group}}`` stands for several, one for each held-out group, such as
         embeddings by models that were trained without it.
     group_key
-        Column of ``obs`` with what is never split: the donor.
+        Column of ``obs`` with the groups that are held out together, ideally donors.
     library_key
-        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
+        Column of ``obs`` with the slide of each spot. By default, ``group_key``.
     {merge}
     classifier
         ``"forest"``, ``"mlp"``, or both.

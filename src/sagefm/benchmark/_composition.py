@@ -50,9 +50,9 @@ def evaluate_composition(
     use_reps
         Representations in ``obsm``, as of :func:`evaluate_annotation`.
     group_key
-        Column of ``obs`` with what is never split: the donor.
+        Column of ``obs`` with the groups that are held out together, ideally donors.
     library_key
-        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
+        Column of ``obs`` with the slide of each spot. By default, ``group_key``.
     n_layers
         Layers of the network; 2, 3, or both.
     {scale}

@@ -52,8 +52,7 @@ def histology_embed(
     {device}
     {histology_key}
     {key_added}
-    batch_size
-        Patches at a time; it changes memory and speed only.
+    {n_patches}
     {table_key}
     {copy}
 

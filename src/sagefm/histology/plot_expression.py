@@ -59,9 +59,9 @@ def predicted_expression(
     expression_key
         Where :func:`sagefm.tl.predict_expression` wrote, its ``key_added``.
     layer
-        Layer with the raw counts; by default the one that was learned from.
+        Layer with raw counts. By default, the one that the prediction was trained on.
     library_key
-        Column of ``obs`` with the slide of each spot; by default the one that was predicted with.
+        Column of ``obs`` with the slide of each spot. By default, the one that the prediction used.
     {library_id}
     {spatial_key}
     {cmap}
@@ -144,7 +144,7 @@ def superresolved_expression(
     {library_id}
     {cmap}
     table_key
-        Table to use where ``adata`` is a ``SpatialData``, such as ``"superresolved"``.
+        Table to use in ``SpatialData`` objects, such as ``"superresolved"``.
     {show}
     {save}
     {return_fig}

@@ -74,15 +74,15 @@ def predict_expression(
         ``"ridge"``, a regression of the features; or ``"finetune"``, the encoder trained along with a layer norm and
         a linear layer on top, which wants a GPU and the patches of :func:`sagefm.pp.histology_patches`.
     scale
-        Of ``"ridge"``: ``"slide"`` standardises the features within each slide, which takes differences in staining;
-        ``"none"`` leaves them; ``"auto"`` takes what predicts held-out groups better (``"slide"`` where there is one
-        group).
+        For ``"ridge"``: ``"slide"`` standardizes the features within each slide, which removes differences in staining.
+        ``"none"`` does not. ``"auto"`` chooses the option that predicts held-out groups better, and ``"slide"`` if
+        there is only one group.
     model
-        Encoder to fine-tune; by default what made the features. The rest is of fine-tuning too:
+        Encoder to fine-tune. By default, the one that computed the features.
     n_epochs, learning_rate, batch_size
-        Of Adam; patches are turned and mirrored at random. The defaults are SpaFoundation's, for its pretrained
-        ViT-B; an encoder of :func:`sagefm.train.pretrain_histology`'s preset ``"small"`` learns next to nothing at
-        ``1e-5`` and wants ``1e-4``.
+        Settings of fine-tuning by Adam. Patches are turned and mirrored at random. The defaults are SpaFoundation's,
+        for its pretrained ViT-B. An encoder of :func:`sagefm.train.pretrain_histology`'s preset ``"small"`` learns next
+        to nothing at ``1e-5`` and needs ``1e-4``.
     {device}
     {rng}
     {layer}

@@ -74,7 +74,7 @@ def histology_patches(
     spatial_key
         Coordinates in ``obsm``; of a ``SpatialData`` without them, those of the regions that the table annotates.
     key_added
-        Name of what is written.
+        Prefix of the keys to write the results to.
     {table_key}
     {copy}
 

@@ -73,19 +73,18 @@ def superresolve_expression(
     reference
         What :func:`predict_expression` learned from, if that was a reference.
     model
-        Encoder of the features; by default the one that :func:`histology_embed` recorded.
+        Encoder of the features. By default, the one that :func:`histology_embed` recorded.
     microns_per_unit
-        µm per unit of the coordinates; by default from Space Ranger's scale factors.
+        µm per unit of the coordinates. By default, Space Ranger's scale factors give it.
     min_tissue
         Points whose patch is less tissue than this are left out; fat is hardly more than glass. So are points that are
         farther from every spot than spots are from each other.
     expression_key
         Which prediction of spots.
     {device}
-    batch_size
-        Patches at a time.
+    {n_patches}
     key_added
-        Name of what is recorded in the new table; of a ``SpatialData``, of the elements that are added.
+        Key of the record in the new table. In a ``SpatialData``, also the name of the elements that are added.
     {table_key}
 
     Returns

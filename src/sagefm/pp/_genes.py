@@ -62,7 +62,7 @@ def align_genes(
     adata
         Slide.
     model
-        Model whose vocabulary to use: a name, a path or a loaded model. By default the 14,558 genes of the
+        Name or path of a model whose vocabulary is used, or a loaded model. By default, the 14,558 genes of the
         published model, which ``sagefm-mini`` shares.
     {gene_symbols}
     orthologs
@@ -70,7 +70,7 @@ def align_genes(
         two columns are the slide's gene and the human one. Genes with several human orthologs are left out; those
         that share one are added up. Nothing is translated without it, and the model hasn't seen other species.
     min_coverage
-        Share of the vocabulary that the slide has to have. Below 0.7 there is a warning in any case.
+        Minimum share of the vocabulary that the slide has to contain. Below 0.7, there is always a warning.
     {table_key}
     {copy}
 

@@ -65,7 +65,7 @@ def neighborhood_graph(
         Coordinates in ``obsm``, shape (spots, 2 or 3), x before y. Where they are absent from the table of a
         ``SpatialData``, the centroids of the regions that it annotates, in the regions' own coordinates.
     key_added
-        Prefix of what is written.
+        Prefix of the keys to write the results to.
     {table_key}
     {copy}
 

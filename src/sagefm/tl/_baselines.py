@@ -134,7 +134,8 @@ def mofa_embed(
         Use this many of the most variable genes, which bounds the memory (8 bytes a value, several copies); None
         takes all.
     library_key
-        Column of ``obs`` with the slide of each spot: MOFA's groups, each centred by itself. One group by default.
+        Column of ``obs`` with the slide of each spot. MOFA centers each slide separately. By default, all spots are one
+        group.
     n_iterations
         Most iterations; fewer if it converges.
     {key_added}

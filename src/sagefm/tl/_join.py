@@ -36,9 +36,9 @@ def join_representations(
     adata
         Slide or slides with the representations.
     use_reps
-        Two representations in ``obsm`` or more.
+        Two or more representations in ``obsm``.
     library_key
-        Column of ``obs`` with the slide of each spot: every dimension is then standardised within its slide.
+        Column of ``obs`` with the slide of each spot. Every dimension is then standardized within its slide.
     {key_added}
     {table_key}
     {copy}

@@ -43,7 +43,7 @@ def calibrate(
     model
         Model trained on the corpus.
     corpus
-        A corpus of :func:`prepare_corpus`, or its path; all of its sections count, whatever their split.
+        Corpus of :func:`prepare_corpus`, or its path. All sections are used, whatever their split.
     left_out
         For some groups (donors) of the corpus, a model trained by the same recipe without it. It may have been
         validated on the group, if the recipe doesn't choose its epoch by that.

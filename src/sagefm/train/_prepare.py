@@ -76,13 +76,14 @@ def prepare_corpus(
         Shares of the groups for training, validation and test, with ``split="random"``.
     {seed}
     model
-        Model whose vocabulary to use; by default the 14,558 genes of the published one.
+        Name or path of a model whose vocabulary is used, or a loaded model. By default, the 14,558 genes of the
+        published model.
     {layer}
     library_key
-        Column of ``obs`` with the slide of each spot, where one object holds several; each becomes a section.
+        Column of ``obs`` with the slide of each spot. Each slide becomes a section. By default, each object is one.
     {gene_symbols}
     min_coverage
-        Share of the vocabulary that a section has to have.
+        Minimum share of the vocabulary that a section has to contain.
     {table_key}
     overwrite
         Replace what is at ``path``.

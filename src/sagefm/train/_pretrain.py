@@ -61,7 +61,7 @@ def pretrain(
     Parameters
     ----------
     corpus
-        A corpus of :func:`prepare_corpus`, or its path.
+        Corpus of :func:`prepare_corpus`, or its path.
     preset
         ``"paper"``: the published architecture and hyper-parameters. ``"mini"``: those of ``sagefm-mini``. Or a
         :class:`Recipe` of your own.

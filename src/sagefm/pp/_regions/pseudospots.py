@@ -74,7 +74,7 @@ def pseudospots(
         Coordinates in ``obsm``, shape (bins, 2), x before y. Where they are absent from the table of a
         ``SpatialData``, the centroids of the regions that it annotates.
     key_added
-        Where the pseudo-spot of each bin goes.
+        Column of ``obs`` to write the pseudo-spot of each bin to.
     {table_key}
 
     Returns

@@ -56,7 +56,7 @@ def cluster_markers(
     min_spots
         Genes that fewer spots show are left out.
     layer
-        Layer with the raw counts; ``X`` by default. They are scaled to a common depth and log1p.
+        Layer with raw counts. By default, ``X``. They are scaled to a common depth, then log1p-transformed.
     {key_added}
     {table_key}
     {copy}

@@ -92,17 +92,15 @@ def perturb_lr(
         on the neighbours it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
         the first run.
     library_key
-        Column of ``obs`` with the slide, or any group, of each spot: adds a table by group.
+        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group.
     store_spots
         Keep the response of every spot.
     {key_added}
-    rng
-        Seed or generator of what is drawn: spots for controls, and shuffled neighbours.
+    {rng}
     {layer}
     {connectivity_key}
     {device}
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 1,024.
+    {batch_size}
     {table_key}
     {copy}
 

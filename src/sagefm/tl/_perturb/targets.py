@@ -63,14 +63,13 @@ def perturb_targets(
         Times that control genes are drawn; 0 for none. They are varying genes of the slide other than the genes
         and targets of the call.
     library_key
-        Column of ``obs`` with the slide, or any group, of each spot: adds a table by group.
+        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group.
     {key_added}
     {rng}
     {layer}
     {connectivity_key}
     {device}
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 1,024.
+    {batch_size}
     {table_key}
     {copy}
 

@@ -66,7 +66,7 @@ def embed_sections(
         Folder to write, made where it isn't there: ``NAME.zarr`` for each section, an ``AnnData`` with its ``obs``,
         ``var``, coordinates, graph and embedding, without counts.
     model
-        Name or path, see :func:`sagefm.models.load`.
+        Name or path of a model. See :func:`sagefm.models.load`.
     n_jobs
         Sections at a time, each in a process of its own: a local dask cluster.
     client
@@ -79,7 +79,7 @@ def embed_sections(
         As in :func:`sage_embed`.
     {table_key}
     overwrite
-        Start again over a run with other settings, whose results are deleted.
+        Delete the results of a run with other settings and start again.
 
     Returns
     -------
