@@ -120,7 +120,7 @@ def main() -> None:
             out=args.folder / f"{args.preset}-{seed}.safetensors",
             n_patches=args.n_patches,
             epochs=args.epochs,
-            seed=seed,
+            rng=seed,
         )
         minutes = round((time.perf_counter() - start) / 60, 1)
         features = embed(encoder, pixels)

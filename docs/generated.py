@@ -85,7 +85,8 @@ def card_page() -> str:
     data = [list(part.values()) for part in card["data"]]
     left_out = []
     for donor, scores in card["left_out"].items():
-        ours, baseline = scores["mini"], scores["depth-scaled neighbour mean"]
+        ours = scores["mini"]
+        (baseline,) = (row for predictor, row in scores.items() if predictor != "mini")
         left_out.append(
             [
                 donor,

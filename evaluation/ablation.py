@@ -302,8 +302,8 @@ def write_views(folder: Path) -> None:
     donors = pd.concat([left_out.assign(donor=LEFT_OUT, predictor=left_out.index), donors])
     wide = donors.pivot(index="donor", columns="predictor", values=["rmse", "r_within"])
     shown = {
-        "neighbour mean": "mean",
-        "depth-scaled neighbour mean": "scaled",
+        "neighbor mean": "mean",
+        "depth-scaled neighbor mean": "scaled",
         **{f: f for f in FINALISTS},
     }
     view = pd.DataFrame(
@@ -371,8 +371,8 @@ def baselines(corpus: sg.train.Corpus, donor: str) -> pd.DataFrame:
         "zeros": lambda spots: torch.zeros_like(spots.center),
         "gene mean": lambda spots: gene_mean.expand_as(spots.center),
         "slide mean": lambda spots: (spots.masked_center.sum(0) / (~spots.mask).sum(0)).expand_as(spots.center),
-        "neighbour mean": lambda spots: spots.neighbor_mean,
-        "depth-scaled neighbour mean": lambda spots: depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask),
+        "neighbor mean": lambda spots: spots.neighbor_mean,
+        "depth-scaled neighbor mean": lambda spots: depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask),
     }
     scores: dict[str, dict[str, RunningScores]] = {name: {} for name in predictors}
     # A batch is a whole section, of which the slide mean is the mean.

@@ -121,7 +121,7 @@ def write_smoothers(table: pd.DataFrame, file: Path) -> None:
     """RMSE and r of the model and of what comes near, as the docs show them."""
     shown = {
         "mini": "mini",
-        "depth-scaled neighbour mean": "neighbours",
+        "depth-scaled neighbor mean": "neighbours",
         "depth-scaled kNN in PCA": "kNN in PCA",
         "diffusion": "diffusion",
         "depth-scaled diffusion": "diffusion, depth-scaled",
@@ -135,7 +135,7 @@ def write_smoothers(table: pd.DataFrame, file: Path) -> None:
 
 def write_view(curve: pd.DataFrame, file: Path) -> None:
     """Mean R² of a spot and mean r of a gene as the docs show them."""
-    shown = curve[curve["predictor"].isin(["mini", "neighbour mean", "depth-scaled neighbour mean"])]
+    shown = curve[curve["predictor"].isin(["mini", "neighbor mean", "depth-scaled neighbor mean"])]
     center, everywhere = (shown[shown["task"] == task] for task in ("center", "everywhere"))
     index = ["donor", "mask_by", "predictor"]
     parts = []

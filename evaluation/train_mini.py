@@ -85,7 +85,7 @@ def left_out(donors: Path, ablation: Path) -> dict[str, dict[str, dict[str, floa
     table = pd.read_csv(donors, index_col=0)[metrics]
     rows = {tuple(name.split(", ")): row.to_dict() for name, row in table.iterrows()}
     rows |= {("her2st_G", name): row.to_dict() for name, row in pd.read_csv(ablation, index_col=0)[metrics].iterrows()}
-    predictors = ("mini", "depth-scaled neighbour mean")
+    predictors = ("mini", "depth-scaled neighbor mean")
     return {
         donor: {predictor: rows[donor, predictor] for predictor in predictors} for donor in sorted({d for d, _ in rows})
     }

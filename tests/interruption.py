@@ -73,7 +73,7 @@ def command(inputs: Path, out: Path) -> None:
 
 
 def prepare(inputs: Path, out: Path, seed: int = 0, **options: object) -> None:
-    sg.train.prepare_corpus(inputs / "sections", out / "corpus.zarr", seed=seed, **options)
+    sg.train.prepare_corpus(inputs / "sections", out / "corpus.zarr", rng=seed, **options)
 
 
 def pretrain(inputs: Path, out: Path) -> None:

@@ -4,15 +4,18 @@ import ast
 import doctest
 import importlib
 import inspect
+import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
 import sagefm as sg
+from sagefm._docs import TEXTS, fill_docstring
 
 ROOT = Path(__file__).parents[1]
 NAMESPACES = {name: getattr(sg, name) for name in ("pp", "tl", "pl", "models", "datasets", "benchmark", "train")}
@@ -93,6 +96,49 @@ def test_docstrings(name, function):
     )
     names = [part.strip() for line in documented.splitlines() if line and line[0] != " " for part in line.split(",")]
     assert names == list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+def test_docstrings_are_filled(name):
+    """No name of a shared text is left over, and no shared text is repeated by hand."""
+    documented = FUNCTIONS.get(name) or CLASSES[name]
+    source = textwrap.dedent(inspect.getsource(documented))
+    written = inspect.cleandoc(ast.get_docstring(ast.parse(source).body[0]))
+    filled = inspect.getdoc(documented)
+    assert not re.search(r"\{\{|\}\}|^\s*\{\w+\}$", filled, flags=re.M)
+    for text, entry in TEXTS.items():
+        assert f"\n{entry}\n" not in written, f"write {{{text}}}"
+
+
+def test_texts_are_shared():
+    docstrings = [inspect.getdoc(documented) for documented in (*FUNCTIONS.values(), *CLASSES.values())]
+    uses = {text: sum(f"\n{entry}\n" in docstring for docstring in docstrings) for text, entry in TEXTS.items()}
+    assert min(uses.values()) > 1, uses
+
+
+@fill_docstring
+def documented(copy: bool = False) -> dict:
+    """Do nothing.
+
+    Parameters
+    ----------
+    {copy}
+
+    Returns
+    -------
+    ``{{}}``
+    """
+    return {"copy": copy}
+
+
+def test_filling_changes_the_docstring_alone():
+    assert inspect.getdoc(documented).endswith(f"{TEXTS['copy']}\n\nReturns\n-------\n``{{}}``")
+    assert str(inspect.signature(documented)) == "(copy: bool = False) -> dict"
+    assert pickle.loads(pickle.dumps(documented)) is documented
+    assert not hasattr(documented, "__wrapped__")
+    code = "import sagefm; print(sagefm.tl.cluster.__doc__, sagefm.tl.cluster.__name__)"
+    result = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "None cluster"
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])

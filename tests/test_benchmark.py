@@ -121,7 +121,7 @@ def test_evaluation_is_the_plain_loop(model):
     adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
     sg.pp.neighborhood_graph(adata)
     before = set(adata.var), set(adata.uns)
-    table = sg.benchmark.evaluate_imputation(adata, model, seed=3)
+    table = sg.benchmark.evaluate_imputation(adata, model, rng=3)
     assert (set(adata.var), set(adata.uns)) == before
 
     sg.pp.align_genes(adata)
@@ -137,8 +137,8 @@ def test_evaluation_is_the_plain_loop(model):
         "zeros": x * 0,
         "gene mean": np.broadcast_to(model.gene_mean, x.shape),
         "slide mean": np.broadcast_to(slide_mean, x.shape),
-        "neighbour mean": neighbors,
-        "depth-scaled neighbour mean": neighbors * ratio.clip(0.2, 5)[:, None],
+        "neighbor mean": neighbors,
+        "depth-scaled neighbor mean": neighbors * ratio.clip(0.2, 5)[:, None],
     }
     for name, prediction in expected.items():
         plain = sg.benchmark.imputation_metrics(prediction, x, mask)
@@ -170,9 +170,9 @@ def test_baselines_on_a_real_section(section, model):
     adata = section("her2st_G1")
     sg.pp.neighborhood_graph(adata)
     table = sg.benchmark.evaluate_imputation(adata, model)
-    names = ["zeros", "slide mean", "neighbour mean", "depth-scaled neighbour mean"]
+    names = ["zeros", "slide mean", "neighbor mean", "depth-scaled neighbor mean"]
     assert table.loc[names, "rmse"].is_monotonic_decreasing
-    assert table.loc["depth-scaled neighbour mean", "r_within"] > 1.3 * table.loc["neighbour mean", "r_within"]
+    assert table.loc["depth-scaled neighbor mean", "r_within"] > 1.3 * table.loc["neighbor mean", "r_within"]
 
 
 def test_mini_beats_the_baselines_on_a_real_section(section):
@@ -190,7 +190,7 @@ def test_missingness_is_the_plain_loop(model, mask_by):
     """Genes hidden in a dense slide before anything reads it."""
     adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
     sg.pp.neighborhood_graph(adata)
-    curve = sg.benchmark.missingness_curve(adata, model, fractions=[0.6, 0.2], mask_by=mask_by, seed=3)
+    curve = sg.benchmark.missingness_curve(adata, model, fractions=[0.6, 0.2], mask_by=mask_by, rng=3)
     assert curve["fraction"].tolist() == [0.3, 0.2, 0.6] * 6
     sg.pp.align_genes(adata)
     x = np.zeros((adata.n_obs, 14558), dtype=np.float32)
@@ -204,13 +204,13 @@ def test_missingness_is_the_plain_loop(model, mask_by):
         around = (adata.obsp["sage_connectivities"] @ shown).astype(np.float32)
         prediction = model.canonical().forward(*map(torch.from_numpy, (shown, around)), degree, torch.from_numpy(mask))
         here = curve[curve["fraction"] == fraction].set_index("predictor")
-        for name, predicted in {model.name: prediction.detach().numpy(), "neighbour mean": around / 14}.items():
+        for name, predicted in {model.name: prediction.detach().numpy(), "neighbor mean": around / 14}.items():
             plain = sg.benchmark.imputation_metrics(predicted, x, mask)
             found = here.loc[name, ["rmse", "r2_spot", "r_within"]].astype(float).to_dict()
             assert found == pytest.approx(plain[list(found)].to_dict(), rel=1e-3, abs=1e-5), name
         if mask_by == "slide":
-            assert here.loc["neighbour mean", "rmse"] == pytest.approx(here.loc["zeros", "rmse"])
-    center = sg.benchmark.evaluate_imputation(adata, model, seed=3)
+            assert here.loc["neighbor mean", "rmse"] == pytest.approx(here.loc["zeros", "rmse"])
+    center = sg.benchmark.evaluate_imputation(adata, model, rng=3)
     found = curve[curve["task"] == "center"].set_index("predictor")
     assert found["rmse"].to_dict() == pytest.approx(center["rmse"].to_dict())
 
@@ -272,8 +272,8 @@ def test_comparison_is_the_plain_loop(slide, model):
             assert table.loc[model.name, metric] == pytest.approx(value, rel=1e-3, abs=1e-4), metric
     mean = slide.obsp["sage_connectivities"] @ truth / 14
     plain = sg.benchmark.imputation_metrics(mean, truth, everything)
-    assert table.loc["neighbour mean", "rmse"] == pytest.approx(plain["rmse"], rel=1e-4)
-    assert table.loc["neighbour mean", "r_within"] == pytest.approx(plain["r_within"], abs=1e-3)
+    assert table.loc["neighbor mean", "rmse"] == pytest.approx(plain["rmse"], rel=1e-4)
+    assert table.loc["neighbor mean", "r_within"] == pytest.approx(plain["r_within"], abs=1e-3)
     fold_of = gene_folds(len(model.vocabulary), 4)[slide.var["sage_gene"].to_numpy()[known]]
     nearest = np.empty_like(truth)
     import scanpy as sc

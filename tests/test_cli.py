@@ -22,7 +22,7 @@ def test_demo(tmp_path, capsys):
         "1600 spots and 12000 genes",
         "adjusted Rand index",
         "COL1A1",
-        "depth-scaled neighbour mean",
+        "depth-scaled neighbor mean",
         "small model",
     ):
         assert words in printed

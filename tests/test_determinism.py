@@ -64,12 +64,12 @@ SEEDED = {
         "uns/perturb_targets/controls",
     ),
     "benchmark.evaluate_imputation": (
-        lambda a, k, seed: sg.benchmark.evaluate_imputation(a, k.model, seed=seed, device="cpu"),
+        lambda a, k, seed: sg.benchmark.evaluate_imputation(a, k.model, rng=seed, device="cpu"),
         "",
     ),
     "benchmark.evaluate_annotation": (
         lambda a, k, seed: sg.benchmark.evaluate_annotation(
-            a, "domain", "X_sage", classifier="mlp", n_bootstraps=2, seed=seed
+            a, "domain", "X_sage", classifier="mlp", n_bootstraps=2, rng=seed
         ),
         "",
     ),

@@ -292,7 +292,7 @@ def test_seeds(slide, tmp_path):
     recipe = replace(TINY, epochs=1)
     before = torch.get_rng_state()
     first, again, other = (
-        pretrain(slide, tmp_path / f"{i}.safetensors", recipe, n_patches=40, seed=seed)
+        pretrain(slide, tmp_path / f"{i}.safetensors", recipe, n_patches=40, rng=seed)
         for i, seed in enumerate((1, 1, 2))
     )
     assert torch.equal(weights(first), weights(again))
@@ -331,7 +331,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(slide, tmp_path, monkeypatch, n_s
         ({"recipe": replace(TINY, learning_rate=0.1)}, "learning_rate is 0.1 here and was 0.0005 there"),
         ({"recipe": replace(TINY, jitter=Jitter(area=0.9))}, "jitter is .*'area': 0.9"),
         ({"epochs": 3}, "epochs is 3 here and was 2"),
-        ({"seed": 1}, "seed is 1 here and was 0"),
+        ({"rng": 1}, "seed is 1 here and was 0"),
         ({"n_patches": 129}, "patches is "),
         ({"init": tmp_path / "whole.safetensors"}, "init is 'whole' here and was None"),
     ):

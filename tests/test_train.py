@@ -73,7 +73,7 @@ def test_corpus_is_compact(corpus):
 
 def test_sections_evaluate_as_they_are(corpus, tiny):
     table = sg.benchmark.evaluate_imputation(corpus.iter_sections("validate"), tiny)
-    assert table.loc["neighbour mean", "n_spots"] == corpus.sections.loc["s2", "n_spots"]
+    assert table.loc["neighbor mean", "n_spots"] == corpus.sections.loc["s2", "n_spots"]
 
 
 def test_every_container(slides, corpus, tmp_path):
@@ -126,7 +126,7 @@ def test_random_split_keeps_donors_together(slides, tmp_path):
     splits = set()
     for seed in range(4):
         path = tmp_path / f"{seed}.zarr"
-        corpus = sg.train.prepare_corpus(slides, path, fractions=(0.5, 0.25, 0.25), seed=seed)
+        corpus = sg.train.prepare_corpus(slides, path, fractions=(0.5, 0.25, 0.25), rng=seed)
         assert corpus.sections.groupby("donor")["split"].nunique().max() == 1
         assert corpus.sections.groupby("split", observed=False)["group"].nunique().to_dict() == {
             "train": 2,

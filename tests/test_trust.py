@@ -543,7 +543,7 @@ SHIFTS = {
     "genes exchanged": (renamed, "outside what the model knows", "expression"),
     "mouse": (mouse, "outside what the model knows", "genes"),
     "irregular": (irregular, "with care", "lattice"),
-    "scattered": (scattered, "outside what the model knows", "neighbours"),
+    "scattered": (scattered, "outside what the model knows", "neighbors"),
 }
 
 
@@ -568,7 +568,7 @@ def test_card_says_what_it_measured(known_slide, judge):
     assert checks.loc["genes", "value"] == pytest.approx(1 - adata.uns["sage_genes"]["coverage"])
     total = np.median(np.asarray(adata.X[:, np.flatnonzero(known)].sum(axis=1)))
     assert checks.loc["depth", "value"] == pytest.approx(total, rel=1e-3)
-    assert checks.loc["neighbours", "value"] == known_slide.obs["sage_far_neighbors"].mean()
+    assert checks.loc["neighbors", "value"] == known_slide.obs["sage_far_neighbors"].mean()
     dense = np.zeros((adata.n_obs, N), dtype=np.float32)
     dense[:, adata.var["sage_gene"][known]] = np.log1p(adata.X[:, np.flatnonzero(known)].toarray())
     means = (dense + adata.obsp["sage_connectivities"] @ dense) / 15
@@ -616,7 +616,7 @@ def test_slides_may_be_in_different_units(known_slide, judge):
     other.obsm["spatial"] = other.obsm["spatial"] * 100
     both = ad.concat([known_slide, other], keys=["a", "b"], label="slide", index_unique="-")
     sg.pp.neighborhood_graph(both, "knn", library_key="slide")
-    assert card(both, judge)["checks"].loc["neighbours", "value"] == both.obs["sage_far_neighbors"].mean() == 0
+    assert card(both, judge)["checks"].loc["neighbors", "value"] == both.obs["sage_far_neighbors"].mean() == 0
 
 
 def test_graphs_unlike_training_are_taken_with_care(known_slide, judge):
@@ -625,8 +625,8 @@ def test_graphs_unlike_training_are_taken_with_care(known_slide, judge):
     adata = known_slide.copy()
     sq.gr.spatial_neighbors(adata, coord_type="grid", n_neighs=6)
     found = card(adata, judge, connectivity_key="spatial")
-    assert found["verdict"] == found["checks"].loc["neighbours", "verdict"] == "with care"
-    assert "where training had 14" in found["checks"].loc["neighbours", "text"]
+    assert found["verdict"] == found["checks"].loc["neighbors", "verdict"] == "with care"
+    assert "where training had 14" in found["checks"].loc["neighbors", "text"]
 
 
 def test_what_cant_be_looked_at_is_no_reason_for_trust(known_slide, judge):
@@ -645,7 +645,7 @@ def test_distances_with_a_diagonal(known_slide, judge):
     adata.obsp["my_distances"] = kneighbors_graph(xy, 15, mode="distance", include_self=True)
     adata.obsp["my_connectivities"] = kneighbors_graph(xy, 15, include_self=True)
     found = card(adata, judge, connectivity_key="my")
-    assert found["checks"].loc["neighbours", "value"] < 0.05
+    assert found["checks"].loc["neighbors", "value"] < 0.05
     assert found["checks"].loc["lattice", "text"].startswith("hexagonal")
 
 

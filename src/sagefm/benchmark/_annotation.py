@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._types import Floats
 from sagefm._utils import check_choice, check_whole, progress
 from sagefm.benchmark._clustering import as_names
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def evaluate_annotation(
     adata: AnnData | SpatialData,
     label_key: str,
@@ -33,7 +35,7 @@ def evaluate_annotation(
     scale: classifiers.Scale = "auto",
     test_groups: Sequence[str] | None = None,
     n_bootstraps: int = 30,
-    seed: int = 0,
+    rng: int = 0,
     table_key: str = "table",
 ) -> pd.DataFrame:
     """Predict labels of held-out donors, each in turn, from representations.
@@ -45,30 +47,23 @@ def evaluate_annotation(
     ----------
     adata
         Labelled slides with the representations, side by side.
-    label_key
-        Column of ``obs`` with the labels, missing where a spot has none.
+    {label_key}
     use_reps
-        Representations in ``obsm``. A name with ``{group}`` stands for several, one for each held-out group, such as
+        Representations in ``obsm``. A name with ``{{group}}`` stands for several, one for each held-out group, such as
         embeddings by models that were trained without it.
     group_key
-        Column of ``obs`` with what is never split: the donor.
+        Column of ``obs`` with the groups that are held out together, ideally donors.
     library_key
-        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
-    merge
-        Class of each label, see :func:`sagefm.tl.annotate`.
+        Column of ``obs`` with the slide of each spot. By default, ``group_key``.
+    {merge}
     classifier
         ``"forest"``, ``"mlp"``, or both.
-    scale
-        As of :func:`sagefm.tl.annotate`.
-    test_groups
-        Groups to hold out together and to score one by one; by default each group is held out in turn. The classifier
-        is fitted on the labelled spots of the groups that aren't held out.
+    {scale}
+    {test_groups}
     n_bootstraps
         How many times to fit again on training spots drawn with replacement.
-    seed
-        Of everything.
-    table_key
-        Table to use of a ``SpatialData``.
+    {seed}
+    {table_key}
 
     Returns
     -------
@@ -105,7 +100,7 @@ def evaluate_annotation(
         check_choice("classifier", kind, classifiers.KINDS)
     check_choice("scale", scale, classifiers.SCALES)
     check_whole("n_bootstraps", n_bootstraps, 0)
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     adata = get_anndata(adata, table_key)
     labels = get_labels(adata, label_key, merge)
     known = labels.notna().to_numpy()

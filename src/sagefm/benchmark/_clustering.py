@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._types import Floats32, Strings
 from sagefm._utils import check_whole, progress
 from sagefm.tl._labels.labels import get_labels
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_SILHOUETTE = 2_000
 
 
+@fill_docstring
 def evaluate_clustering(
     adata: AnnData | SpatialData,
     use_reps: str | Sequence[str],
@@ -28,7 +30,7 @@ def evaluate_clustering(
     *,
     within: str | None = None,
     n_repeats: int = 5,
-    seed: int = 0,
+    rng: int = 0,
     table_key: str = "table",
 ) -> pd.DataFrame:
     """Compare k-means clusters of representations with samples, tissues or labels.
@@ -37,18 +39,16 @@ def evaluate_clustering(
     ----------
     adata
         Slides with the representations, side by side.
-    use_reps
-        Representations in ``obsm``.
+    {use_reps}
     targets
         Columns of ``obs`` to compare with, as many clusters as they have values; spots without one are left out.
     within
         Column of ``obs``: cluster its slides one by one instead of all spots together.
     n_repeats
-        Seeds of k-means to average over.
-    seed
-        The first of them.
-    table_key
-        Table to use of a ``SpatialData``.
+        Number of runs of k-means to average over.
+    rng
+        Seed of the first repeat. Each repeat adds 1 to it.
+    {table_key}
 
     Returns
     -------
@@ -79,7 +79,7 @@ def evaluate_clustering(
     4
     """
     check_whole("n_repeats", n_repeats, 1)
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     adata = get_anndata(adata, table_key)
     parts = get_column(adata, "within", within)
     tasks = []

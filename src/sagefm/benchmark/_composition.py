@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._utils import check_choice, check_whole, get_device, progress
 from sagefm.benchmark._clustering import as_names
 from sagefm.benchmark._groups import get_slides, get_views, split_groups
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def evaluate_composition(
     adata: AnnData | SpatialData,
     target_key: str,
@@ -35,7 +37,7 @@ def evaluate_composition(
     test_groups: Sequence[str] | None = None,
     n_epochs: int = 30,
     device: str = "auto",
-    seed: int = 0,
+    rng: int = 0,
     table_key: str = "table",
 ) -> pd.DataFrame:
     """Predict class likelihoods of held-out donors, each in turn, from representations.
@@ -44,28 +46,21 @@ def evaluate_composition(
     ----------
     adata
         Slides with the representations, side by side.
-    target_key
-        Likelihoods in ``obsm``, see :func:`sagefm.tl.composition`.
+    {target_key}
     use_reps
         Representations in ``obsm``, as of :func:`evaluate_annotation`.
     group_key
-        Column of ``obs`` with what is never split: the donor.
+        Column of ``obs`` with the groups that are held out together, ideally donors.
     library_key
-        Column of ``obs`` with the slide of each spot; ``group_key`` by default.
+        Column of ``obs`` with the slide of each spot. By default, ``group_key``.
     n_layers
         Layers of the network; 2, 3, or both.
-    scale
-        As of :func:`sagefm.tl.composition`; ``"auto"`` chooses among the groups that are left.
-    test_groups
-        Groups to hold out together and to score one by one; by default each group is held out in turn.
-    n_epochs
-        Passes over the spots.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
-    seed
-        Of the networks.
-    table_key
-        Table to use of a ``SpatialData``.
+    {scale}
+    {test_groups}
+    {n_epochs}
+    {device}
+    {seed}
+    {table_key}
 
     Returns
     -------
@@ -117,7 +112,7 @@ def evaluate_composition(
         start = {"representation": rep, "group": group}
         rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
         for depth in depths:
-            fit = partial(fit_network, n_layers=depth, n_epochs=n_epochs, device=get_device(device), seed=seed)
+            fit = partial(fit_network, n_layers=depth, n_epochs=n_epochs, device=get_device(device), seed=rng)
             seen = {name: view[train] for name, view in views.items()}
             chosen = list(seen)[-1]
             if len(seen) > 1 and (tried := predict_held_out(seen, truth[train], groups[train], fit)):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._types import Floats, Strings
 from sagefm.benchmark._clustering import as_names
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def centroid_distances(
     adata: AnnData | SpatialData,
     use_reps: str | Sequence[str],
@@ -39,18 +41,15 @@ def centroid_distances(
     ----------
     adata
         Samples with the representations, side by side, with raw counts.
-    use_reps
-        Representations in ``obsm``.
+    {use_reps}
     groupby
         Column of ``obs`` with the sample (or the tissue) of each spot.
     kind_key
         Column of ``obs`` with the tissue of each sample, for the ranks.
     base_rep
         Representation in ``obsm`` to compare with; by default log1p counts of all genes.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    table_key
-        Table to use of a ``SpatialData``.
+    {layer}
+    {table_key}
 
     Returns
     -------

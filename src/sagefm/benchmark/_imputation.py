@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._slides import split_libraries
 from sagefm._types import Ints
@@ -124,6 +125,7 @@ def read_slides(
         raise ValueError("no section was given.")
 
 
+@fill_docstring
 @torch.inference_mode()
 def evaluate_imputation(
     sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
@@ -134,7 +136,7 @@ def evaluate_imputation(
     library_key: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     table_key: str = "table",
-    seed: int = 0,
+    rng: int = 0,
     device: str = "auto",
 ) -> pd.DataFrame:
     """Mask random genes of every central spot and compare the model's predictions with the plain baselines'.
@@ -144,25 +146,16 @@ def evaluate_imputation(
 
     Parameters
     ----------
-    sections
-        One or several slides, each with its graph (:func:`sagefm.pp.neighborhood_graph`) and raw counts.
-        They are left as they are.
-    model
-        Name, path, or loaded model.
+    {sections}
+    {model}
     mask_fraction
         Share of the centre's genes to mask; 0.3 in the paper.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    library_key
-        Column of ``obs`` with the slide of each spot, where one object holds several.
-    connectivity_key
-        Which graph to use.
-    table_key
-        Table to use of a ``SpatialData``.
-    seed
-        Seed of the masks.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
+    {layer}
+    {library_key}
+    {connectivity_key}
+    {table_key}
+    {seed}
+    {device}
 
     Returns
     -------
@@ -185,11 +178,11 @@ def evaluate_imputation(
     >>> sg.pp.neighborhood_graph(adata)
     >>> table = sg.benchmark.evaluate_imputation(adata, "sagefm-mini")
     >>> list(table.index)[-2:]
-    ['neighbour mean', 'depth-scaled neighbour mean']
+    ['neighbor mean', 'depth-scaled neighbor mean']
     """
     if not 0 < mask_fraction < 1:
         raise ValueError(f"mask_fraction={mask_fraction!r} has to lie between 0 and 1.")
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     loaded = models.load(model)
     scores: dict[str, list[RunningScores]] = {}
     slides = read_slides(sections, loaded, "Evaluating", table_key, layer, library_key, connectivity_key, device)

@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from sagefm import _keys, models
+from sagefm._docs import fill_docstring
 from sagefm._types import Ints
 from sagefm._utils import check_choice, check_whole
 from sagefm.benchmark._imputation import BATCH_SIZE, read_slides
@@ -30,6 +31,7 @@ CRITICAL_SHARE = 0.8
 METRICS = ["rmse", "r2_spot", "r2_spot_median", "r_within", "r_pooled", "r_pooled_median"]
 
 
+@fill_docstring
 @torch.inference_mode()
 def missingness_curve(
     sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
@@ -42,7 +44,7 @@ def missingness_curve(
     library_key: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     table_key: str = "table",
-    seed: int = 0,
+    rng: int = 0,
     device: str = "auto",
 ) -> pd.DataFrame:
     """Mask a growing share of the genes in all spots and see what predictions are still worth.
@@ -52,11 +54,8 @@ def missingness_curve(
 
     Parameters
     ----------
-    sections
-        One or several slides, each with its graph (:func:`sagefm.pp.neighborhood_graph`) and raw counts.
-        They are left as they are.
-    model
-        Name, path, or loaded model.
+    {sections}
+    {model}
     fractions
         Shares of the genes to mask.
     mask_by
@@ -64,18 +63,12 @@ def missingness_curve(
         spot (``"spot"``), as the published code does: then some neighbours still show them.
     training_fraction
         Share of the centre's genes masked in the task of pretraining; 0.3 in the paper.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    library_key
-        Column of ``obs`` with the slide of each spot, where one object holds several.
-    connectivity_key
-        Which graph to use.
-    table_key
-        Table to use of a ``SpatialData``.
-    seed
-        Seed of the masks.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
+    {layer}
+    {library_key}
+    {connectivity_key}
+    {table_key}
+    {seed}
+    {device}
 
     Returns
     -------
@@ -116,7 +109,7 @@ def missingness_curve(
         if not 0 < share < 1:
             raise ValueError(f"a share of {share!r} genes can't be masked: it has to lie between 0 and 1.")
     check_choice("mask_by", mask_by, ("slide", "spot"))
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     loaded = models.load(model)
     tasks = [("center", training_fraction), *(("everywhere", share) for share in sorted(set(shares)))]
     scores: dict[tuple[str, float], dict[str, list[RunningScores]]] = {task: {} for task in tasks}

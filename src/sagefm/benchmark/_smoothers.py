@@ -13,6 +13,7 @@ from scipy import sparse
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._types import Floats, Floats32, Ints
 from sagefm._utils import check_whole, progress
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 KNN, DIFFUSION, SCALED = "kNN in PCA", "diffusion", "depth-scaled "
 
 
+@fill_docstring
 def compare_imputation(
     sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
     model: str | Path | Model = "sage-fm-hest1k",
@@ -47,7 +49,7 @@ def compare_imputation(
     layer: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     table_key: str = "table",
-    seed: int = 0,
+    rng: int = 0,
     device: str = "auto",
 ) -> pd.DataFrame:
     """Compare the model's imputation with neighbours in space and with smoothers over similar spots.
@@ -58,11 +60,8 @@ def compare_imputation(
 
     Parameters
     ----------
-    sections
-        One or several slides, each with its graph (:func:`sagefm.pp.neighborhood_graph`) and raw counts. They are left
-        as they are.
-    model
-        Name, path, or loaded model.
+    {sections}
+    {model}
     n_folds
         Number of folds.
     n_components
@@ -71,16 +70,11 @@ def compare_imputation(
         Most similar spots to average; and neighbours of the diffusion's graph.
     n_steps
         Steps of the diffusion.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Which spatial graph to use.
-    table_key
-        Table to use of a ``SpatialData``.
-    seed
-        Seed of the principal components.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
+    {layer}
+    {connectivity_key}
+    {table_key}
+    {seed}
+    {device}
 
     Returns
     -------
@@ -110,7 +104,7 @@ def compare_imputation(
     check_whole("n_steps", n_steps, 1)
     loaded = models.load(model)
     fold_of = gene_folds(len(loaded.vocabulary), n_folds)
-    similarity = {"n_components": n_components, "n_neighbors": n_neighbors, "n_steps": n_steps, "seed": seed}
+    similarity = {"n_components": n_components, "n_neighbors": n_neighbors, "n_steps": n_steps, "seed": rng}
     parts: dict[str, list[RunningScores]] = {}
     for data in progress(as_list(sections), "Comparing", unit="section"):
         adata = get_anndata(data, table_key)

@@ -75,7 +75,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
         {name: file for name, file in sections.items() if name not in arguments.exclude},
         arguments.out,
         split=split,
-        **take(arguments, "split_by", "seed", "layer", "library_key", "gene_symbols", "min_coverage"),
+        rng=arguments.seed,
+        **take(arguments, "split_by", "layer", "library_key", "gene_symbols", "min_coverage"),
         **take(arguments, "table_key", "overwrite"),
     )
     print(corpus.sections[["split", "group", "n_spots", "coverage"]].round(3).to_string())
@@ -91,7 +92,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         arguments.corpus,
         replace(sg.train.PRESETS[arguments.preset], **changes),
         devices=arguments.devices if arguments.devices == "auto" else int(arguments.devices),
-        **take(arguments, "out", "init", "resume", "run_dir", "seed"),
+        rng=arguments.seed,
+        **take(arguments, "out", "init", "resume", "run_dir"),
         **take(arguments, "accelerator", "num_nodes", "strategy", "precision", "accumulate"),
         **optional,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._io.download import notice
 from sagefm._settings import logger
 from sagefm._utils import shorten
@@ -28,6 +29,7 @@ NOTICE = (
 )
 
 
+@fill_docstring
 def hest1k_samples(
     metadata: str | Path | pd.DataFrame | None = None,
     *,
@@ -52,10 +54,8 @@ def hest1k_samples(
         ``nb_genes`` has to be above it.
     folder
         Where the file goes; by default ``hest1k`` in ``sg.settings.cache_dir``.
-    sha256
-        Digest of the file by its name, as an earlier call logged it, to hold it to.
-    base_url
-        Where the file is fetched from: a mirror, say.
+    {sha256}
+    {base_url}
 
     Returns
     -------
@@ -82,7 +82,7 @@ def hest1k_samples(
     >>> import pandas as pd
     >>> import sagefm as sg
     >>> table = pd.DataFrame(
-    ...     {
+    ...     {{
     ...         "id": ["TENX1", "TENX2", "NCBI3"],
     ...         "dataset_title": ["A", "A", "B"],
     ...         "patient": ["Patient 1", "Patient 2", None],
@@ -90,10 +90,10 @@ def hest1k_samples(
     ...         "species": ["Homo sapiens", "Homo sapiens", "Mus musculus"],
     ...         "st_technology": ["Visium", "Xenium", "Visium"],
     ...         "nb_genes": [18085, 541, 32285],
-    ...     }
+    ...     }}
     ... )
     >>> sg.datasets.hest1k_samples(table)["donor"].to_dict()
-    {'TENX1': 'A: Patient 1'}
+    {{'TENX1': 'A: Patient 1'}}
     >>> list(sg.datasets.hest1k_samples(table, species=None, technology=None, min_genes=0).index)
     ['TENX1', 'TENX2', 'NCBI3']
     """
@@ -106,6 +106,7 @@ def hest1k_samples(
     return table[keep]
 
 
+@fill_docstring
 def hest1k(
     sample: str,
     metadata: str | Path | pd.DataFrame | None = None,
@@ -128,10 +129,8 @@ def hest1k(
     folder
         Where files go, ``st/<sample>.h5ad`` being this one; by default ``hest1k`` in ``sg.settings.cache_dir``. A
         folder that HEST's own tools filled serves as it is. What lies there isn't fetched again.
-    sha256
-        Digests of files by name (``"TENX1.h5ad"``), as an earlier call logged them, to hold them to.
-    base_url
-        Where ``st/<sample>.h5ad`` is fetched from: a mirror, or another revision.
+    {sha256}
+    {base_url}
 
     Returns
     -------

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sagefm._docs import fill_docstring
 from sagefm._io.download import notice
 from sagefm._settings import logger
 from sagefm._utils import shorten
@@ -31,6 +32,7 @@ CLASSES = {
 }
 
 
+@fill_docstring
 def oscc(
     sample: str,
     annotations: str | Path | pd.DataFrame | None = None,
@@ -52,10 +54,8 @@ def oscc(
         ``load("sample_1.Robj"); write.csv(sample_1@meta.data["pathologist_anno.x"], "s1.csv")``.
     folder
         Where files go; by default ``oscc`` in ``sg.settings.cache_dir``. What lies there isn't fetched again.
-    sha256
-        Digests of files by name, as an earlier call logged them, to hold them to.
-    base_url
-        Where GEO's samples are fetched from: a mirror, say.
+    {sha256}
+    {base_url}
 
     Returns
     -------

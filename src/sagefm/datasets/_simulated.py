@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._types import Floats, Floats32, Ints
 from sagefm._utils import check_whole
 from sagefm.datasets._simulated_image import paint
@@ -59,6 +60,7 @@ DIAMETER = 55.0
 MIN_LOG_SHARE = -8.5  # of planted genes: about one count a spot at the default depth
 
 
+@fill_docstring
 def simulated_visium(
     n_rows: int = 40,
     n_cols: int = 40,
@@ -98,8 +100,7 @@ def simulated_visium(
     image
         Whether to paint an image like a haematoxylin-eosin section too, where domains differ by their nuclei and
         fibres: 1 µm a pixel, in ``uns["spatial"]``. Counts are the same without it.
-    rng
-        Seed or generator.
+    {rng}
 
     Returns
     -------

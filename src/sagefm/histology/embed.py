@@ -9,6 +9,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Floats32
 from sagefm._utils import check_whole, get_device, progress
@@ -25,6 +26,7 @@ FUNCTION = "tl.histology_embed"
 TEXTURE = "texture"
 
 
+@fill_docstring
 def histology_embed(
     adata: AnnData | SpatialData,
     model: str | Path | Encoder = TEXTURE,
@@ -43,21 +45,16 @@ def histology_embed(
     adata
         Slide with the patches of :func:`sagefm.pp.histology_patches`; the ``SpatialData`` where the image lies in one.
     model
-        ``"texture"``: 87 features of colour and texture, which need no weights. ``"spafoundation"``: the published
-        vision transformer, downloaded once; or a path or :class:`sagefm.models.Encoder`, as
-        :func:`sagefm.models.load_encoder` takes them. Features of any other encoder can simply be put into ``obsm``.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu; texture is always computed on the CPU.
-    histology_key
-        Which patches.
-    key_added
-        Where the features go in ``obsm``.
-    batch_size
-        Patches at a time; it changes memory and speed only.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy of the table instead of writing in place.
+        ``"texture"``: 87 features of colour and texture, which need no weights and are computed on the CPU.
+        ``"spafoundation"``: the published vision transformer, downloaded once; or a path or
+        :class:`sagefm.models.Encoder`, as :func:`sagefm.models.load_encoder` takes them. Features of any other encoder
+        can simply be put into ``obsm``.
+    {device}
+    {histology_key}
+    {key_added}
+    {n_patches}
+    {table_key}
+    {copy}
 
     Returns
     -------

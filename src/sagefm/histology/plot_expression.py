@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pl._axes import finish, open_grid
@@ -28,6 +29,7 @@ N_GENES = 3
 BATCH_SIZE = 2_048
 
 
+@fill_docstring
 def predicted_expression(
     adata: AnnData | SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -57,23 +59,16 @@ def predicted_expression(
     expression_key
         Where :func:`sagefm.tl.predict_expression` wrote, its ``key_added``.
     layer
-        Layer with the raw counts; by default the one that was learned from.
+        Layer with raw counts. By default, the one that the prediction was trained on.
     library_key
-        Column of ``obs`` with the slide of each spot; by default the one that was predicted with.
-    library_id
-        Which slide to show; needed where there are several.
-    spatial_key
-        Coordinates in ``obsm``.
-    cmap
-        Colour map.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+        Column of ``obs`` with the slide of each spot. By default, the one that the prediction used.
+    {library_id}
+    {spatial_key}
+    {cmap}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -121,6 +116,7 @@ def predicted_expression(
     return finish(_titled(grid, library_id), show, save, return_fig)
 
 
+@fill_docstring
 def superresolved_expression(
     adata: AnnData | SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -142,22 +138,16 @@ def superresolved_expression(
         What :func:`sagefm.tl.superresolve_expression` returned; of a ``SpatialData`` its table, by ``table_key``.
     genes
         Genes of the map; by default the three with the best reliability.
-    key
-        Name of the record, the ``key_added`` of :func:`sagefm.tl.superresolve_expression`.
+    {key}
     library_key
         Column of ``obs`` with the slide of each point.
-    library_id
-        Which slide to show; needed where there are several.
-    cmap
-        Colour map.
+    {library_id}
+    {cmap}
     table_key
-        Table to use where ``adata`` is a ``SpatialData``, such as ``"superresolved"``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+        Table to use in ``SpatialData`` objects, such as ``"superresolved"``.
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._types import Array, Bools, Ints
 from sagefm._utils import check_whole, shorten
 from sagefm.histology.spot_patches import get_params, open_patches
@@ -26,6 +27,7 @@ N_COLUMNS = 6
 LOW_TISSUE = 0.25  # share of a patch below which it is marked
 
 
+@fill_docstring
 def histology_patches(
     adata: AnnData | SpatialData,
     n: int = 12,
@@ -52,18 +54,12 @@ def histology_patches(
     color
         Column of ``obs`` for the titles. Of groups each has a row, and ``n`` is shared among them; by numbers the
         patches are sorted. Spots without a value are left out.
-    histology_key
-        Which patches.
-    rng
-        Seed or generator of the draw.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {histology_key}
+    {rng}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, open_run, recorded_params
+from sagefm._docs import fill_docstring
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
 from sagefm._types import Array
@@ -32,6 +33,7 @@ FUNCTION = "tl.predict_expression"
 METHODS = ("ridge", "finetune")
 
 
+@fill_docstring
 def predict_expression(
     adata: AnnData | SpatialData,
     genes: int | Iterable[str] = 250,
@@ -65,39 +67,30 @@ def predict_expression(
         Slides to predict. With a ``reference`` they need no counts.
     genes
         How many of the most expressed genes, or the names of some.
-    use_rep
-        Features in ``obsm``, of both objects and from the same model.
+    {use_rep}
     reference
         Slides with counts to learn from; by default those of ``adata``, two groups or more.
     method
         ``"ridge"``, a regression of the features; or ``"finetune"``, the encoder trained along with a layer norm and
         a linear layer on top, which wants a GPU and the patches of :func:`sagefm.pp.histology_patches`.
     scale
-        Of ``"ridge"``: ``"slide"`` standardises the features within each slide, which takes differences in staining;
-        ``"none"`` leaves them; ``"auto"`` takes what predicts held-out groups better (``"slide"`` where there is one
-        group).
+        For ``"ridge"``: ``"slide"`` standardizes the features within each slide, which removes differences in staining.
+        ``"none"`` does not. ``"auto"`` chooses the option that predicts held-out groups better, and ``"slide"`` if
+        there is only one group.
     model
-        Encoder to fine-tune; by default what made the features. The rest is of fine-tuning too:
+        Encoder to fine-tune. By default, the one that computed the features.
     n_epochs, learning_rate, batch_size
-        Of Adam; patches are turned and mirrored at random. The defaults are SpaFoundation's, for its pretrained
-        ViT-B; an encoder of :func:`sagefm.train.pretrain_histology`'s preset ``"small"`` learns next to nothing at
-        ``1e-5`` and wants ``1e-4``.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
-    rng
-        Seed or generator.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    library_key
-        Column of ``obs`` with the slide of each spot; each object is one slide by default.
-    group_key
-        Column of ``obs`` with what is held out together, best the donor; ``library_key`` by default.
-    key_added
-        Where the prediction goes.
-    table_key
-        Table to use where ``adata`` or ``reference`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+        Settings of fine-tuning by Adam. Patches are turned and mirrored at random. The defaults are SpaFoundation's,
+        for its pretrained ViT-B. An encoder of :func:`sagefm.train.pretrain_histology`'s preset ``"small"`` learns next
+        to nothing at ``1e-5`` and needs ``1e-4``.
+    {device}
+    {rng}
+    {layer}
+    {library_key}
+    {group_key}
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------

@@ -13,6 +13,7 @@ import torch
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
 from sagefm._types import Array, Floats
@@ -35,6 +36,7 @@ ROUNDS = 10  # of drawing places, of which some lie on glass
 FLAT = 1e-3  # standard deviation of features that don't differ between patches; the last norm makes it about 1
 
 
+@fill_docstring
 def pretrain_histology(
     slides: AnnData | SpatialData | str | Path | Sequence[AnnData | SpatialData | str | Path],
     preset: str | HistologyRecipe = "small",
@@ -44,7 +46,7 @@ def pretrain_histology(
     init: str | Path | Encoder | None = None,
     resume: bool = False,
     epochs: int | None = None,
-    seed: int = 0,
+    rng: int = 0,
     run_dir: str | Path | None = None,
     name: str | None = None,
     histology_key: str = _keys.HISTOLOGY,
@@ -74,27 +76,20 @@ def pretrain_histology(
         of spots. By default four a spot.
     init
         Start from this encoder's weights. Its shape has to be the recipe's.
-    resume
-        Go on from the last checkpoint in ``run_dir``: the same batches, views, masks and, on a CPU, the same weights
-        bit for bit as without the interruption.
+    {resume}
     epochs
         Passes over the patches, instead of the recipe's.
-    seed
+    rng
         Seed of places, weights, order, views and masks. On a CPU the same seed gives the same weights bit for bit.
-    run_dir
-        Folder for checkpoints and logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
+    {run_dir}
     name
         Name of the encoder; by default that of the file.
-    histology_key
-        Which patches.
-    table_key
-        Table to use where a slide is a ``SpatialData``.
-    checkpoint_steps
-        Steps between checkpoints: what an interruption loses at most.
+    {histology_key}
+    {table_key}
+    {checkpoint_steps}
     accelerator, devices, precision
         As Lightning's ``Trainer`` takes them.
-    trainer_options
-        Anything else for Lightning's ``Trainer``.
+    {trainer_options}
 
     Returns
     -------
@@ -140,7 +135,7 @@ def pretrain_histology(
     >>> small = sg.train.HISTOLOGY_PRESETS["small"]
     >>> recipe = replace(small, shape=replace(small.shape, size=32, width=64, depth=1), prototypes=16)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     sg.train.pretrain_histology(slide, recipe, out=f"{folder}/tiny.safetensors", epochs=1, accelerator="cpu")
+    ...     sg.train.pretrain_histology(slide, recipe, out=f"{{folder}}/tiny.safetensors", epochs=1, accelerator="cpu")
     Encoder('tiny', 32 pixels, 64 features, 99,712 parameters)
     """
     if isinstance(preset, str):
@@ -148,7 +143,7 @@ def pretrain_histology(
     recipe = HISTOLOGY_PRESETS[preset] if isinstance(preset, str) else preset
     if epochs is not None:
         recipe = replace(recipe, epochs=check_whole("epochs", epochs, 1))
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     out, folder = find_folder(out, run_dir, resume)
     listed = list(slides) if isinstance(slides, list | tuple) else [slides]
     if not listed:

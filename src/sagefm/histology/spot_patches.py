@@ -11,6 +11,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import open_run, recorded_params
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FUNCTION = "pp.histology_patches"
 
 
+@fill_docstring
 def histology_patches(
     adata: AnnData | SpatialData,
     image: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
@@ -68,16 +70,13 @@ def histology_patches(
     min_tissue
         The least median share of tissue in the patches. Where there is less, image and spots are taken not to belong
         together. 0 accepts anything, as images that aren't brightfield.
-    library_key
-        Column of ``obs`` with the slide of each spot, where ``adata`` holds several.
+    {library_key}
     spatial_key
         Coordinates in ``obsm``; of a ``SpatialData`` without them, those of the regions that the table annotates.
     key_added
-        Name of what is written.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy of the table instead of writing in place.
+        Prefix of the keys to write the results to.
+    {table_key}
+    {copy}
 
     Returns
     -------

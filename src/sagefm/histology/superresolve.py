@@ -12,6 +12,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, recorded_params
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Array, Floats32, Ints
 from sagefm._utils import check_key, check_positive
@@ -43,6 +44,7 @@ ELEMENTS = (
 )
 
 
+@fill_docstring
 def superresolve_expression(
     adata: AnnData | SpatialData,
     stride: float = 50.0,
@@ -71,22 +73,19 @@ def superresolve_expression(
     reference
         What :func:`predict_expression` learned from, if that was a reference.
     model
-        Encoder of the features; by default the one that :func:`histology_embed` recorded.
+        Encoder of the features. By default, the one that :func:`histology_embed` recorded.
     microns_per_unit
-        µm per unit of the coordinates; by default from Space Ranger's scale factors.
+        µm per unit of the coordinates. By default, Space Ranger's scale factors give it.
     min_tissue
         Points whose patch is less tissue than this are left out; fat is hardly more than glass. So are points that are
         farther from every spot than spots are from each other.
     expression_key
         Which prediction of spots.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
-    batch_size
-        Patches at a time.
+    {device}
+    {n_patches}
     key_added
-        Name of what is recorded in the new table; of a ``SpatialData``, of the elements that are added.
-    table_key
-        Table to use where ``adata`` or ``reference`` is a ``SpatialData``.
+        Key of the record in the new table. In a ``SpatialData``, also the name of the elements that are added.
+    {table_key}
 
     Returns
     -------

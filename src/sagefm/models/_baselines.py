@@ -9,8 +9,8 @@ from sagefm.models._canonical import depth_ratio
 ZEROS = "zeros"
 GENE_MEAN = "gene mean"
 SLIDE_MEAN = "slide mean"
-NEIGHBOR_MEAN = "neighbour mean"
-DEPTH_SCALED = "depth-scaled neighbour mean"
+NEIGHBOR_MEAN = "neighbor mean"
+DEPTH_SCALED = "depth-scaled neighbor mean"
 
 
 def depth_scaled(center: Tensor, neighbor_mean: Tensor, mask: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def load(model: str | Path | Model, *, device: str = "cpu") -> Model:
         ``.pt`` checkpoint in the published layout. A :class:`Model` is returned as it is, unless it lies elsewhere
         than on ``device``.
     device
-        Where the weights lie: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. The functions of
-        ``sg.tl`` move them by themselves.
+        Device of the weights: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. The functions of ``sg.tl`` move the
+        weights themselves.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from scipy.sparse import issparse
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm.pl._axes import finish, open_grid
 from sagefm.pl._spatial import draw_groups, draw_values, get_coordinates
 from sagefm.pl._tables import get_spot_table
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PANEL = (4.9, 4.0)
 
 
+@fill_docstring
 def annotation(
     adata: AnnData | SpatialData,
     label_key: str | None = None,
@@ -45,20 +47,13 @@ def annotation(
         One slide after :func:`sagefm.tl.annotate`; of several, pass one: ``adata[adata.obs["sample"] == "A1"]``.
     label_key
         Column of ``obs`` with known labels, such as a pathologist's.
-    merge
-        Class of each label, as given to :func:`sagefm.tl.annotate`.
-    key
-        Where :func:`sagefm.tl.annotate` wrote, its ``key_added``.
-    spatial_key
-        Coordinates in ``obsm``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {merge}
+    {key}
+    {spatial_key}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -114,6 +109,7 @@ def annotation(
     return finish(axes, show, save, return_fig)
 
 
+@fill_docstring
 def composition(
     adata: AnnData | SpatialData,
     target_key: str | None = None,
@@ -133,18 +129,12 @@ def composition(
         One slide after :func:`sagefm.tl.composition`.
     target_key
         Known likelihoods in ``obsm``.
-    key
-        Where :func:`sagefm.tl.composition` wrote, its ``key_added``.
-    spatial_key
-        Coordinates in ``obsm``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {spatial_key}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

@@ -12,6 +12,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm.pl._axes import finish, open_axes
 from sagefm.pp._assess.card import COLORS, headline, remarks
 
@@ -28,6 +29,7 @@ PARTS = ("verdict", "checks", "expected_r", "expected_r_sd", "markers_unknown", 
 COLUMNS = ("value", "care", "outside", "worse", "verdict", "text")
 
 
+@fill_docstring
 def assessment(
     adata: AnnData | SpatialData,
     *,
@@ -44,18 +46,12 @@ def assessment(
     ----------
     adata
         Slide after :func:`sagefm.pp.assess`.
-    key
-        Where the card is, in ``uns``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

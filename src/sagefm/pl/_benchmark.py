@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sagefm._docs import fill_docstring
 from sagefm.pl._axes import (
     BLUE,
     MARKERS,
@@ -48,6 +49,7 @@ ERRORS = {
 }
 
 
+@fill_docstring
 def benchmark_violin(
     data: pd.DataFrame,
     metric: str = "f1_macro",
@@ -65,20 +67,15 @@ def benchmark_violin(
     ----------
     data
         What :func:`sagefm.benchmark.evaluate_annotation` returned, or any table with a column ``representation``.
-    metric
-        Column to show.
+    {metric}
     by
         Column that colours tell apart, where the table has it.
     representations
         Which to show, in this order; all by default.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -99,7 +96,7 @@ def benchmark_violin(
     --------
     >>> import pandas as pd
     >>> import sagefm as sg
-    >>> scores = pd.DataFrame({"representation": ["X_sage", "PCA"] * 3, "f1_macro": [0.4, 0.3, 0.5, 0.3, 0.4, 0.2]})
+    >>> scores = pd.DataFrame({{"representation": ["X_sage", "PCA"] * 3, "f1_macro": [0.4, 0.3, 0.5, 0.3, 0.4, 0.2]}})
     >>> ax = sg.pl.benchmark_violin(scores, show=False)
     """
     check_columns(data, ["representation", metric], "sg.benchmark.evaluate_annotation")
@@ -122,6 +119,7 @@ def benchmark_violin(
     return finish(ax, show, save, return_fig)
 
 
+@fill_docstring
 def missingness_curve(
     curve: pd.DataFrame,
     metric: Literal["rmse", "r2_spot", "r2_spot_median", "r_within", "r_pooled", "r_pooled_median"] = "r2_spot",
@@ -138,18 +136,13 @@ def missingness_curve(
     ----------
     curve
         What :func:`sagefm.benchmark.missingness_curve` returns.
-    metric
-        Column to show.
+    {metric}
     predictors
         Which predictors to show; all by default.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -172,7 +165,7 @@ def missingness_curve(
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
     >>> curve = sg.benchmark.missingness_curve(adata, "sagefm-mini", fractions=[0.1, 0.5, 0.9])
-    >>> ax = sg.pl.missingness_curve(curve, predictors=["sagefm-mini", "neighbour mean"], show=False)
+    >>> ax = sg.pl.missingness_curve(curve, predictors=["sagefm-mini", "neighbor mean"], show=False)
     """
     choose(metric, [name for name in ERRORS if name in curve], "metric", "the table")
     names = choose(predictors, curve["predictor"], "predictor", "the table")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm._types import Array, Floats
 from sagefm.pl._axes import BLUE, ORANGE, finish, legend_beside, open_axes, open_grid, palette, tidy
 from sagefm.pl._spatial import draw_groups, get_coordinates
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def cluster(
     adata: AnnData | SpatialData,
     key: str = _keys.CLUSTER,
@@ -39,18 +41,12 @@ def cluster(
     ----------
     adata
         Slide after :func:`sagefm.tl.cluster`.
-    key
-        Where :func:`sagefm.tl.cluster` wrote, its ``key_added``.
-    spatial_key
-        Coordinates in ``obsm``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {spatial_key}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -88,6 +84,7 @@ def cluster(
     return finish(axes, show, save, return_fig)
 
 
+@fill_docstring
 def cluster_markers(
     adata: AnnData | SpatialData,
     cluster: str | None = None,
@@ -116,18 +113,12 @@ def cluster_markers(
         Adjusted p-value up to which a gene is coloured.
     min_log2_fold_change
         And the fold change from which it is, up or down.
-    key
-        Where :func:`sagefm.tl.cluster_markers` wrote, its ``key_added``.
-    ax
-        Axes to draw into; new ones by default.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {ax}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -172,6 +163,7 @@ def cluster_markers(
     return finish(ax, show, save, return_fig)
 
 
+@fill_docstring
 def cluster_proportions(
     adata: AnnData | SpatialData,
     *,
@@ -188,18 +180,12 @@ def cluster_proportions(
     ----------
     adata
         Slides after :func:`sagefm.tl.cluster_proportions`.
-    key
-        Where :func:`sagefm.tl.cluster_proportions` wrote, its ``key_added``.
-    ax
-        Axes to draw into; new ones by default.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {ax}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

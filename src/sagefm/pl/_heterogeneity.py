@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sagefm._docs import fill_docstring
 from sagefm.pl._axes import finish, legend_beside, open_axes, palette, tidy
 from sagefm.pl._tables import check_columns, choose
 
@@ -20,6 +21,7 @@ MIN_ERROR = 1e-4  # below, it is the base representation itself but for rounding
 COLUMNS = ("representation", "sample", "other", "kind", "scaled", "error")
 
 
+@fill_docstring
 def centroid_distances(
     data: pd.DataFrame,
     representation: str | None = None,
@@ -32,16 +34,12 @@ def centroid_distances(
 
     Parameters
     ----------
-    data
-        What :func:`sagefm.benchmark.centroid_distances` returned.
+    {distances}
     representation
         Which representation to show; the first by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -105,6 +103,7 @@ def centroid_distances(
     return finish(ax, show, save, return_fig)
 
 
+@fill_docstring
 def distance_error(
     data: pd.DataFrame,
     representations: Sequence[str] | None = None,
@@ -118,18 +117,13 @@ def distance_error(
 
     Parameters
     ----------
-    data
-        What :func:`sagefm.benchmark.centroid_distances` returned.
+    {distances}
     representations
         Which to show; all by default.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm._types import Floats, Ints
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import ORANGE, finish, open_grid, tidy, write_instead
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 2_048
 
 
+@fill_docstring
 def imputation(
     adata: AnnData | SpatialData,
     genes: str | Sequence[str],
@@ -51,20 +53,13 @@ def imputation(
         Slide after :func:`sagefm.tl.impute`.
     genes
         Genes that were predicted, by any name that :func:`sagefm.tl.impute` takes.
-    key
-        Where :func:`sagefm.tl.impute` wrote, its ``key_added``.
-    spatial_key
-        Coordinates in ``obsm``.
-    cmap
-        Colour map.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {spatial_key}
+    {cmap}
+    {table_key}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

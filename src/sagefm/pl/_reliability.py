@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm._utils import check_choice
 from sagefm.pl._axes import ORANGE, finish, name_points, open_axes, tidy
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MIN_R = 0.3  # of a gene that is worth naming
 
 
+@fill_docstring
 def reliability(
     adata: AnnData | SpatialData,
     kind: Literal["scatter", "distribution"] = "scatter",
@@ -46,18 +48,12 @@ def reliability(
         (``"distribution"``).
     n_labels
         How many genes of a scatter to name: of the reliable ones with r above 0.3 those that the model adds most to.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

@@ -12,6 +12,7 @@ import numpy as np
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Array, Bools, Ints
 from sagefm._utils import check_key, shorten
@@ -32,6 +33,7 @@ WARN_IGNORED = 20
 WAYS = ("by_symbol", "by_ensembl_id", "by_other_symbol")
 
 
+@fill_docstring
 def align_genes(
     adata: AnnData | SpatialData,
     model: str | Path | Model | None = None,
@@ -60,20 +62,17 @@ def align_genes(
     adata
         Slide.
     model
-        Model whose vocabulary to use: a name, a path or a loaded model. By default the 14,558 genes of the
+        Name or path of a model whose vocabulary is used, or a loaded model. By default, the 14,558 genes of the
         published model, which ``sagefm-mini`` shares.
-    gene_symbols
-        Column of ``var`` with symbols or Ensembl ids, instead of ``var_names``.
+    {gene_symbols}
     orthologs
         For slides of another species: human symbol or Ensembl id of each gene, as a mapping or as a table whose first
         two columns are the slide's gene and the human one. Genes with several human orthologs are left out; those
         that share one are added up. Nothing is translated without it, and the model hasn't seen other species.
     min_coverage
-        Share of the vocabulary that the slide has to have. Below 0.7 there is a warning in any case.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+        Minimum share of the vocabulary that the slide has to contain. Below 0.7, there is always a warning.
+    {table_key}
+    {copy}
 
     Returns
     -------

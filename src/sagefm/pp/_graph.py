@@ -8,6 +8,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import Libraries, split_libraries
 from sagefm._types import Array, Bools, Floats, Ints
@@ -30,6 +31,7 @@ FAR_SPACINGS = 5.0
 MAX_COORDINATE = 1e100  # squares of larger ones overflow
 
 
+@fill_docstring
 def neighborhood_graph(
     adata: AnnData | SpatialData,
     method: Method = "auto",
@@ -63,11 +65,9 @@ def neighborhood_graph(
         Coordinates in ``obsm``, shape (spots, 2 or 3), x before y. Where they are absent from the table of a
         ``SpatialData``, the centroids of the regions that it annotates, in the regions' own coordinates.
     key_added
-        Prefix of what is written.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+        Prefix of the keys to write the results to.
+    {table_key}
+    {copy}
 
     Returns
     -------

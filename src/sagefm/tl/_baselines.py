@@ -13,6 +13,7 @@ from scipy import sparse
 
 from sagefm import _keys
 from sagefm._anndata import Run, open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger, settings
 from sagefm._slides import split_libraries
 from sagefm._types import Array
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def nichepca_embed(
     adata: AnnData | SpatialData,
     *,
@@ -33,7 +35,7 @@ def nichepca_embed(
     key_added: str = _keys.NICHEPCA,
     layer: str | None = None,
     connectivity_key: str = _keys.GRAPH,
-    seed: int = 0,
+    rng: int = 0,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
@@ -43,24 +45,17 @@ def nichepca_embed(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    {adata}
     n_components
         Number of principal components.
     n_top_genes
         Use this many of the most variable genes only; all by default.
-    key_added
-        Where the embedding goes in ``obsm``.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``; only its pattern is read.
-    seed
-        Seed of the PCA.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key_added}
+    {layer}
+    {connectivity_key}
+    {seed}
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -94,23 +89,24 @@ def nichepca_embed(
     import scanpy as sc
 
     n_components = check_whole("n_components", n_components, 1)
-    check_whole("seed", seed, 0)
+    rng = check_whole("rng", rng, 0)
     run = open_run(adata, "tl.nichepca_embed", key_added, _keys.NICHEPCA, ["obsm"], table_key=table_key, copy=copy)
     around = get_graph(run.adata, connectivity_key) + sparse.identity(run.adata.n_obs, format="csr")
     slide = _normalized(run.adata, layer, n_top_genes, n_components=n_components)
     slide.X = sparse.csr_matrix((around @ slide.X).multiply(1 / around.sum(axis=1)), dtype=np.float32)
     check_variety(slide, n_components, "n_components")
-    sc.pp.pca(slide, n_comps=n_components, random_state=seed)
+    sc.pp.pca(slide, n_comps=n_components, random_state=rng)
     params = {
         "n_components": n_components,
         "n_top_genes": n_top_genes,
         "layer": layer,
         "connectivity_key": connectivity_key,
-        "seed": seed,
+        "seed": rng,
     }
     return _commit(run, slide.obsm["X_pca"], params, variance_ratio=np.asarray(slide.uns["pca"]["variance_ratio"]))
 
 
+@fill_docstring
 def mofa_embed(
     adata: AnnData | SpatialData,
     *,
@@ -120,7 +116,7 @@ def mofa_embed(
     n_iterations: int = 1_000,
     key_added: str = _keys.MOFA,
     layer: str | None = None,
-    seed: int = 0,
+    rng: int = 0,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
@@ -138,19 +134,15 @@ def mofa_embed(
         Use this many of the most variable genes, which bounds the memory (8 bytes a value, several copies); None
         takes all.
     library_key
-        Column of ``obs`` with the slide of each spot: MOFA's groups, each centred by itself. One group by default.
+        Column of ``obs`` with the slide of each spot. MOFA centers each slide separately. By default, all spots are one
+        group.
     n_iterations
         Most iterations; fewer if it converges.
-    key_added
-        Where the embedding goes in ``obsm``.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    seed
-        Seed of the fit. As mofapy2 starts from principal components, it hardly matters.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key_added}
+    {layer}
+    {seed}
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -186,7 +178,7 @@ def mofa_embed(
 
     n_factors = check_whole("n_factors", n_factors, 1)
     n_iterations = check_whole("n_iterations", n_iterations, 2)
-    seed = check_whole("seed", seed, 0)
+    rng = check_whole("rng", rng, 0)
     run = open_run(adata, "tl.mofa_embed", key_added, _keys.MOFA, ["obsm"], table_key=table_key, copy=copy)
     libraries = split_libraries(run.adata, library_key)
     slide = _normalized(run.adata, layer, n_top_genes, n_factors=n_factors)
@@ -201,7 +193,7 @@ def mofa_embed(
             n_factors=n_factors,
             n_iterations=n_iterations,
             # mofapy2 draws a seed of its own for 0.
-            seed=seed + 1,
+            seed=rng + 1,
             save_data=False,
             outfile=str(Path(folder) / "mofa.hdf5"),
             quiet=False,
@@ -214,7 +206,7 @@ def mofa_embed(
         "layer": layer,
         "library_key": library_key,
         "n_iterations": n_iterations,
-        "seed": seed,
+        "seed": rng,
     }
     return _commit(run, slide.obsm["X_mofa"], params, weights=weights)
 

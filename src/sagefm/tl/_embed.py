@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Precision
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sagefm.models import Model
 
 
+@fill_docstring
 def sage_embed(
     adata: AnnData | SpatialData,
     model: str | Path | Model = "sage-fm-hest1k",
@@ -34,33 +36,17 @@ def sage_embed(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
-    model
-        Name, path or loaded model, see :func:`sagefm.models.load`.
-    key_added
-        Where the embedding goes in ``obsm``. Of what is there already only the default key and results of
-        this function are overwritten.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``, with or without ``_connectivities``. Only its pattern is read; weights and the
-        diagonal are not. A spot with d neighbours is one of a complete graph of d+1.
-    device
-        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 2,048.
-    dtype
-        Precision of the products. ``"tf32"`` is for recent CUDA GPUs, ``"bfloat16"`` for any GPU; for the error of
-        both see the docs, Speed and memory.
-    store
-        Folder to make, ending in ``.zarr``, that the embedding is written to as it is computed, instead of being held
-        in memory; ``obsm["X_sage"]`` is then a dask array that reads it. The folder is itself an ``AnnData`` without
-        counts (``anndata.read_zarr``), and appears under its name once it is complete.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {adata}
+    {model}
+    {key_added}
+    {layer}
+    {connectivity_key}
+    {device}
+    {batch_size}
+    {dtype}
+    {store}
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -87,6 +73,8 @@ def sage_embed(
     -----
     SAGE-FM (arXiv 2601.15504), Methods: output of the fifth graph convolution at the central spot, nothing
     masked.
+
+    The graph of a spot with d neighbours is complete: d + 1 spots that are all connected.
 
     Examples
     --------

@@ -9,6 +9,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
 from sagefm.tl._points import get_points, standardize
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def join_representations(
     adata: AnnData | SpatialData,
     use_reps: Sequence[str] = (_keys.EMBEDDING, _keys.HISTOLOGY_EMBEDDING),
@@ -34,15 +36,12 @@ def join_representations(
     adata
         Slide or slides with the representations.
     use_reps
-        Two representations in ``obsm`` or more.
+        Two or more representations in ``obsm``.
     library_key
-        Column of ``obs`` with the slide of each spot: every dimension is then standardised within its slide.
-    key_added
-        Where the joined one goes in ``obsm``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+        Column of ``obs`` with the slide of each spot. Every dimension is then standardized within its slide.
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------

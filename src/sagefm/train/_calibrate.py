@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys, models
+from sagefm._docs import fill_docstring
 from sagefm._types import Bools, Floats, Floats32
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.models._calibration import Calibration
@@ -31,8 +32,9 @@ CAUTION = 2
 FAR = {"care": 0.05, "outside": 0.5, "above": 1.0}
 
 
+@fill_docstring
 def calibrate(
-    model: str | Path | Model, corpus: Corpus | str | Path, left_out: Mapping[str, str | Path | Model], *, seed: int = 0
+    model: str | Path | Model, corpus: Corpus | str | Path, left_out: Mapping[str, str | Path | Model], *, rng: int = 0
 ) -> Model:
     """Give a model the calibration that its trust card, and the priors and intervals of absent genes, rest on.
 
@@ -41,12 +43,11 @@ def calibrate(
     model
         Model trained on the corpus.
     corpus
-        A corpus of :func:`prepare_corpus`, or its path; all of its sections count, whatever their split.
+        Corpus of :func:`prepare_corpus`, or its path. All sections are used, whatever their split.
     left_out
         For some groups (donors) of the corpus, a model trained by the same recipe without it. It may have been
         validated on the group, if the recipe doesn't choose its epoch by that.
-    seed
-        Seed of the masks, of what is thinned and hidden, and of the centroids.
+    {seed}
 
     Returns
     -------
@@ -81,18 +82,18 @@ def calibrate(
 
     >>> import tempfile
     >>> import sagefm as sg
-    >>> slides = {f"slide{i}": sg.datasets.simulated_visium(4, 4, n_genes=5_000, rng=i) for i in range(3)}
+    >>> slides = {{f"slide{{i}}": sg.datasets.simulated_visium(4, 4, n_genes=5_000, rng=i) for i in range(3)}}
     >>> for name, slide in slides.items():
     ...     slide.obs["donor"] = name
     >>> vocabulary = sg.models.load("sagefm-mini").vocabulary
     >>> model = sg.models.Model("random", sg.models.SAGE(len(vocabulary), hidden=(8, 8)), vocabulary)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     corpus = sg.train.prepare_corpus(slides, f"{folder}/corpus.zarr", split=dict.fromkeys(slides, "train"))
+    ...     corpus = sg.train.prepare_corpus(slides, f"{{folder}}/corpus.zarr", split=dict.fromkeys(slides, "train"))
     ...     calibrated = sg.train.calibrate(model, corpus, dict.fromkeys(slides, model))
     >>> calibrated.calibration is not None
     True
     """
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     loaded = models.load(model)
     if not isinstance(left_out, Mapping):

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from sagefm import _keys, models, pp
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._io.files import atomic
 from sagefm._settings import ROWS_AT_A_TIME, logger
 from sagefm._slides import find_sections, split_libraries
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 KEPT = ("donor", "sample", "tissue", "platform")
 
 
+@fill_docstring
 def prepare_corpus(
     sections: Any,
     path: str | Path,
@@ -42,7 +44,7 @@ def prepare_corpus(
     split: str | Mapping[str, str] | pd.DataFrame | Path = "random",
     split_by: str = "donor",
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
+    rng: int = 0,
     model: str | Path | Model | None = None,
     layer: str | None = None,
     library_key: str | None = None,
@@ -72,20 +74,17 @@ def prepare_corpus(
         Column of ``obs`` that names the group, which is never split. It has to hold one value a section.
     fractions
         Shares of the groups for training, validation and test, with ``split="random"``.
-    seed
-        Seed of ``split="random"``.
+    {seed}
     model
-        Model whose vocabulary to use; by default the 14,558 genes of the published one.
-    layer
-        Layer with the raw counts; ``X`` by default.
+        Name or path of a model whose vocabulary is used, or a loaded model. By default, the 14,558 genes of the
+        published model.
+    {layer}
     library_key
-        Column of ``obs`` with the slide of each spot, where one object holds several; each becomes a section.
-    gene_symbols
-        Column of ``var`` with the symbols; ``var_names`` by default.
+        Column of ``obs`` with the slide of each spot. Each slide becomes a section. By default, each object is one.
+    {gene_symbols}
     min_coverage
-        Share of the vocabulary that a section has to have.
-    table_key
-        Table to use of a ``SpatialData``.
+        Minimum share of the vocabulary that a section has to contain.
+    {table_key}
     overwrite
         Replace what is at ``path``.
 
@@ -107,13 +106,13 @@ def prepare_corpus(
     --------
     >>> import tempfile
     >>> import sagefm as sg
-    >>> slides = {f"slide{i}": sg.datasets.simulated_visium(8, 8, n_genes=5_000, rng=i) for i in range(3)}
+    >>> slides = {{f"slide{{i}}": sg.datasets.simulated_visium(8, 8, n_genes=5_000, rng=i) for i in range(3)}}
     >>> for name, slide in slides.items():
     ...     slide.obs["donor"] = name
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     corpus = sg.train.prepare_corpus(slides, f"{folder}/corpus.zarr", split={"slide2": "validate"})
+    ...     corpus = sg.train.prepare_corpus(slides, f"{{folder}}/corpus.zarr", split={{"slide2": "validate"}})
     >>> corpus.sections["split"].to_dict()
-    {'slide0': 'train', 'slide1': 'train', 'slide2': 'validate'}
+    {{'slide0': 'train', 'slide1': 'train', 'slide2': 'validate'}}
     """
     import zarr
     from anndata.io import write_elem
@@ -122,7 +121,7 @@ def prepare_corpus(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already. Pass overwrite=True to replace it.")
     check_fractions(fractions)
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     if isinstance(split, str | Path) and split not in ("random", "paper"):
         split = pd.read_csv(split)  # before hours of reading, not after
     vocabulary = hest1k() if model is None else models.load(model).vocabulary

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from sagefm import models
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._utils import check_choice, check_whole
 from sagefm.benchmark import evaluate_imputation
@@ -28,6 +29,7 @@ from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 START_GAIN = 0.7
 
 
+@fill_docstring
 def pretrain(
     corpus: Corpus | str | Path,
     preset: str | Recipe = "mini",
@@ -39,7 +41,7 @@ def pretrain(
     name: str | None = None,
     card: dict[str, Any] | None = None,
     half: bool = True,
-    seed: int = 0,
+    rng: int = 0,
     shuffle_spots: int = SHUFFLE_SPOTS,
     checkpoint_steps: int = CHECKPOINT_STEPS,
     accelerator: str = "auto",
@@ -59,7 +61,7 @@ def pretrain(
     Parameters
     ----------
     corpus
-        A corpus of :func:`prepare_corpus`, or its path.
+        Corpus of :func:`prepare_corpus`, or its path.
     preset
         ``"paper"``: the published architecture and hyper-parameters. ``"mini"``: those of ``sagefm-mini``. Or a
         :class:`Recipe` of your own.
@@ -68,30 +70,25 @@ def pretrain(
     init
         Start from the weights of this model, to fine-tune it. Its architecture has to be the recipe's, its vocabulary
         the corpus's.
-    resume
-        Go on from the last checkpoint in ``run_dir``: the same batches, masks and, on a CPU, the same weights bit for
-        bit as without the interruption.
-    run_dir
-        Folder for checkpoints and logs (CSV, and TensorBoard where it is installed); by default beside ``out``.
+    {resume}
+    {run_dir}
     name
         Name of the model; by default that of the file.
     card
         What else its card should say.
     half
         Store float16.
-    seed
+    rng
         Seed of weights, order, masks and dropout.
     shuffle_spots
         Spots in memory at a time, at 58 kB each. If the whole corpus fits it is read once, onto the GPU if there is
         one.
-    checkpoint_steps
-        Steps between checkpoints: what an interruption loses at most.
+    {checkpoint_steps}
     accelerator, devices, num_nodes, strategy, precision
         As Lightning's ``Trainer`` takes them. Results don't depend on the number of devices, up to rounding.
     accumulate
         Batches whose gradients are added up for a step.
-    trainer_options
-        Anything else for Lightning's ``Trainer``.
+    {trainer_options}
 
     Returns
     -------
@@ -120,8 +117,9 @@ def pretrain(
     >>> slide.obs["donor"] = "donor 0"
     >>> recipe = replace(sg.train.PRESETS["mini"], hidden=(8, 8), max_epochs=1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     corpus = sg.train.prepare_corpus({"slide": slide}, f"{folder}/corpus.zarr", split={"donor 0": "train"})
-    ...     model = sg.train.pretrain(corpus, recipe, out=f"{folder}/tiny.safetensors", accelerator="cpu")
+    ...     split = {{"donor 0": "train"}}
+    ...     corpus = sg.train.prepare_corpus({{"slide": slide}}, f"{{folder}}/corpus.zarr", split=split)
+    ...     model = sg.train.pretrain(corpus, recipe, out=f"{{folder}}/tiny.safetensors", accelerator="cpu")
     >>> model
     Model('tiny', sage 8-8, 378,588 parameters, 14,558 genes)
     """
@@ -129,7 +127,7 @@ def pretrain(
     if isinstance(preset, str):
         check_choice("preset", preset, PRESETS)
     recipe = PRESETS[preset] if isinstance(preset, str) else preset
-    check_whole("seed", seed, 0)
+    seed = check_whole("rng", rng, 0)
     out, folder = find_folder(out, run_dir, resume)
     validates = bool(corpus.names(VALIDATE))
     if not validates and (recipe.patience is not None or recipe.schedule == "plateau"):

@@ -33,7 +33,7 @@ def run_protocol(
     out
         Folder for tables and report. A run that was interrupted goes on from what lies there.
     overwrite
-        Start again where the folder holds a run with other settings, or of other files.
+        Start again if the folder holds a run with other settings or of other files.
 
     Returns
     -------

@@ -74,7 +74,7 @@ def _read(collection: Collection, key: str) -> Array:
 
 def _baseline(collection: Collection, embedding: str) -> Array:
     """A baseline embedding, fitted to all spots together."""
-    options: dict[str, Any] = {"seed": collection.config.seed, "key_added": "sage_scratch", "copy": True}
+    options: dict[str, Any] = {"rng": collection.config.seed, "key_added": "sage_scratch", "copy": True}
     if embedding == "nichepca":
         found = tl.nichepca_embed(collection.table, **options)
     else:

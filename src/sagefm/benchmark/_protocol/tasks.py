@@ -53,7 +53,7 @@ class Tasks:
         self.config, self.table, self.name = collection.config, collection.table, representation.name
         self._is_model = representation.model is not None
         self._by_slide: dict[str, Any] = {"group_key": GROUP, "library_key": SAMPLE, "scale": representation.scale}
-        self._repeats: dict[str, Any] = {"n_repeats": self.config.n_repeats, "seed": self.config.seed}
+        self._repeats: dict[str, Any] = {"n_repeats": self.config.n_repeats, "rng": self.config.seed}
 
     def run(self) -> None:
         """All tasks, but for what an earlier run has done."""
@@ -207,7 +207,7 @@ class Tasks:
             classifier=kind,
             test_groups=self._test_groups(part, label),
             n_bootstraps=self.config.n_bootstraps if own is None else own,
-            seed=self.config.seed,
+            rng=self.config.seed,
             **self._by_slide,
         )
 
@@ -218,7 +218,7 @@ class Tasks:
             key_of(self.representation),
             test_groups=self._test_groups(part, DOMINANT),
             device=self.config.device,
-            seed=self.config.seed,
+            rng=self.config.seed,
             **self._by_slide,
         )
 

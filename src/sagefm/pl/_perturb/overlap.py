@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm.pl._axes import BLUE, ORANGE, finish, name_points, open_axes, tidy
 from sagefm.pl._perturb.recorded import overlap_in
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def perturbation_scatter(
     adata: AnnData | SpatialData,
     *,
@@ -37,18 +39,12 @@ def perturbation_scatter(
         Spots after :func:`sagefm.tl.perturbation_overlap`.
     n_labels
         How many pairs to name: those with the largest correlations that the model reproduces.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -99,6 +95,7 @@ def perturbation_scatter(
     return finish(ax, show, save, return_fig)
 
 
+@fill_docstring
 def perturbation_overlap(
     adata: AnnData | SpatialData,
     *,
@@ -115,18 +112,12 @@ def perturbation_overlap(
     ----------
     adata
         Spots after :func:`sagefm.tl.perturbation_overlap`.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

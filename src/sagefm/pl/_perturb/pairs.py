@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._types import Bools, Floats
 from sagefm._utils import shorten
 from sagefm.pl._axes import BLUE, MARKERS, ORANGE, PALE_BLUE, finish, legend_beside, legend_entry, open_axes, tidy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SHARES = ["frac_up", "frac_down"]
 
 
+@fill_docstring
 def perturbation_lollipop(
     adata: AnnData | SpatialData,
     pairs: Sequence[str] | None = None,
@@ -49,20 +51,13 @@ def perturbation_lollipop(
         Slide after :func:`sagefm.tl.perturb_lr`.
     pairs
         Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest effect, significant ones first.
-    n_pairs
-        How many at most, if ``pairs`` is not given.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {n_pairs}
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -106,6 +101,7 @@ def perturbation_lollipop(
     return finish(ax, show, save, return_fig)
 
 
+@fill_docstring
 def dose_response(
     adata: AnnData | SpatialData,
     pairs: Sequence[str] | None = None,
@@ -126,20 +122,13 @@ def dose_response(
         Slide after :func:`sagefm.tl.perturb_lr` with ``n_levels`` above 2.
     pairs
         Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest mean change.
-    n_pairs
-        How many at most, if ``pairs`` is not given.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {n_pairs}
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

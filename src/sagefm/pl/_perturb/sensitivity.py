@@ -10,6 +10,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm.pl._axes import finish, name_columns, open_axes
 from sagefm.pl._perturb.recorded import RUN, sign_of, table_in
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_SIGNS = 400
 
 
+@fill_docstring
 def sensitivity_heatmap(
     adata: AnnData | SpatialData,
     *,
@@ -38,18 +40,12 @@ def sensitivity_heatmap(
     ----------
     adata
         Slide after :func:`sagefm.tl.gene_sensitivity`.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._types import Floats
 from sagefm.pl._axes import finish, open_axes
 from sagefm.pl._perturb.recorded import RUN, arrow
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def perturbation_spatial(
     adata: AnnData | SpatialData,
     pair: str,
@@ -44,20 +46,13 @@ def perturbation_spatial(
         Slide after :func:`sagefm.tl.perturb_lr` with ``store_spots=True``, or :func:`sagefm.tl.gene_sensitivity`.
     pair
         Column of ``obsm[key]``, ``LIGAND|RECEPTOR``.
-    key
-        Where the results are.
-    spatial_key
-        Coordinates in ``obsm``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {spatial_key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
     kwargs
         More options of :func:`squidpy.pl.spatial_scatter`, such as ``library_id``.
 

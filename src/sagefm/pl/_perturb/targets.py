@@ -10,6 +10,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._types import Floats
 from sagefm._utils import shorten
 from sagefm.pl._axes import ORANGE, finish, name_columns, open_axes, tidy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 TICKS = np.linspace(-1, 1, 5)
 
 
+@fill_docstring
 def target_effects(
     adata: AnnData | SpatialData,
     *,
@@ -40,18 +42,12 @@ def target_effects(
     ----------
     adata
         Spots after :func:`sagefm.tl.perturb_targets`.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -73,7 +69,7 @@ def target_effects(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=2)
+    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=2)
     >>> ax = sg.pl.target_effects(adata, show=False)
     """
     adata = get_anndata(adata, table_key)
@@ -95,6 +91,7 @@ def target_effects(
     return finish(ax, show, save, return_fig)
 
 
+@fill_docstring
 def target_controls(
     adata: AnnData | SpatialData,
     *,
@@ -111,18 +108,12 @@ def target_controls(
     ----------
     adata
         Spots after :func:`sagefm.tl.perturb_targets` with controls.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    ax
-        Axes to draw into; new ones by default.
-    show
-        Show the figure; by default where scanpy's ``settings.autoshow`` is on and no ``ax`` is given.
-    save
-        File to write the figure to.
-    return_fig
-        Return the figure instead of showing it.
+    {key}
+    {table_key}
+    {ax}
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
@@ -143,7 +134,7 @@ def target_controls(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "FN1"]}, "sagefm-mini", n_controls=3)
+    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=3)
     >>> ax = sg.pl.target_controls(adata, show=False)
     """
     adata = get_anndata(adata, table_key)

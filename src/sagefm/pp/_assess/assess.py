@@ -12,6 +12,7 @@ from scipy import sparse
 
 from sagefm import _keys, models
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._io.files import atomic
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
@@ -35,6 +36,7 @@ N_SAMPLED, BATCH_SIZE = 1_000, 2_048
 COLUMNS = ["value", "care", "outside", "worse", "verdict", "text"]
 
 
+@fill_docstring
 def assess(
     adata: AnnData | SpatialData,
     model: str | Path | Model = "sage-fm-hest1k",
@@ -53,22 +55,15 @@ def assess(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
-    model
-        Name, path or loaded model.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``.
-    key_added
-        Where the card goes, in ``uns``.
+    {adata}
+    {model}
+    {layer}
+    {connectivity_key}
+    {key_added}
     save
         File to write the card to, ``.html`` or ``.txt``.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -86,7 +81,7 @@ def assess(
         - ``depth``: median counts of a spot in the model's genes (of each slide, if the graph knows several; here and
           below the worst one is named); what a panel leaves out is made up for by the
           share that its genes have of the counts in training.
-        - ``neighbours``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
+        - ``neighbors``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
           many as in training.
         - ``lattice``: arrangement and spacing of the spots.
         - ``expression``: median cosine distance of the spots' neighbourhood means to the nearest of the training
@@ -175,7 +170,7 @@ def _check_slides(
         found_by_slide.append(
             [
                 _checks.depth(totals[spots], alignment, model.calibration),
-                _checks.neighbours(graph, spots, distances, model),
+                _checks.neighbors(graph, spots, distances, model),
                 _checks.lattice(distances, model.calibration),
                 _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
             ]

@@ -127,21 +127,21 @@ class Distances:
         self.on_lattice, self.unit = recorded.get("method") == "visium", recorded.get("distance_unit")
 
 
-def neighbours(graph: sparse.csr_matrix, spots: Ints, distances: Distances, model: Model) -> Check:
+def neighbors(graph: sparse.csr_matrix, spots: Ints, distances: Distances, model: Model) -> Check:
     """Share of spots with far or no neighbours, and whether they have as many as in training."""
     n_neighbors = np.diff(graph.indptr)[spots]
     expected, unlike = model.n_spots - 1, ""
     if (n_neighbors != expected).any():
         unlike = f"; {n_neighbors.min()} to {n_neighbors.max()} neighbours a spot, where training had {expected}"
     if not distances.known:
-        return Check("neighbours", float("nan"), f"no obsp['{distances.key}'], so not looked at{unlike}")
+        return Check("neighbors", float("nan"), f"no obsp['{distances.key}'], so not looked at{unlike}")
     spacing = 1.0 if distances.on_lattice else distances.spacing
     farthest = distances.ranked[np.cumsum(distances.degree)[distances.degree > 0] - 1]
     far = 1 - float((farthest <= FAR_SPACINGS * spacing).sum()) / len(spots)
     if np.isnan(spacing):
         far = float("nan")
     text = f"{far:.1%} of the spots have a neighbour more than {FAR_SPACINGS:g} spacings away, or none"
-    check = _judged("neighbours", far, text, _limit(model.calibration, "far"), form=".0%")
+    check = _judged("neighbors", far, text, _limit(model.calibration, "far"), form=".0%")
     if unlike and check.verdict == FINE:
         check = replace(check, verdict=CARE)
     return replace(check, text=check.text + unlike)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Ints
 from sagefm._utils import check_key, shorten
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def from_pseudospots(
     adata: AnnData | SpatialData,
     spots: AnnData,
@@ -46,10 +48,8 @@ def from_pseudospots(
         Keys of ``spots.obsm``, arrays or data frames. By default ``"X_sage"``, where there is one.
     key
         Column of ``adata.obs`` with the pseudo-spot of each bin.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -73,7 +73,7 @@ def from_pseudospots(
     >>> import anndata, numpy as np
     >>> import sagefm as sg
     >>> counts = np.random.default_rng(0).poisson(0.1, (10_000, 20)).astype("float32")
-    >>> bins = anndata.AnnData(counts, obsm={"spatial": 8.0 * np.argwhere(np.ones((100, 100)))})
+    >>> bins = anndata.AnnData(counts, obsm={{"spatial": 8.0 * np.argwhere(np.ones((100, 100)))}})
     >>> spots = sg.pp.pseudospots(bins, microns_per_unit=1.0)
     >>> spots.obs["depth"] = np.asarray(spots.X.sum(axis=1)).ravel()
     >>> sg.pp.from_pseudospots(bins, spots, obs=["depth"])

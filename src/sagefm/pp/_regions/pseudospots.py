@@ -13,6 +13,7 @@ from scipy import sparse
 
 from sagefm import _keys
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
 from sagefm._types import Bools, Floats, Ints
@@ -32,6 +33,7 @@ FUNCTION = "pp.pseudospots"
 BLOCK_VALUES = 2**26
 
 
+@fill_docstring
 def pseudospots(
     adata: AnnData | SpatialData,
     diameter: float | None = 55.0,
@@ -64,8 +66,7 @@ def pseudospots(
         ``uns["spatial"]``, as scanpy and squidpy read Visium HD; it is never guessed.
     min_bins
         Pseudo-spots with fewer counted bins are dropped. By default a quarter of the median of those with any.
-    layer
-        Layer with the raw counts; ``X`` by default.
+    {layer}
     library_key
         Categorical in ``obs`` naming the slide of each bin, each with a lattice of its own. Where the table of a
         ``SpatialData`` annotates several regions, these by default.
@@ -73,9 +74,8 @@ def pseudospots(
         Coordinates in ``obsm``, shape (bins, 2), x before y. Where they are absent from the table of a
         ``SpatialData``, the centroids of the regions that it annotates.
     key_added
-        Where the pseudo-spot of each bin goes.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
+        Column of ``obs`` to write the pseudo-spot of each bin to.
+    {table_key}
 
     Returns
     -------
@@ -124,7 +124,7 @@ def pseudospots(
     >>> import anndata, numpy as np
     >>> import sagefm as sg
     >>> counts = np.random.default_rng(0).poisson(0.1, (10_000, 20)).astype("float32")
-    >>> bins = anndata.AnnData(counts, obsm={"spatial": 8.0 * np.argwhere(np.ones((100, 100)))})
+    >>> bins = anndata.AnnData(counts, obsm={{"spatial": 8.0 * np.argwhere(np.ones((100, 100)))}})
     >>> spots = sg.pp.pseudospots(bins, microns_per_unit=1.0)
     >>> sg.pp.neighborhood_graph(spots)
     >>> spots.uns["sage_neighbors"]["params"]["method"]

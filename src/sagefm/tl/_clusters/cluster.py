@@ -8,6 +8,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._utils import check_whole, progress
 from sagefm.tl._points import get_points, silhouette
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CANDIDATES = range(4, 11)
 
 
+@fill_docstring
 def cluster(
     adata: AnnData | SpatialData,
     use_rep: str = _keys.EMBEDDING,
@@ -39,14 +41,10 @@ def cluster(
         Representation in ``obsm``, shape (spots, dimensions).
     n_clusters
         Number of clusters. By default the one of 4 to 10 with the best silhouette.
-    rng
-        Seed or generator of k-means and of the spots that the silhouette is computed on.
-    key_added
-        Where the clusters go.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {rng}
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------

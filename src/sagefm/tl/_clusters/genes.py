@@ -9,6 +9,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._stats import adjust_pvalues
 from sagefm._utils import check_key, shorten
@@ -33,6 +34,7 @@ COLUMNS = {
 }
 
 
+@fill_docstring
 def cluster_markers(
     adata: AnnData | SpatialData,
     key: str = _keys.CLUSTER,
@@ -54,13 +56,10 @@ def cluster_markers(
     min_spots
         Genes that fewer spots show are left out.
     layer
-        Layer with the raw counts; ``X`` by default. They are scaled to a common depth and log1p.
-    key_added
-        Where the table goes.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+        Layer with raw counts. By default, ``X``. They are scaled to a common depth, then log1p-transformed.
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -117,6 +116,7 @@ def cluster_markers(
     return run.commit({}, params, results=results.set_index(results.index.astype(str)))
 
 
+@fill_docstring
 def cluster_proportions(
     adata: AnnData | SpatialData,
     groupby: str,
@@ -136,12 +136,9 @@ def cluster_proportions(
         Column of ``obs``, such as the tissue.
     key
         Column of ``obs`` with the clusters.
-    key_added
-        Where the table goes.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Floats, Floats32, Ints, Precision
 from sagefm._utils import check_choice, check_whole
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sagefm.tl._run import SlideRun
 
 
+@fill_docstring
 def impute(
     adata: AnnData | SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -54,13 +56,11 @@ def impute(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    {adata}
     genes
         Genes to predict, as ``var_names``, symbols, former symbols or Ensembl ids of the model's vocabulary,
         measured or not. By default every measured gene that the model knows.
-    model
-        Name, path or loaded model, see :func:`sagefm.models.load`.
+    {model}
     mask
         Where a fold is masked: at the spot alone (``"center"``, the model's training task, which lets it
         read the gene in the neighbours), or in its neighbours too (``"everywhere"``, as if the slide
@@ -74,26 +74,15 @@ def impute(
     intervals
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
-    key_added
-        Where the predictions go, in ``layers`` and ``obsm``. Of what is there already only the default key and
-        results of this function are overwritten.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``, as in :func:`sage_embed`.
-    device
-        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 2,048.
-    dtype
-        Precision of the products, as in :func:`sage_embed`.
-    store
-        Folder to make, ending in ``.zarr``, that the layer is written to as it is computed, instead of being held in
-        memory; ``layers["sage_imputed"]`` is then a dask array that reads it. As in :func:`sage_embed`.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key_added}
+    {layer}
+    {connectivity_key}
+    {device}
+    {batch_size}
+    {dtype}
+    {store}
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -123,7 +112,7 @@ def impute(
           this gene on this slide than its neighbours do, which may be little: read ``r`` too.
     ``var["sage_reliability"]``
         ``r`` of each column's gene; NaN where it was not asked for or doesn't vary. Of another ``key_added``,
-        ``var[f"{key_added}_reliability"]``.
+        ``var[f"{{key_added}}_reliability"]``.
     ``uns["sage_imputed"]["prior"]``
         What to expect of each absent gene asked for (with ``reliability`` and a model that carries a calibration):
         ``r``, its correlation on donors left out of training while it and as much of the vocabulary as here were

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Array, Floats, Strings
 from sagefm._utils import check_choice
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 UNSURE = "unsure"
 
 
+@fill_docstring
 def annotate(
     adata: AnnData | SpatialData,
     label_key: str,
@@ -51,35 +53,22 @@ def annotate(
     ----------
     adata
         Slide or slides to label.
-    label_key
-        Column of ``obs`` with the labels, missing where a spot has none.
-    use_rep
-        Representation in ``obsm``, of both objects and from the same model.
+    {label_key}
+    {use_rep}
     reference
         Labelled slides. By default the labelled spots of ``adata``.
-    merge
-        Class of each label, such as ``{"invasive cancer": "tumour", "undetermined": None}``; None leaves spots out.
-        Labels that it doesn't name stay as they are.
+    {merge}
     classifier
         ``"forest"``, a random forest, or ``"mlp"``, a network of three layers.
-    scale
-        ``"slide"`` standardises the representation within each slide, which takes what only tells slides apart, such
-        as depth; ``"none"`` leaves it; ``"auto"`` takes what predicts held-out groups better (``"slide"`` where there
-        is one group).
+    {scale}
     min_probability
         Spots whose most probable class is less probable than this become ``"unsure"``.
-    library_key
-        Column of ``obs`` with the slide of each spot; each object is one slide by default.
-    group_key
-        Column of ``obs`` with what is held out together, best the donor; ``library_key`` by default.
-    rng
-        Seed or generator.
-    key_added
-        Where the annotation goes.
-    table_key
-        Table to use where ``adata`` or ``reference`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {library_key}
+    {group_key}
+    {rng}
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, open_run
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._stats import pearson
 from sagefm._types import Floats
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def composition(
     adata: AnnData | SpatialData,
     target_key: str,
@@ -48,34 +50,21 @@ def composition(
     ----------
     adata
         Slide or slides to predict.
-    target_key
-        Likelihoods in ``obsm``, between 0 and 1, shape (spots, classes), a ``DataFrame`` or an array; rows that are
-        missing (NaN) are predicted, not learned from.
-    use_rep
-        Representation in ``obsm``, of both objects and from the same model.
+    {target_key}
+    {use_rep}
     reference
         Slides to learn from. By default the spots of ``adata`` whose likelihoods are known.
     n_layers
         Layers of the network, 2 or 3.
-    scale
-        ``"slide"`` standardises the representation within each slide, ``"none"`` over all; ``"auto"`` takes what
-        predicts held-out groups better (``"slide"`` where there is one group).
-    n_epochs
-        Passes over the spots.
-    library_key
-        Column of ``obs`` with the slide of each spot; each object is one slide by default.
-    group_key
-        Column of ``obs`` with what is held out together, best the donor; ``library_key`` by default.
-    device
-        ``"auto"`` takes cuda, then mps, then cpu.
-    rng
-        Seed or generator.
-    key_added
-        Where the predictions go.
-    table_key
-        Table to use where ``adata`` or ``reference`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {scale}
+    {n_epochs}
+    {library_key}
+    {group_key}
+    {device}
+    {rng}
+    {key_added}
+    {table_key}
+    {copy}
 
     Returns
     -------

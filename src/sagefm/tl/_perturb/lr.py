@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
 from sagefm._utils import check_choice, check_whole
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SIDES = ("ligand", "receptor")
 
 
+@fill_docstring
 def perturb_lr(
     adata: AnnData | SpatialData,
     interactions: Interactions | None = None,
@@ -63,14 +65,12 @@ def perturb_lr(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    {adata}
     interactions
         Pairs ``(ligand, receptor)``, or a table with these columns (or ``source`` and ``target``), or the
         name of a resource of LIANA such as ``"consensus"``, which needs ``liana``, or ``"paper"``, the default:
         :func:`sagefm.datasets.paper_interactions`. ``"A_B"`` is a complex of genes.
-    model
-        Name, path or loaded model, see :func:`sagefm.models.load`.
+    {model}
     contrast
         What the highest level is compared with: the lowest one, or the neighbours as they are.
     n_levels
@@ -92,25 +92,17 @@ def perturb_lr(
         on the neighbours it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
         the first run.
     library_key
-        Column of ``obs`` with the slide, or any group, of each spot: adds a table by group.
+        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group.
     store_spots
         Keep the response of every spot.
-    key_added
-        Where results go.
-    rng
-        Seed or generator of what is drawn: spots for controls, and shuffled neighbours.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``, as in :func:`sage_embed`.
-    device
-        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 1,024.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key_added}
+    {rng}
+    {layer}
+    {connectivity_key}
+    {device}
+    {batch_size}
+    {table_key}
+    {copy}
 
     Returns
     -------

@@ -9,6 +9,7 @@ import numpy as np
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm.tl._perturb.plan import OK
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_docstring
 def perturbation_overlap(
     adata: AnnData | SpatialData,
     groups: Sequence[str] | None = None,
@@ -37,12 +39,9 @@ def perturbation_overlap(
         The two libraries to compare, such as ``("validation", "test")``; by default the two that there are.
     alpha
         Level at which a reference correlation counts as significant.
-    key
-        Where the results are.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key}
+    {table_key}
+    {copy}
 
     Returns
     -------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._types import Floats, Floats32, Ints
 from sagefm._utils import check_choice
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sagefm.tl._engine import Engine, Rows
 
 
+@fill_docstring
 def gene_sensitivity(
     adata: AnnData | SpatialData,
     genes: str | Sequence[str],
@@ -49,14 +51,12 @@ def gene_sensitivity(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    {adata}
     genes
         Genes to differentiate by.
     targets
         Predicted genes; by default ``genes``.
-    model
-        Name, path or loaded model, see :func:`sagefm.models.load`.
+    {model}
     wrt
         Which log1p count of a gene is meant: its mean over the neighbours (all of them rise together), or the
         spot's own.
@@ -65,20 +65,13 @@ def gene_sensitivity(
         derivative with respect to the centre: 0.
     store_spots
         Keep the derivatives at every spot.
-    key_added
-        Where results go.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``, as in :func:`sage_embed`.
-    device
-        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 2,048.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+    {key_added}
+    {layer}
+    {connectivity_key}
+    {device}
+    {batch_size}
+    {table_key}
+    {copy}
 
     Returns
     -------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from sagefm import _keys
+from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Targets: TypeAlias = "Mapping[str, Sequence[str]] | pd.DataFrame"
 
 
+@fill_docstring
 def perturb_targets(
     adata: AnnData | SpatialData,
     targets: Targets | None = None,
@@ -52,34 +54,24 @@ def perturb_targets(
 
     Parameters
     ----------
-    adata
-        Slide with raw counts and the graph of :func:`sagefm.pp.neighborhood_graph`.
+    {adata}
     targets
         Targets of each gene: a mapping, or a table with columns ``gene`` and ``target``. By default
         :func:`sagefm.datasets.textbook_targets`.
-    model
-        Name, path or loaded model, see :func:`sagefm.models.load`.
+    {model}
     n_controls
         Times that control genes are drawn; 0 for none. They are varying genes of the slide other than the genes
         and targets of the call.
     library_key
-        Column of ``obs`` with the slide, or any group, of each spot: adds a table by group.
-    key_added
-        Where results go.
-    rng
-        Seed or generator of the controls.
-    layer
-        Layer with the raw counts; ``X`` by default.
-    connectivity_key
-        Graph in ``obsp``, as in :func:`sage_embed`.
-    device
-        ``"cuda"``, ``"mps"``, ``"cpu"``, or the first of them there is (``"auto"``).
-    batch_size
-        Spots at a time; it changes memory and speed only. By default 1,024.
-    table_key
-        Table to use where ``adata`` is a ``SpatialData``.
-    copy
-        Return a copy instead of writing in place.
+        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group.
+    {key_added}
+    {rng}
+    {layer}
+    {connectivity_key}
+    {device}
+    {batch_size}
+    {table_key}
+    {copy}
 
     Returns
     -------
@@ -119,7 +111,7 @@ def perturb_targets(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.perturb_targets(adata, {"TGFB1": ["COL1A1", "COL3A1", "FN1"]}, "sagefm-mini", n_controls=2)
+    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "COL3A1", "FN1"]}}, "sagefm-mini", n_controls=2)
     >>> adata.uns["perturb_targets"]["results"]["target"].tolist()
     ['COL1A1', 'COL3A1', 'FN1']
     """

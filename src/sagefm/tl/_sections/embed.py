@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
+from sagefm._docs import fill_docstring
 from sagefm._io.files import remove
 from sagefm._settings import logger, settings
 from sagefm._slides import find_sections
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sagefm.models import Model
 
 
+@fill_docstring
 def embed_sections(
     sections: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path,
@@ -64,7 +66,7 @@ def embed_sections(
         Folder to write, made where it isn't there: ``NAME.zarr`` for each section, an ``AnnData`` with its ``obs``,
         ``var``, coordinates, graph and embedding, without counts.
     model
-        Name or path, see :func:`sagefm.models.load`.
+        Name or path of a model. See :func:`sagefm.models.load`.
     n_jobs
         Sections at a time, each in a process of its own: a local dask cluster.
     client
@@ -75,10 +77,9 @@ def embed_sections(
         section.
     device, batch_size, dtype
         As in :func:`sage_embed`.
-    table_key
-        Table of sections that are ``SpatialData`` objects.
+    {table_key}
     overwrite
-        Start again over a run with other settings, whose results are deleted.
+        Delete the results of a run with other settings and start again.
 
     Returns
     -------
@@ -102,7 +103,7 @@ def embed_sections(
     >>> import sagefm as sg
     >>> folder = Path(tempfile.mkdtemp())
     >>> for seed in range(2):
-    ...     sg.datasets.simulated_visium(8, 8, n_genes=8000, rng=seed).write_h5ad(folder / f"section_{seed}.h5ad")
+    ...     sg.datasets.simulated_visium(8, 8, n_genes=8000, rng=seed).write_h5ad(folder / f"section_{{seed}}.h5ad")
     >>> sg.tl.embed_sections(folder, folder / "embedded", "sagefm-mini")["status"].tolist()
     ['embedded', 'embedded']
     """
