@@ -13,6 +13,13 @@ import sagefm as sg
 sc.settings.autoshow = False
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what reads real sections."""
+    for item in items:
+        if "section" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.sections)
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
     """No progress bars, a cache of the test's own, the level of the log as it was, and no figures left open."""

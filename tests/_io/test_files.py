@@ -91,6 +91,7 @@ def test_figures(tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == [name if "." in name else "figure.png"]
 
 
+@pytest.mark.process
 def test_what_dead_processes_left_is_removed(tmp_path, monkeypatch):
     path = tmp_path / "result"
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -45,6 +45,7 @@ def test_fine_tuning_learns(predicted, vit):
     assert not np.allclose(found[0], found[2])
 
 
+@pytest.mark.process
 def test_fine_tuning_is_interrupted(predicted, vit, monkeypatch):
     """Lightning would end the interpreter."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without one

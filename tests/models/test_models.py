@@ -39,6 +39,7 @@ def test_shapes_are_the_network_s(architecture, hidden):
     assert ARCHITECTURES[architecture.architecture].shapes(7, hidden) == expected
 
 
+@pytest.mark.process
 def test_tools_do_without_pytorch_geometric():
     """It takes seconds to import, and only the definition and the training of a network need it."""
     code = """

@@ -13,6 +13,7 @@ from weight_server import NAME, cached_files, entry, right, settled
 import sagefm as sg
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("n", [2, 4])
 def test_processes_that_fetch_at_once(server, narrow, n):
     """One of them fetches, the others wait for it."""
@@ -21,6 +22,7 @@ def test_processes_that_fetch_at_once(server, narrow, n):
     assert settled()
 
 
+@pytest.mark.process
 def test_processes_that_fetch_at_once_where_nothing_can_be_locked(server, narrow):
     (lock := sg.settings.cache_dir / f".{NAME}.lock").mkdir(parents=True)
     assert in_children(*[lambda: right(narrow)] * 4) == [True] * 4
@@ -36,6 +38,7 @@ def test_threads_that_fetch_at_once(server, narrow):
     assert settled()
 
 
+@pytest.mark.process
 def test_a_process_killed_while_it_fetches_holds_up_no_other(server, narrow):
     server.modes = ["stall"]
     child = multiprocessing.get_context("fork").Process(target=lambda: sg.models.load(NAME), daemon=True)

@@ -8,10 +8,13 @@ import zlib
 from collections import OrderedDict
 from pathlib import Path
 
+import pytest
 import torch
 from weight_files import Call, archive, finish, in_children, members_of, narrow_model
 
 import sagefm as sg
+
+pytestmark = pytest.mark.process
 
 
 def deflated(n_blocks):

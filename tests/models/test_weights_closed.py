@@ -11,6 +11,8 @@ from weight_server import NAME, cached_files, entry, right, settled
 
 import sagefm as sg
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def small_disk(tmp_path, monkeypatch):

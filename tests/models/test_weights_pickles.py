@@ -94,7 +94,12 @@ def places(gadget, state):
     yield {"model_state_dict": hooked}
 
 
-@pytest.mark.parametrize("name", GADGETS)
+STARTS = {"os.system", "subprocess.Popen", "importlib"}  # processes, to show that it would run
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.process] if name in STARTS else []) for name in GADGETS]
+)
 def test_hostile_pickles_run_nothing(narrow, three_genes, tmp_path, name):
     trace, path = tmp_path / "it-ran", tmp_path / "m.pt"
     gadget = GADGETS[name](str(trace))

@@ -174,6 +174,7 @@ def test_slot_names_are_spelled_in_keys_alone():
                 assert node.value not in names, f"{file.name}:{node.lineno}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "code",
     ["import sagefm", "import sagefm.cli, contextlib\nwith contextlib.suppress(SystemExit): sagefm.cli.main(['-h'])"],

@@ -203,6 +203,7 @@ print(joblib.hash(parts))
 """
 
 
+@pytest.mark.process
 def test_another_process_gives_the_same_bits():
     """Python draws another order of sets in each process."""
     other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"

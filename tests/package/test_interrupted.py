@@ -31,6 +31,7 @@ def undisturbed(inputs, tmp_path_factory):
     return run
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(
     ("job", "kills"),

@@ -15,7 +15,8 @@ N_SPOTS = 60  # of each slide; the literal side takes about 10 ms a spot
 N_PATCH = 200  # spots of a section, from its middle
 TOLERANCE = 1e-5  # of the largest value
 
-SLIDES = ["simulated", "her2st_G2", "CRC_16", "JEF_eevee_breast"]
+SECTIONS = ["her2st_G2", "CRC_16", "JEF_eevee_breast"]
+SLIDES = ["simulated", *(pytest.param(name, marks=pytest.mark.sections) for name in SECTIONS)]
 
 
 def error(found, expected):
@@ -23,13 +24,13 @@ def error(found, expected):
 
 
 @pytest.fixture
-def prepared(request, section):
+def prepared(request):
     """Slide with graph and genes, and what the literal pipeline needs of it."""
     name = request.param
     if name == "simulated":
         adata = sg.datasets.simulated_visium(12, 14, n_genes=11_000, rng=2)
     else:
-        adata = section(name)
+        adata = request.getfixturevalue("section")(name)
         from_middle = np.linalg.norm(adata.obsm["spatial"] - np.median(adata.obsm["spatial"], axis=0), axis=1)
         adata = adata[np.sort(np.argsort(from_middle, kind="stable")[:N_PATCH])].copy()
     sg.pp.neighborhood_graph(adata)

@@ -208,6 +208,7 @@ def test_an_interrupted_run_takes_its_jobs_back():
         going.set()
 
 
+@pytest.mark.process
 def test_killed_workers_survive_on_a_cluster(folder, tmp_path):
     """A worker that is killed in the middle of a section is replaced, and the section is done."""
     from distributed import Client, LocalCluster

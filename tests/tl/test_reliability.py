@@ -184,13 +184,3 @@ def test_slide_without_coordinates(slide, tiny):
         sg.tl.impute(slide, None, tiny, reliability="yes")
     with pytest.raises(KeyError, match="Run sg.tl.impute"):
         sg.pl.reliability(slide)
-
-
-@pytest.mark.parametrize("kind", ["scatter", "distribution"])
-def test_plot(slide, sage, kind, tmp_path):
-    impute(slide, sage)
-    ax = sg.pl.reliability(slide, kind, save=tmp_path / "reliability.png")
-    assert (tmp_path / "reliability.png").stat().st_size > 5_000
-    assert "neighbours' mean" in ax.get_xlabel() + str([text.get_text() for text in ax.get_legend().get_texts()])
-    with pytest.raises(ValueError, match="kind"):
-        sg.pl.reliability(slide, "bars")
