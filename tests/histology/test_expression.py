@@ -197,6 +197,7 @@ def test_wrong_input_is_refused(case):
     assert (set(adata.obsm), set(adata.uns), set(adata.var)) == before
 
 
+@pytest.mark.slow
 def test_histology_expression_and_both_in_the_protocol(tmp_path):
     """Clusters and labels from the image, from counts, and from both, where donors are held out."""
     for number in range(3):

@@ -28,6 +28,7 @@ def vit(tmp_path_factory):
 FINETUNE = {"method": "finetune", "group_key": "half", "n_epochs": 6, "learning_rate": 1e-3, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns(predicted, vit):
     adata = predicted.copy()
     sg.tl.predict_expression(adata, 10, model=vit, batch_size=16, **FINETUNE)
@@ -56,6 +57,7 @@ def test_fine_tuning_is_interrupted(predicted, vit, monkeypatch):
     assert "tuned" not in adata.uns
 
 
+@pytest.mark.slow
 def test_fine_tuning_sees_no_held_out_counts(predicted, vit):
     changed = predicted.copy()
     rows = np.flatnonzero(changed.obs["half"] == "upper")

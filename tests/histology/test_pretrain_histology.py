@@ -262,6 +262,7 @@ def test_patches_keep_their_field_of_view(slide, monkeypatch):
 # Training.
 
 
+@pytest.mark.slow
 def test_it_learns_without_collapse(slide, tmp_path, log):
     recipe = replace(TINY, epochs=10, learning_rate=2e-3, momentum=0.9, jitter=Jitter(0.9, 0.05, 0.05, 0.05))
     path = tmp_path / "runs" / "tiny.safetensors"
@@ -288,6 +289,7 @@ def test_it_learns_without_collapse(slide, tmp_path, log):
     assert list((tmp_path / "runs" / "tiny" / "logs").rglob("metrics.csv"))
 
 
+@pytest.mark.slow
 def test_seeds(slide, tmp_path):
     recipe = replace(TINY, epochs=1)
     before = torch.get_rng_state()
@@ -314,6 +316,7 @@ def interrupt_at(monkeypatch, n_steps):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("n_steps", [3, 5], ids=["first epoch", "last epoch"])
 def test_a_resumed_run_is_the_same_bit_for_bit(slide, tmp_path, monkeypatch, n_steps):
@@ -345,6 +348,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(slide, tmp_path, monkeypatch, n_s
     assert resumed.card == expected.card
 
 
+@pytest.mark.slow
 def test_several_slides_and_a_start(slide, tmp_path):
     slide.write_h5ad(tmp_path / "slide.h5ad")
     path = tmp_path / "first.safetensors"

@@ -104,6 +104,7 @@ def test_a_generator_is_a_seed(bench):
 SIZE = st.integers(1, 200)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=SIZE,
@@ -150,6 +151,7 @@ def small_gcn():
     return sg.models.Model("gcn", network, vocabulary)
 
 
+@pytest.mark.slow
 def test_real_sections_alone_or_together(section, threads):
     """The shipped model, on sections of other genes and depths whose genes are named alike."""
     names = ["her2st_G2", "CRC_16"]

@@ -47,6 +47,7 @@ OTHERS = [oddity for oddity in ODDITIES if (oddity.spoils and not oddity.spoils 
 QUICK = ["pp.neighborhood_graph, knn", "tl.sage_embed", "tl.impute", "tl.gene_sensitivity", "tl.nichepca_embed"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(container=st.sampled_from(CONTAINERS), other=st.sampled_from(OTHERS), name=st.sampled_from(QUICK))
 def test_odd_slides_in_odd_containers(bench, container, other, name):

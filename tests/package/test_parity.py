@@ -46,7 +46,7 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-MODELS = ["published_size", "sage"]
+MODELS = [pytest.param("published_size", marks=pytest.mark.slow), "sage"]
 
 
 @pytest.mark.parametrize("model", MODELS, indirect=True)
@@ -76,6 +76,7 @@ def test_masked_predictions(prepared, model, mask):
         assert error(found[:, columns], expected[:, index[columns]]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepared", SLIDES[1:2], indirect=True)
 def test_predictions_of_absent_genes(prepared, published_size):
     """Genes that the slide lacks are predicted with nothing masked."""
@@ -90,6 +91,7 @@ def test_predictions_of_absent_genes(prepared, published_size):
     assert "sage_imputed" not in adata.layers
 
 
+@pytest.mark.slow
 def test_whole_pipeline_on_a_section(section, published_size):
     """Nothing shared: the literal side finds its own neighbours and its own genes."""
     adata = section("her2st_G2")

@@ -9,6 +9,7 @@ from helpers import ROOT
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path, monkeypatch):
     mpl.use("agg")

@@ -5,14 +5,21 @@ import pytest
 import sagefm as sg
 
 
-@pytest.fixture
-def annotated(slide):
+@pytest.fixture(scope="module")
+def _annotated(_slide):
+    slide = _slide.copy()
     generator = np.random.default_rng(0)
     domains = pd.get_dummies(slide.obs["domain"], dtype=float).to_numpy()
     slide.obsm["X_sage"] = (domains + generator.normal(0, 0.2, domains.shape)).astype(np.float32)
     slide.obs["half"] = (slide.obs["array_row"] < 5).astype(str)
     sg.tl.annotate(slide, "domain", group_key="half", min_probability=0.9)
     return slide
+
+
+@pytest.fixture
+def annotated(_annotated):
+    """Slide with an annotation, the test's own copy."""
+    return _annotated.copy()
 
 
 def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):

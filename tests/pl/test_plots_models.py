@@ -12,14 +12,21 @@ import sagefm as sg
 mpl.use("agg")
 
 
-@pytest.fixture
-def done(slide, tiny):
+@pytest.fixture(scope="module")
+def _done(_slide, tiny):
+    slide = _slide.copy()
     sg.tl.sage_embed(slide, tiny)
     sg.tl.cluster(slide)
     sg.pp.align_genes(slide)
     slide.uns["absent"] = slide.uns["sage_genes"]["missing"][0]
     sg.tl.impute(slide, ["KRT8", "COL1A1", slide.uns["absent"]], tiny)
     return slide
+
+
+@pytest.fixture
+def done(_done):
+    """Slide with embedding, clusters and predictions, the test's own copy."""
+    return _done.copy()
 
 
 def spots(ax):

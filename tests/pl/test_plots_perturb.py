@@ -7,8 +7,9 @@ import pytest
 import sagefm as sg
 
 
-@pytest.fixture
-def perturbed(slide, tiny):
+@pytest.fixture(scope="module")
+def _perturbed(_slide, tiny):
+    slide = _slide.copy()
     slide.obs["half"] = np.where(slide.obs["array_row"] < 5, "up", "down")
     pairs = [("CXCL12", "CXCR4"), ("TGFB1", "TGFBR2"), ("IL6", "IL6R"), ("CSF1", "CSF1R"), ("X", "Y")]
     options = {"library_key": "half", "store_spots": True, "n_levels": 4, "n_controls": 5}
@@ -17,6 +18,12 @@ def perturbed(slide, tiny):
     sg.tl.perturb_targets(slide, {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4"]}, tiny, n_controls=3)
     sg.tl.gene_sensitivity(slide, ["CXCL12", "TGFB1"], ["CXCR4", "FN1", "CD74"], model=tiny, store_spots=True)
     return slide
+
+
+@pytest.fixture
+def perturbed(_perturbed):
+    """Slide with all perturbations, the test's own copy."""
+    return _perturbed.copy()
 
 
 def test_lollipop_shows_shares_by_group(perturbed):

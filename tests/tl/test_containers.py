@@ -79,7 +79,12 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+FAST = {"dask of sparse", "backed h5ad", "lazy h5ad", "SpatialData"}
+
+
+@pytest.mark.parametrize(
+    "container", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in CONTAINERS]
+)
 def test_results_are_equal_in_every_container(slide, sage, expected_of_sage, container, tmp_path):
     data = CONTAINERS[container](slide, tmp_path)
     sg.pp.neighborhood_graph(data, library_key="library" if container == "two libraries" else None)

@@ -69,6 +69,7 @@ def test_like_the_literal_protocol(patch, family, contrast, mask, request):
     assert len(np.unique(np.concatenate(list(changes.values())))) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["her2st_G2", "CRC_16"])
 def test_like_the_literal_protocol_on_real_sections(section, published_size, name):
     adata = section(name)

@@ -39,7 +39,7 @@ def test_embedding_goes_to_disk(slide, sage, expected_of_sage, tmp_path):
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "all.h5ad").obsm["X_sage"], expected_of_sage[0])
 
 
-@pytest.mark.parametrize("genes", [None, [*GENES, "ACTB"]])
+@pytest.mark.parametrize("genes", [pytest.param(None, marks=pytest.mark.slow), [*GENES, "ACTB"]])
 def test_imputed_genes_go_to_disk(slide, sage, tmp_path, genes):
     slide = slide[:, slide.var_names != "ACTB"].copy()
     in_memory = sg.tl.impute(slide, genes, sage, intervals=None, copy=True)
@@ -75,6 +75,7 @@ def test_a_store_stands_by_itself(slide, sage, tmp_path):
     sg.pl.reliability(stored)
 
 
+@pytest.mark.slow
 def test_pseudospots_take_an_embedding_from_disk(tmp_path):
     counts = np.random.default_rng(0).poisson(0.05, (10_000, 6000)).astype("float32")
     bins = ad.AnnData(sparse.csr_matrix(counts), obsm={"spatial": 8.0 * np.argwhere(np.ones((100, 100)))})
@@ -88,7 +89,7 @@ def test_pseudospots_take_an_embedding_from_disk(tmp_path):
     np.testing.assert_array_equal(bins.obsm["X_sage"][inside], np.asarray(spots.obsm["X_sage"])[row])
 
 
-@pytest.mark.parametrize("container", ["zarr", "h5ad"])
+@pytest.mark.parametrize("container", [pytest.param("zarr", marks=pytest.mark.slow), "h5ad"])
 def test_results_of_lazy_objects_are_read(slide, sage, tmp_path, container):
     """Tables that lie on disk serve the functions that come next."""
     run_tools(slide, sage)

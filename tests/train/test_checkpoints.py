@@ -17,6 +17,7 @@ def train(inputs, out, **options):
     return sg.train.pretrain(inputs / "corpus.zarr", RECIPE, out=out, accelerator="cpu", half=False, **options)
 
 
+@pytest.mark.slow
 def test_no_epoch_is_skipped_after_a_checkpoint_at_its_end(inputs, tmp_path, monkeypatch):
     """Lightning resumes after the last batch of an epoch without its end and the next epoch."""
     expected = train(inputs, tmp_path / "whole")

@@ -33,6 +33,7 @@ def trained(corpus, tmp_path_factory):
     return run(corpus, folder, replace(RECIPE, max_epochs=5), card={"licence": "none"}), folder
 
 
+@pytest.mark.slow
 def test_training_learns_and_the_file_serves_every_tool(corpus, slides, trained, slide):
     model, folder = trained
     table = model.card["validation"]["metrics"]
@@ -52,6 +53,7 @@ def test_training_learns_and_the_file_serves_every_tool(corpus, slides, trained,
     assert {"loss", "niche_loss", "val_rmse", "val_r_within"} <= set(logs)
 
 
+@pytest.mark.slow
 def test_logged_metrics_are_those_of_the_evaluation(corpus, tmp_path):
     """Validation while training and :func:`evaluate_imputation` differ in their masks alone."""
     model = run(corpus, tmp_path, replace(RECIPE, average_from=0.5), half=False)
@@ -60,6 +62,7 @@ def test_logged_metrics_are_those_of_the_evaluation(corpus, tmp_path):
     assert found == pytest.approx(model.card["validation"]["metrics"]["model"]["rmse"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_logged_metrics_follow_the_training(corpus, tmp_path):
     """Not those of the average before anything is in it, which are the first weights'."""
     run(corpus, tmp_path, replace(RECIPE, max_epochs=4, average_from=0.5), half=False)
@@ -67,6 +70,7 @@ def test_logged_metrics_follow_the_training(corpus, tmp_path):
     assert logs["val_loss"].dropna().iloc[:3].is_unique  # the fourth sees the average of the third alone
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("n_steps", [5, 11], ids=["mid-epoch", "next epoch"])
 def test_resumed_run_is_the_same_bit_for_bit(corpus, tmp_path, monkeypatch, n_steps):
@@ -96,6 +100,7 @@ def test_resumed_run_is_the_same_bit_for_bit(corpus, tmp_path, monkeypatch, n_st
     assert torch.equal(weights(resumed), weights(expected))
 
 
+@pytest.mark.slow
 def test_corpus_larger_than_memory_trains(corpus, tmp_path):
     """Windows fall otherwise in every epoch; steps and schedule don't notice."""
     model = run(corpus, tmp_path, replace(RECIPE, max_epochs=4), shuffle_spots=90)
@@ -104,6 +109,7 @@ def test_corpus_larger_than_memory_trains(corpus, tmp_path):
     assert model.card["validation"]["metrics"]["model"]["rmse"] < model.card["validation"]["metrics"]["zeros"]["rmse"]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_train_as_one(corpus, tmp_path):
     """DDP on two CPU processes, through the command line."""
@@ -123,6 +129,7 @@ def test_loss_that_is_not_finite_stops(corpus, tmp_path, monkeypatch):
         run(corpus, tmp_path, replace(RECIPE, niche_weight=0.0))
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_accumulation(corpus, tmp_path):
     recipe = replace(RECIPE, max_epochs=1)
     plain, mixed, accumulated = (
@@ -135,6 +142,7 @@ def test_mixed_precision_and_accumulation(corpus, tmp_path):
     assert accumulated.card["training"]["steps"] == -(-plain.card["training"]["steps"] // 2)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_model(corpus, trained, tmp_path):
     model, _ = trained
     recipe = replace(RECIPE, learning_rate=1e-7, max_epochs=1, niche_weight=0.0)
@@ -144,6 +152,7 @@ def test_fine_tuning_starts_from_the_model(corpus, trained, tmp_path):
         run(corpus, tmp_path, replace(recipe, hidden=(12, 9)), init=model)
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_distances_of_the_embedding(corpus, trained, slide, tmp_path):
     """A map that begins at random would turn the embedding at random."""
     model, _ = trained
@@ -155,12 +164,13 @@ def test_fine_tuning_keeps_the_distances_of_the_embedding(corpus, trained, slide
     assert np.corrcoef(before, pdist(slide.obsm["X_sage"]))[0, 1] > 0.9999
 
 
-@pytest.mark.parametrize("n_epochs", [1, 9])
+@pytest.mark.parametrize("n_epochs", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_few_steps_train(corpus, tmp_path, n_epochs):
     """The rise of the learning rate is shorter than a step; with nine it is exactly one."""
     run(corpus, tmp_path, replace(RECIPE, batch_size=1000, max_epochs=n_epochs, niche_weight=0.0))
 
 
+@pytest.mark.slow
 def test_paper_preset_stops_early_and_takes_the_best_epoch(corpus, tmp_path):
     paper = sg.train.PRESETS["paper"]
     assert (paper.learning_rate, paper.weight_decay, paper.batch_size, paper.mask_fraction) == (5e-5, 1e-4, 64, 0.3)
@@ -191,6 +201,7 @@ def test_refusals_before_training(corpus, tmp_path):
             replace(RECIPE, **{name: value})
 
 
+@pytest.mark.slow
 def test_command_line_from_folder_to_model(slides, tmp_path, capsys):
     from sagefm.cli import main
 
