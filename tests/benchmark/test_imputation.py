@@ -80,6 +80,7 @@ def test_baselines_on_a_real_section(section, model):
     assert table.loc["depth-scaled neighbour mean", "r_within"] > 1.3 * table.loc["neighbour mean", "r_within"]
 
 
+@pytest.mark.slow
 def test_mini_beats_the_baselines_on_a_real_section(section):
     """Of a donor that training saw; on others see docs/evaluation."""
     adata = section("CRC_16")

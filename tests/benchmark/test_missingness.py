@@ -10,6 +10,7 @@ from sagefm.benchmark._missingness import _critical
 from sagefm.models._masks import RandomMasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_by", ["slide", "spot"])
 def test_missingness_is_the_plain_loop(model, mask_by):
     """Genes hidden in a dense slide before anything reads it."""

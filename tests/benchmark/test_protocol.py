@@ -74,6 +74,7 @@ def undrawn(monkeypatch):
     return stop
 
 
+@pytest.mark.slow
 def test_protocol_runs_resumes_and_reports(config, tmp_path, capsys, monkeypatch, log, undrawn):
     out = tmp_path / "report"
     # Interrupted in the middle, then again: the same as in one go.
@@ -138,6 +139,7 @@ def pca(**settings):
     return {"representations": [{"name": "PCA", "expression": "log1p", "pca": 5}], **settings}
 
 
+@pytest.mark.slow
 def test_a_folder_and_defaults(folder_of_slides, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "sagefm.benchmark._protocol.config.default_representations", lambda model: [{"name": model, "model": model}]
@@ -209,6 +211,7 @@ def test_splits_that_leak_are_refused(leak, folder_of_slides, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_has_seen_them_may_be_allowed_and_is_named(folder_of_slides, tmp_path, undrawn):
     undrawn()
     settings = leak_by_model(folder_of_slides, tmp_path) | {"classifiers": ["forest"], "n_bootstraps": 0}
@@ -290,6 +293,7 @@ def test_names_that_look_alike_or_like_nothing_stay_apart(folder_of_slides, tmp_
     assert silhouettes.nunique() == len(names)
 
 
+@pytest.mark.slow
 def test_a_changed_section_is_seen(folder_of_slides, tmp_path, undrawn):
     undrawn()
     for i in range(3):

@@ -129,6 +129,7 @@ def test_signed_rank_tests_are_scipys():
     assert row["n_ahead"] == (whole["new"] > whole["old"]).sum()
 
 
+@pytest.mark.slow
 def test_composition_of_held_out_donors_beats_their_mean():
     adata = blobs()
     adata.obsm["share"] = pd.get_dummies(adata.obs["label"], dtype=float)
@@ -139,6 +140,7 @@ def test_composition_of_held_out_donors_beats_their_mean():
     assert table.loc[(table["representation"] == "good") & (table["n_layers"] == 2), "accuracy"].min() > 0.95
 
 
+@pytest.mark.slow
 def test_several_tested_groups_are_held_out_together():
     adata = blobs(groups="ABCD")
     # Only D knows what z is; if D were fitted on while B is scored, B's z would be found.

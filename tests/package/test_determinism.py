@@ -77,7 +77,12 @@ SEEDED = {
 }
 
 
-@pytest.mark.parametrize("name", SEEDED)
+SLOW = {"tl.annotate", "benchmark.evaluate_imputation"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SEEDED]
+)
 def test_a_seed_fixes_every_random_choice(bench, name):
     call, slot = SEEDED[name]
 
@@ -104,7 +109,6 @@ def test_a_generator_is_a_seed(bench):
 SIZE = st.integers(1, 200)
 
 
-@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=SIZE,
@@ -151,7 +155,6 @@ def small_gcn():
     return sg.models.Model("gcn", network, vocabulary)
 
 
-@pytest.mark.slow
 def test_real_sections_alone_or_together(section, threads):
     """The shipped model, on sections of other genes and depths whose genes are named alike."""
     names = ["her2st_G2", "CRC_16"]
