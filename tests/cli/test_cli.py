@@ -15,6 +15,7 @@ def path(slide, tmp_path):
     return tmp_path / "slide.h5ad"
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out

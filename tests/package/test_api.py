@@ -94,7 +94,21 @@ def test_docstrings(name, function):
     assert names == list(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+SLOW_EXAMPLES = {
+    "benchmark.missingness_curve",
+    "pl.missingness_curve",
+    "pl.perturbation_spatial",
+    "tl.superresolve_expression",
+    "train.calibrate",
+    "train.pretrain",
+    "train.pretrain_histology",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_EXAMPLES else []) for name in [*FUNCTIONS, *CLASSES]],
+)
 def test_examples_run(name):
     function = FUNCTIONS.get(name) or CLASSES[name]
     finder = doctest.DocTestFinder(recurse=False)

@@ -24,7 +24,17 @@ def test_the_catalogue_is_large_and_names_each_input_once():
     assert min(readers.values()) >= 3, readers
 
 
-@pytest.mark.parametrize("name", ALL)
+# Of these a repeated call is in the fast tier, in test_determinism.py.
+SLOW = {
+    "pp.neighborhood_graph",
+    "tl.impute",
+    "tl.perturb_lr",
+    "benchmark.compare_imputation",
+    "benchmark.missingness_curve",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ALL])
 def test_every_odd_slide_is_read_right_or_refused(bench, name):
     reading = [oddity for oddity in ODDITIES if oddity.spoils & ALL[name].reads]
     share = SHARE if len(reading) > 20 else 1

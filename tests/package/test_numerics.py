@@ -106,6 +106,7 @@ def kit():
     return catalogue.make_kit(catalogue.plain_slide())
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     values=st.lists(st.sampled_from(EXTREMES), min_size=5, max_size=40),

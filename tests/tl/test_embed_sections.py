@@ -73,6 +73,7 @@ def test_a_folder_of_sections(folder, tmp_path, log):
     assert ad.read_zarr(table.loc["a", "path"]).n_obs == 40
 
 
+@pytest.mark.slow
 def test_results_with_other_settings_are_not_mixed(folder, tmp_path, tiny):
     files = [folder / "a.h5ad", folder / "b.zarr"]
     sg.tl.embed_sections(files, tmp_path / "out", "sagefm-mini")
@@ -245,6 +246,7 @@ def test_killed_workers_survive_on_a_cluster(folder, tmp_path):
         assert_close(ad.read_zarr(out / f"a{number}.zarr").obsm["X_sage"], one)
 
 
+@pytest.mark.slow
 def test_command_line_embeds_a_folder(folder, tmp_path, capsys, log):
     from sagefm.cli import main
 

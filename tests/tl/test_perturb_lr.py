@@ -45,6 +45,7 @@ def assert_like_literal(adata, results, changes):
         assert row["effect"] == pytest.approx((row["n_up"] - row["n_down"]) / n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "contrast", "mask"),
     [
@@ -95,6 +96,7 @@ def test_like_the_literal_protocol_on_real_sections(section, published_size, nam
         assert_like_literal(adata, results, changes)
 
 
+@pytest.mark.slow
 def test_levels_give_a_dose_response(patch, sage):
     results = run(patch, PAIRS, sage, n_levels=4)
     doses = patch.uns["perturb_lr"]["doses"]
@@ -146,6 +148,7 @@ def test_every_pair_keeps_its_row(slide, tiny):
     assert slide.obsm["perturb_lr"].columns.tolist() == ["CXCL12|CXCR4", "IL6_CXCL12|CXCR4"]
 
 
+@pytest.mark.slow
 def test_results_can_be_saved(slide, sage, tmp_path):
     slide.obs["half"] = pd.Categorical(np.where(slide.obs["array_row"] < 5, "up", "down"))
     pairs = [*PAIRS, ("X", "Y")]

@@ -146,6 +146,7 @@ def test_limits_part_what_is_ahead_from_what_is_not():
     assert limits["lacking"]["outside"] == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_calibrate(corpus, small, tmp_path, monkeypatch):
     left_out = {f"donor{i}": small for i in range(3)}
     parts = []
