@@ -128,7 +128,7 @@ def test_libraries(adata):
     [
         (None, KeyError, "library_key='slide' not in adata.obs"),
         (["a", None, "b", "b", "b"], ValueError, "missing for 1 spots"),
-        ([1, "1", 1, 1, 1], ValueError, "libraries of one name"),
+        ([1, "1", 1, 1, 1], ValueError, "different types that are named .1."),
     ],
 )
 def test_bad_columns_of_slides(adata, column, error, message):
