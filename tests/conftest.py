@@ -1,20 +1,23 @@
 """Slides and models that the tests share."""
 
 import logging
-import os
 import sys
-from pathlib import Path
 
 import anndata as ad
 import pytest
 import scanpy as sc
-import torch
+from helpers import SECTIONS, random_model
 
 import sagefm as sg
-from sagefm.models._vocabulary import hest1k
 
 sc.settings.autoshow = False
-SECTIONS = Path(os.environ.get("SAGEFM_TEST_SECTIONS", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what reads real sections."""
+    for item in items:
+        if "section" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.sections)
 
 
 @pytest.fixture(autouse=True)
@@ -71,16 +74,6 @@ def bench():
     return catalogue.Bench()
 
 
-def random_model(hidden, architecture=sg.models.GCN):
-    """Model with random weights, all terms of which count."""
-    torch.manual_seed(0)
-    network = architecture(len(hest1k()), hidden).requires_grad_(False).eval()
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias") or name == "gain":
-            parameter.normal_(std=0.1)
-    return sg.models.Model("random", network, hest1k())
-
-
 @pytest.fixture(scope="session")
 def tiny():
     """Random model of the published architecture, narrow."""
@@ -97,3 +90,13 @@ def sage():
 def published_size():
     """Random model of the published size."""
     return random_model((1024, 512, 512, 512, 1024))
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """What jobs read that are killed and started again."""
+    import interruption
+
+    folder = tmp_path_factory.mktemp("inputs")
+    interruption.make_inputs(folder, side=9, n_sections=2)
+    return folder

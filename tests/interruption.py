@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, killed in the middle, for test_interrupted.py and tools/interrupt.py.
+"""Jobs in processes of their own, killed in the middle, for package/test_interrupted.py and tools/interrupt.py.
 
 Processes are forked from one that has imported everything, so that a kill falls into the work.
 """

@@ -1,4 +1,4 @@
-"""Try every bad and odd slide of tests/catalogue.py on every function, and print the counts by function.
+"""Try every bad and odd slide of tests/catalogue on every function, and print the counts by function.
 
 python tools/hostile.py [--all]
 

@@ -1,0 +1,66 @@
+"""Plots of annotation, composition and benchmarks show what they say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import sagefm as sg
+
+
+def test_names_of_points_do_not_overlap():
+    from sagefm.pl._axes import name_points
+
+    _, ax = plt.subplots()
+    name_points(ax, np.tile([0.5, 0.5], (6, 1)) + np.linspace(0, 0.01, 6)[:, None], [f"GENE{i}" for i in range(6)])
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.fixture
+def pairs():
+    generator = np.random.default_rng(0)
+    import anndata as ad
+
+    adata = ad.AnnData(generator.poisson(2.0, (60, 20)).astype(np.float32))
+    adata.obs["sample"], adata.obs["tissue"] = np.repeat(list("ABCDEF"), 10), np.repeat(["one", "two"], 30)
+    adata.obsm["first"], adata.obsm["second"] = generator.normal(size=(60, 4)), np.log1p(adata.X)
+    return sg.benchmark.centroid_distances(adata, ["first", "second"], "sample", kind_key="tissue")
+
+
+def test_heatmap_of_distances_is_clustered(pairs):
+    figure = sg.pl.centroid_distances(pairs, "first", return_fig=True)
+    ax = next(ax for ax in figure.axes if ax.collections and len(ax.get_yticklabels()) == 6)
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    shown = ax.collections[0].get_array().reshape(6, 6)
+    wide = pairs[pairs["representation"] == "first"].pivot(index="sample", columns="other", values="scaled")
+    np.testing.assert_allclose(shown, wide.loc[rows, rows].fillna(0))
+    with pytest.raises(KeyError, match="third"):
+        sg.pl.centroid_distances(pairs, "third")
+
+
+def test_distance_error_gives_means_and_the_reference_a_line(pairs):
+    ax = sg.pl.distance_error(pairs)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    mean = pairs[pairs["representation"] == "first"]["error"].mean()
+    assert labels == [f"first ({mean:.3f})", "second (0.000)"]
+    assert np.isclose(ax.lines[1].get_xdata()[0], mean)
+
+
+def test_violins_have_a_dot_for_each_group():
+    scores = pd.DataFrame(
+        {
+            "representation": np.repeat(["X_sage", "PCA"], 12),
+            "classifier": np.tile(np.repeat(["forest", "mlp"], 6), 2),
+            "bootstrap": np.tile([0, 0, 1, 1, 2, 2], 4),
+            "f1_macro": np.linspace(0.2, 0.6, 24),
+        }
+    )
+    ax = sg.pl.benchmark_violin(scores)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["X_sage", "PCA"]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in dots] == [2] * 4
+    np.testing.assert_allclose(dots[0].get_xdata(), scores["f1_macro"][:2])
+    assert len(ax.collections) == 4
+    with pytest.raises(KeyError, match="accuracy"):
+        sg.pl.benchmark_violin(scores, "accuracy")

@@ -1,0 +1,54 @@
+"""Clusters of an embedding."""
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+import sagefm as sg
+
+
+class TestCluster:
+    @pytest.fixture
+    def blobs(self):
+        rng = np.random.default_rng(0)
+        centers = rng.normal(scale=20, size=(5, 6))
+        label = np.repeat(np.arange(5), [60, 50, 40, 30, 20])
+        adata = AnnData(sparse.csr_matrix((200, 1), dtype=np.float32))
+        adata.obsm["X_sage"] = centers[label] + rng.normal(size=(200, 6))
+        return adata, label
+
+    def test_finds_planted_groups_and_their_number(self, blobs):
+        adata, label = blobs
+        sg.tl.cluster(adata)
+        found = adata.obs["sage_cluster"]
+        assert found.cat.categories.tolist() == list("01234")
+        assert (found.cat.codes.to_numpy() == label).all()  # numbered by size
+        scores = adata.uns["sage_cluster"]["scores"]
+        assert scores.index.tolist() == [str(k) for k in range(4, 11)]
+        assert scores["silhouette"].idxmax() == "5"
+        assert adata.uns["sage_cluster"]["params"]["n_clusters"] == 5
+
+    def test_given_number_and_keys(self, blobs):
+        adata, _ = blobs
+        adata.obsm["mine"] = adata.obsm["X_sage"]
+        result = sg.tl.cluster(adata, "mine", n_clusters=2, key_added="halves", copy=True)
+        assert result.obs["halves"].nunique() == 2
+        assert "halves" not in adata.obs
+
+    @pytest.mark.parametrize(
+        ("kwargs", "error", "message"),
+        [
+            ({"use_rep": "X_pca"}, KeyError, "'X_pca' not in adata.obsm"),
+            ({"n_clusters": 1}, ValueError, "n_clusters=1"),
+            ({"n_clusters": "4"}, TypeError, "n_clusters='4'"),
+            ({"n_clusters": 200}, ValueError, "200 clusters"),
+        ],
+    )
+    def test_bad_input(self, blobs, kwargs, error, message):
+        with pytest.raises(error, match=message):
+            sg.tl.cluster(blobs[0], **kwargs)
+
+    def test_embedding_comes_first(self):
+        with pytest.raises(KeyError, match=r"Run sg.tl.sage_embed\(adata\) first"):
+            sg.tl.cluster(AnnData(np.ones((20, 2), dtype=np.float32)))

@@ -1,0 +1,69 @@
+"""Targets of a ligand and their controls, and the overlap of groups."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from perturbation import SYMBOLS, run
+from scipy import stats
+
+import sagefm as sg
+
+
+def test_overlap_of_two_groups(slide):
+    rows = [
+        # pair, r, p and effect of each group
+        ("A|B", 0.5, 0.01, 1.0, 0.4, 0.02, 0.8),  # agrees, reproduced
+        ("C|D", 0.5, 0.01, -1.0, 0.4, 0.02, 0.8),  # agrees, reproduced in the second alone
+        ("E|F", 0.5, 0.01, 1.0, -0.4, 0.02, 0.8),  # opposite references
+        ("G|H", 0.5, 0.2, 1.0, 0.4, 0.02, 0.8),  # significant in the second alone
+    ]
+    parts = []
+    for number, library in enumerate(("validation", "test")):
+        columns = [(row[0], *row[1 + 3 * number : 4 + 3 * number]) for row in rows]
+        part = pd.DataFrame(columns, columns=["pair", "reference_r", "reference_pval", "effect"])
+        parts.append(part.assign(library=library, status="ok"))
+    slide.uns["perturb_lr"] = {"libraries": pd.concat(parts, ignore_index=True)}
+    sg.tl.perturbation_overlap(slide, ["validation", "test"])
+    found = slide.uns["perturb_lr"]["overlap"]
+    assert found["pairs"]["agrees"].tolist() == [True, True, False, False]
+    assert found["pairs"]["reproduced"].tolist() == [True, False, False, False]
+    counts = {name: value for name, value in found["counts"].items() if not name.startswith("effect")}
+    expected = {"n_pairs": 4, "significant_1": 3, "significant_2": 4, "significant_both": 3, "agrees": 2}
+    assert counts == expected | {"reproduced_1": 1, "reproduced_2": 2, "reproduced": 1}
+    assert np.isnan(found["counts"]["effect_r"])  # constant in the second group
+    with pytest.raises(ValueError, match="two libraries"):
+        sg.tl.perturbation_overlap(slide, ["test"])
+    with pytest.raises(KeyError, match="no library 'x'"):
+        sg.tl.perturbation_overlap(slide, ["test", "x"])
+
+
+def test_targets_and_random_controls(slide, sage):
+    targets = {"TGFB1": ["COL1A1", "FN1", "nonsense"], "CXCL12": ["CXCR4", "CD74"]}
+    sg.tl.perturb_targets(slide, targets, sage, n_controls=4)
+    found = slide.uns["perturb_targets"]
+    assert found["results"]["status"].tolist() == ["ok", "ok", "not_in_model", "ok", "ok"]
+    pairs = run(slide, [(g, t) for g, names in targets.items() for t in names], sage)
+    assert found["results"]["effect"].to_numpy() == pytest.approx(pairs["effect"].to_numpy(), nan_ok=True)
+    controls = found["controls"]
+    assert len(controls) == 4 * 4
+    assert not set(controls["control"]) & {*targets, "COL1A1", "FN1", "CXCR4", "CD74"}
+    tests = found["tests"]
+    assert tests["gene"].tolist() == [name for name in ("all", "TGFB1", "CXCL12") for _ in range(5)]
+    # In the second run targets and controls are masked together.
+    names = [(g, t) for g in targets for t in ["COL1A1", "FN1", "CXCR4", "CD74", *controls["control"].unique()]]
+    both = run(slide, names, sage)["effect"]
+    own = both[["TGFB1|COL1A1", "TGFB1|FN1", "CXCL12|CXCR4", "CXCL12|CD74"]]
+    other = both[[f"{row.gene}|{row.control}" for row in controls.itertuples()]]
+    assert other.to_numpy() == pytest.approx(controls["effect"].to_numpy())
+    expected = stats.ttest_ind(own, other)
+    row = tests.iloc[0]
+    assert (row["t"], row["pval"]) == pytest.approx((expected.statistic, expected.pvalue))
+    assert (row["n_targets"], row["n_controls"], row["replicate"]) == (4, 16, "pooled")
+
+
+def test_textbook_targets_have_references():
+    table = sg.datasets.textbook_targets()
+    assert table["doi"].str.match(r"10\.\d{4}").all()
+    assert not table.duplicated(["gene", "target"]).any()
+    assert (table["gene"] != table["target"]).all()
+    assert np.isin(table["target"].unique(), SYMBOLS).mean() > 0.9
