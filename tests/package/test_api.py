@@ -130,6 +130,7 @@ def documented(copy: bool = False) -> dict:
     return {"copy": copy}
 
 
+@pytest.mark.process
 def test_filling_changes_the_docstring_alone():
     assert inspect.getdoc(documented).endswith(f"{TEXTS['copy']}\n\nReturns\n-------\n``{{}}``")
     assert str(inspect.signature(documented)) == "(copy: bool = False) -> dict"
