@@ -90,6 +90,7 @@ def test_perturb(path, tmp_path, capsys):
     assert main([*command, "--overwrite", "--interactions", "absent.csv"]) == 1
 
 
+@pytest.mark.slow
 def test_histology(tmp_path, capsys):
     adata = sg.datasets.simulated_visium(8, 6, n_genes=300, image=True)
     adata.obs["half"] = ["upper" if row < 4 else "lower" for row in adata.obs["array_row"]]

@@ -83,6 +83,7 @@ def test_like_scikit_learn_by_hand():
     assert reliability.drop(genes).isna().all()
 
 
+@pytest.mark.slow
 def test_planted_expression_is_found_and_noise_is_not():
     adata = planted(signal=1.0)
     sg.tl.predict_expression(adata, 20, library_key="section")

@@ -316,8 +316,8 @@ def interrupt_at(monkeypatch, n_steps):
     return seen
 
 
-@pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("n_steps", [3, 5], ids=["first epoch", "last epoch"])
 def test_a_resumed_run_is_the_same_bit_for_bit(slide, tmp_path, monkeypatch, n_steps):
     options = {"n_patches": 130, "checkpoint_steps": 1}  # four batches an epoch

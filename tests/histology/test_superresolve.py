@@ -26,6 +26,7 @@ def test_a_point_at_a_spot_gets_its_prediction(predicted):
     np.testing.assert_allclose(dense.X[points], predicted.obsm[KEY].iloc[both], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_aggregated_to_spots_it_agrees(predicted):
     dense = sg.tl.superresolve_expression(predicted, 25)
     assert dense.shape == (dense.n_obs, 40)

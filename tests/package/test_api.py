@@ -143,8 +143,13 @@ def test_filling_changes_the_docstring_alone():
 
 SLOW_EXAMPLES = {
     "benchmark.missingness_curve",
+    "benchmark.run_protocol",
+    "pl.annotation",
     "pl.missingness_curve",
     "pl.perturbation_spatial",
+    "pl.predicted_expression",
+    "tl.embed_sections",
+    "tl.predict_expression",
     "tl.superresolve_expression",
     "train.calibrate",
     "train.pretrain",

@@ -109,6 +109,7 @@ def test_a_generator_is_a_seed(bench):
 SIZE = st.integers(1, 200)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=SIZE,

@@ -26,10 +26,14 @@ def test_the_catalogue_is_large_and_names_each_input_once():
 
 # Of these a repeated call is in the fast tier, in test_determinism.py.
 SLOW = {
+    "pp.from_pseudospots",
     "pp.neighborhood_graph",
+    "pp.pseudospots",
     "tl.impute",
     "tl.perturb_lr",
+    "tl.perturb_targets",
     "benchmark.compare_imputation",
+    "benchmark.evaluate_imputation",
     "benchmark.missingness_curve",
 }
 

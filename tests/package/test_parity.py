@@ -105,7 +105,8 @@ def test_whole_pipeline_on_a_section(section, published_size):
     assert error(adata.obsm["X_sage"][:N_SPOTS], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("model", ["tiny", pytest.param("sage", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny", "sage"], indirect=True)
 def test_irregular_graph(slide, model):
     """A user's graph: every spot is one of a complete graph of its own size; weights and diagonal don't count."""
     import squidpy as sq

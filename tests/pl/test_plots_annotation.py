@@ -37,6 +37,7 @@ def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
     assert len(sg.pl.annotation(annotated, return_fig=True).axes) == 3  # without known labels, with the colour bar
 
 
+@pytest.mark.slow
 def test_composition_shows_the_likeliest_class(annotated):
     annotated.obsm["share"] = pd.get_dummies(annotated.obs["domain"], dtype=float)
     sg.tl.composition(annotated, "share", group_key="half", n_epochs=30)

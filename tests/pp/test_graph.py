@@ -73,6 +73,7 @@ def test_written_graph():
     assert not adata.obs["sage_far_neighbors"].any()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.sets(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=16, max_size=90),

@@ -47,6 +47,7 @@ def test_scores_of_labels():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", ["forest", "mlp"])
 def test_planted_classes_are_found_and_slides_told_apart_only_where_it_helps(classifier):
     near, far = planted(), planted(shift=5.0)

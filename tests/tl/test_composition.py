@@ -23,6 +23,7 @@ def compositions(seed=0, n=150):
     return adata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_layers", [2, 3])
 def test_planted_likelihoods_are_found(n_layers):
     adata = compositions()
@@ -53,6 +54,7 @@ def test_nothing_held_out_says_so_and_takes_what_tells_no_slides_apart(log):
     assert "no score can be given" in log.text
 
 
+@pytest.mark.slow
 def test_composition_repeats_itself_and_leaves_torch_as_it_was():
     import torch
 
@@ -72,6 +74,7 @@ def test_constant_likelihoods_correlate_with_nothing():
     assert scores["spearman_spot_mean"] == 0
 
 
+@pytest.mark.slow
 def test_composition_from_a_reference():
     reference, query = compositions(), compositions(seed=1)
     truth = query.obsm.pop("share")

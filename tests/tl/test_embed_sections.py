@@ -173,6 +173,7 @@ def test_paths_of_the_home_folder(folder, tmp_path, tiny, monkeypatch):
     assert (tmp_path / "out" / "a.zarr").is_dir()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     whole = _sections._embed_section
 

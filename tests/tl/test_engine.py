@@ -40,6 +40,7 @@ def fails_above(monkeypatch, owner, name, most):
     return tried
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(slide, sage, expected_of_sage, monkeypatch, log):
     reliability = sg.tl.impute(slide, model=sage, n_folds=3, copy=True).uns["sage_imputed"]["reliability"]
     tried = fails_above(monkeypatch, Projection, "embed", 30)

@@ -238,6 +238,7 @@ def test_bad_arguments_of_the_others(slide, tiny, call, error, match):
         call(slide, tiny)
 
 
+@pytest.mark.slow
 def test_containers_agree(slide, sage, tmp_path):
     expected = run(slide, PAIRS, sage, n_controls=5).drop(columns=["verdict", "ligand", "receptor", "status"])
     graph = slide.obsp["sage_connectivities"]

@@ -133,6 +133,7 @@ def test_two_slides_share_no_block(slide):
     assert not set(blocks[: slide.n_obs]) & set(blocks[slide.n_obs :])
 
 
+@pytest.mark.slow
 def test_order_of_spots_and_genes_does_not_matter(slide, sage):
     table = impute(slide, sage)
     rng = np.random.default_rng(1)

@@ -89,7 +89,8 @@ def test_pseudospots_take_an_embedding_from_disk(tmp_path):
     np.testing.assert_array_equal(bins.obsm["X_sage"][inside], np.asarray(spots.obsm["X_sage"])[row])
 
 
-@pytest.mark.parametrize("container", [pytest.param("zarr", marks=pytest.mark.slow), "h5ad"])
+@pytest.mark.slow
+@pytest.mark.parametrize("container", ["zarr", "h5ad"])
 def test_results_of_lazy_objects_are_read(slide, sage, tmp_path, container):
     """Tables that lie on disk serve the functions that come next."""
     run_tools(slide, sage)

@@ -41,6 +41,7 @@ def test_sections_evaluate_as_they_are(corpus, tiny):
     assert table.loc["neighbor mean", "n_spots"] == corpus.sections.loc["s2", "n_spots"]
 
 
+@pytest.mark.slow
 def test_every_container(slides, corpus, tmp_path):
     spatialdata = pytest.importorskip("spatialdata")
     slides["s0"].write_h5ad(tmp_path / "s0.h5ad")
@@ -87,6 +88,7 @@ def test_corpus_is_not_overwritten_unasked(slides, corpus):
         Corpus.open(corpus.path / "section")
 
 
+@pytest.mark.slow
 def test_random_split_keeps_donors_together(slides, tmp_path):
     splits = set()
     for seed in range(4):
@@ -102,6 +104,7 @@ def test_random_split_keeps_donors_together(slides, tmp_path):
     assert len(splits) > 1
 
 
+@pytest.mark.slow
 def test_leaks_are_refused(slides, corpus, tmp_path, log):
     path = tmp_path / "corpus.zarr"
     with pytest.raises(ValueError, match="donor 'donor3' would be in several splits"):

@@ -15,6 +15,7 @@ from sagefm.train._stream import Stream
 RECIPE = replace(sg.train.PRESETS["mini"], hidden=(12, 8), batch_size=40, max_epochs=2, learning_rate=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [sg.models.GCN, sg.models.SAGE])
 def test_step_trains_what_the_literal_step_trains(corpus, architecture):
     """Loss and gradients of a batch against one complete PyG graph a spot, masks as the stream drew them."""

@@ -70,8 +70,8 @@ def test_logged_metrics_follow_the_training(corpus, tmp_path):
     assert logs["val_loss"].dropna().iloc[:3].is_unique  # the fourth sees the average of the third alone
 
 
-@pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("n_steps", [5, 11], ids=["mid-epoch", "next epoch"])
 def test_resumed_run_is_the_same_bit_for_bit(corpus, tmp_path, monkeypatch, n_steps):
     expected = run(corpus, tmp_path / "whole", half=False)
@@ -109,8 +109,8 @@ def test_corpus_larger_than_memory_trains(corpus, tmp_path):
     assert model.card["validation"]["metrics"]["model"]["rmse"] < model.card["validation"]["metrics"]["zeros"]["rmse"]
 
 
-@pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.slow
 def test_two_processes_train_as_one(corpus, tmp_path):
     """DDP on two CPU processes, through the command line."""
     recipe = replace(sg.train.PRESETS["mini"], hidden=(12, 8), max_epochs=1, batch_size=41, dropout=0.0)
