@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._types import Array, Bools, Floats32, Ints, Strings
 from sagefm._utils import check_whole, shorten
 from sagefm.pp._counts import Counts
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # From inputs (features or pixels of spots) to log1p expression.
 Predictor = Callable[[Array], Floats32]
 
-BATCH_SIZE = 2048
 PENALTIES = np.logspace(-1, 6, 8)
 
 
@@ -49,7 +49,7 @@ def read_expression(
     if not adata.var_names.is_unique:
         raise ValueError("adata.var_names are not unique. Run adata.var_names_make_unique() first.")
     every = np.arange(adata.n_vars)
-    counts = Counts(adata, every, layer).log1p(every, BATCH_SIZE).expm1()
+    counts = Counts(adata, every, layer).log1p(every, ROWS_AT_A_TIME).expm1()
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     known = totals > 0
     if depth is None:

@@ -12,6 +12,7 @@ import pandas as pd
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
+from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pl._axes import finish, open_grid
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 N_GENES = 3
-BATCH_SIZE = 2_048
 
 
 @fill_docstring
@@ -225,8 +225,8 @@ def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float)
     counts = Counts(adata, np.arange(adata.n_vars), layer)
     columns = adata.var_names.get_indexer(genes)
     parts = []
-    for start in range(0, adata.n_obs, BATCH_SIZE):
-        block = counts.raw_rows(slice(start, min(start + BATCH_SIZE, adata.n_obs)))
+    for start in range(0, adata.n_obs, ROWS_AT_A_TIME):
+        block = counts.raw_rows(slice(start, min(start + ROWS_AT_A_TIME, adata.n_obs)))
         totals = np.asarray(block.sum(axis=1), dtype=float)
         parts.append(np.log1p(block[:, columns].toarray() * (depth / np.where(totals > 0, totals, np.nan))))
     return dict(zip(genes, np.concatenate(parts).T, strict=True))

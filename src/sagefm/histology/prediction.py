@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sagefm._settings import logger
+from sagefm._settings import ROWS_AT_A_TIME, logger
 from sagefm._stats import pearson
 from sagefm._types import Array, Floats32, Ints, Strings
 from sagefm._utils import progress
-from sagefm.histology.expression import BATCH_SIZE, Expression, ExpressionRegressor, Predictor, read_expression
+from sagefm.histology.expression import Expression, ExpressionRegressor, Predictor, read_expression
 from sagefm.tl._labels import classifiers
 from sagefm.tl._points import get_column
 
@@ -52,7 +52,7 @@ class Regression:
         """Every spot from a fit that hasn't seen its group; None if all spots are of one group."""
         found = np.full((len(self.inputs), len(self.expression.genes)), np.nan, dtype=np.float32)
         for _, test, predict in self.folds():
-            for part in np.split(test, range(BATCH_SIZE, len(test), BATCH_SIZE)):  # of pixels, some hundred MB
+            for part in np.split(test, range(ROWS_AT_A_TIME, len(test), ROWS_AT_A_TIME)):  # of pixels, some hundred MB
                 found[part] = predict(self.inputs[part])
         return None if np.isnan(found).any() else found
 

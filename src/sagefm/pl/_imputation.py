@@ -12,6 +12,7 @@ import pandas as pd
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
+from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._types import Floats, Ints
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import ORANGE, finish, open_grid, tidy, write_instead
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
-
-
-BATCH_SIZE = 2_048
 
 
 @fill_docstring
@@ -174,4 +172,4 @@ def _measured(adata: AnnData, columns: Ints, layer: str | None) -> Floats:
     index = np.full(adata.n_vars, -1)
     index[columns] = 0
     gene = np.zeros(1, dtype=np.int64)
-    return Counts(adata, index, layer).log1p(gene, BATCH_SIZE).toarray().ravel().astype(float)
+    return Counts(adata, index, layer).log1p(gene, ROWS_AT_A_TIME).toarray().ravel().astype(float)

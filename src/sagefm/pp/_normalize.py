@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sagefm._settings import ROWS_AT_A_TIME
 from sagefm.pp._counts import Counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-BATCH_SIZE = 2_048
 
 
 def read_counts(adata: AnnData, layer: str | None) -> AnnData:
@@ -19,7 +18,7 @@ def read_counts(adata: AnnData, layer: str | None) -> AnnData:
     from anndata import AnnData
 
     columns = np.arange(adata.n_vars)
-    slide = AnnData(Counts(adata, columns, layer).log1p(columns, BATCH_SIZE).expm1())
+    slide = AnnData(Counts(adata, columns, layer).log1p(columns, ROWS_AT_A_TIME).expm1())
     slide.var_names = adata.var_names
     return slide
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,95 +21,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm._io.scratch import Scratch
-from sagefm._settings import logger
-from sagefm._types import Array, Floats32, Ints, Precision
-from sagefm._utils import check_choice, check_whole, get_device, progress_bar
+from sagefm._types import Array, Floats32, Ints
 from sagefm.models._canonical import depth_scale
 from sagefm.pp._counts import Counts
+from sagefm.tl._compute import Compute, Rows
 
 if TYPE_CHECKING:
     from sagefm.models._canonical import Canonical
 
 T = TypeVar("T")
-Rows = slice | Ints
 Where = Literal["center", "everywhere"]
 
-# Spots at a time, unless the user says otherwise.
-BATCH_SIZE = 2048
 # Genes found in a smaller share of the spots are added up from their non-zeros, which is then faster than the dense
 # product (they break even at about 7 % on two CPU cores). A gene that is zero on the whole slide costs nothing.
 MIN_DENSITY = 0.07
-
-
-@dataclass
-class Compute:
-    """Where and how products are computed. One object for a whole call, so that all of it learns of a full device.
-
-    Attributes
-    ----------
-    device
-        Where products are computed.
-    precision
-        Of the products; sums over neighbors are float32 always.
-    batch_size
-        Spots at a time. It shrinks when the device runs out of memory, and stays small for the rest of the call.
-    """
-
-    device: torch.device
-    precision: Precision = "float32"
-    batch_size: int = BATCH_SIZE
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights and products."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
-    def blocks(self, n: int) -> Iterator[slice]:
-        """Blocks of n rows, for what happens on the host and needs no retries."""
-        for start in range(0, n, self.batch_size):
-            yield slice(start, min(start + self.batch_size, n))
-
-    def map(self, fn: Callable[[Rows], T], desc: str, n: int, spots: Ints | None = None) -> Iterator[tuple[Rows, T]]:
-        """See :meth:`Projection.map`."""
-        start, n = 0, n if spots is None else len(spots)
-        with progress_bar(desc, n, "spot") as bar:
-            while start < n:
-                block = slice(start, min(start + self.batch_size, n))
-                rows = block if spots is None else spots[block]
-                failure, before = None, torch.get_float32_matmul_precision()
-                if self.precision == "tf32":
-                    torch.set_float32_matmul_precision("high")
-                try:
-                    result = fn(rows)
-                except torch.OutOfMemoryError as error:
-                    failure = error.with_traceback(None)  # its frames hold on to the memory that is to be freed
-                finally:
-                    torch.set_float32_matmul_precision(before)
-                if failure is not None:
-                    self._shrink(block.stop - start, failure)
-                    continue
-                yield rows, result
-                start = block.stop
-                bar.update(block.stop - block.start)
-
-    def _shrink(self, n: int, error: torch.OutOfMemoryError) -> None:
-        """Halve the blocks after one of n spots didn't fit."""
-        if n < 2:
-            raise error
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.batch_size = -(-n // 2)
-        logger.warning("%s: out of memory with %d spots at a time; going on with %d.", self.device, n, self.batch_size)
-
-
-def get_compute(device: str, batch_size: int | None, dtype: str = "float32", default: int = BATCH_SIZE) -> Compute:
-    """Check what the user said about device, batch size and precision."""
-    rows = default if batch_size is None else check_whole("batch_size", batch_size, 1)
-    check_choice("dtype", dtype, get_args(Precision))
-    found = get_device(device)
-    if dtype == "tf32" and found.type != "cuda":
-        raise ValueError(f"dtype='tf32' is a mode of CUDA GPUs, and this runs on {found}; use 'float32'.")
-    return Compute(found, dtype, rows)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import numpy as np
 from sagefm import _keys, models
 from sagefm._anndata import Run, Slot, open_run
 from sagefm._io.sink import Sink, open_sink
-from sagefm._settings import logger
+from sagefm._settings import ROWS_AT_A_TIME, logger
 from sagefm._types import Ints
 from sagefm._utils import shorten
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
 from sagefm.pp._graph import get_graph
-from sagefm.tl._engine import BATCH_SIZE, Engine, get_compute
+from sagefm.tl._compute import get_compute
+from sagefm.tl._engine import Engine
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -116,7 +117,7 @@ def open_slide(
     connectivity_key: str,
     device: str,
     batch_size: int | None,
-    default_batch_size: int = BATCH_SIZE,
+    default_batch_size: int = ROWS_AT_A_TIME,
     dtype: str | None = None,
     store: str | Path | None = None,
     table_key: str,

@@ -14,7 +14,7 @@ from sagefm import _keys, models
 from sagefm._anndata import open_run
 from sagefm._docs import fill_docstring
 from sagefm._io.files import atomic
-from sagefm._settings import logger
+from sagefm._settings import ROWS_AT_A_TIME, logger
 from sagefm._slides import split_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pp._assess import card as _card
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sagefm.models import Model
     from sagefm.models._calibration import Calibration
 
-N_SAMPLED, BATCH_SIZE = 1_000, 2_048
+N_SAMPLED = 1_000
 COLUMNS = ["value", "care", "outside", "worse", "verdict", "text"]
 
 
@@ -198,8 +198,8 @@ def _read(counts: Counts, graph: sparse.csr_matrix, picked: Ints) -> tuple[Float
     needed = np.union1d(picked, around.indices)
     totals, kept = np.empty(n), []
     read = counts.reader(np.empty(0, dtype=np.int64), counts.genes)
-    for start in range(0, n, BATCH_SIZE):
-        stop = min(start + BATCH_SIZE, n)
+    for start in range(0, n, ROWS_AT_A_TIME):
+        stop = min(start + ROWS_AT_A_TIME, n)
         block = read(slice(start, stop))
         values = sparse.csr_matrix((block.values, block.genes, block.indptr), (stop - start, len(counts.genes)))
         totals[start:stop] = np.asarray(values.expm1().sum(axis=1)).ravel()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sagefm._anndata import Slot
     from sagefm._io.sink import Sink
     from sagefm.models import Model
-    from sagefm.tl._engine import Rows, Target
+    from sagefm.tl._compute import Rows
+    from sagefm.tl._engine import Target
     from sagefm.tl._impute.reliability import HeldOut
     from sagefm.tl._impute.request import Request
     from sagefm.tl._run import SlideRun

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
-    from sagefm.tl._engine import Engine, Rows, Target
+    from sagefm.tl._compute import Rows
+    from sagefm.tl._engine import Engine, Target
 
 ALPHA = 0.05
 # Blocks of about 7 x 7 spots, wider than a neighbourhood of 15; on large slides as many blocks, of more spots.

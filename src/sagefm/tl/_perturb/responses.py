@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sagefm._slides import Libraries
-    from sagefm.tl._engine import Projection, Rows
+    from sagefm.tl._compute import Rows
+    from sagefm.tl._engine import Projection
     from sagefm.tl._perturb.plan import Clamp
 
 CHANGED = 1e-8  # of a predicted log1p count, as in the paper

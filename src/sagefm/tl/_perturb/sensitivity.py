@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sagefm._anndata import Slot
     from sagefm.models import Model
     from sagefm.models._canonical import Canonical
-    from sagefm.tl._engine import Engine, Rows
+    from sagefm.tl._compute import Rows
+    from sagefm.tl._engine import Engine
 
 
 @fill_docstring
