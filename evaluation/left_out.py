@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from ablation import EXCLUDED, LEFT_OUT
+from ablation import LEFT_OUT
 
 import sagefm as sg
 
@@ -22,8 +22,9 @@ DONORS = (
 
 
 def section_files(folder: Path) -> dict[str, Path]:
-    """The sections that sagefm-mini is trained on."""
-    return {file.stem: file for file in sorted(folder.glob("*.h5ad")) if file.stem not in EXCLUDED}
+    """The sections that sagefm-mini was trained on, as its card lists them."""
+    names = sg.models.load("sagefm-mini").card["training"]["sections"]
+    return {name: folder / f"{name}.h5ad" for name in names}
 
 
 def model_without(donor: str, files: dict[str, Path], folder: Path) -> sg.models.Model:

@@ -71,6 +71,7 @@ def test_missingness_refusals(slide, model, options, match):
         sg.benchmark.missingness_curve(slide, model, **options)
 
 
+@pytest.mark.slow
 def test_missingness_plot(slide, model, tmp_path):
     curve = sg.benchmark.missingness_curve(slide, model, fractions=[0.2, 0.8])
     ax = sg.pl.missingness_curve(curve, predictors=[model.name, "gene mean"], save=tmp_path / "curve.png")

@@ -72,6 +72,7 @@ def test_fine_tuning_sees_no_held_out_counts(predicted, vit):
     assert not np.allclose(before.obsm[KEY].iloc[others], changed.obsm[KEY].iloc[others], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_can_not_be_fine_tuned(predicted, vit, monkeypatch):
     with pytest.raises(ValueError, match="texture can't be fine-tuned"):
         sg.tl.predict_expression(predicted, 5, **FINETUNE)

@@ -242,6 +242,7 @@ def test_what_is_gone_is_said(slide, pixels, tmp_path):
         list(open_patches(slide, None, "histology"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["h5ad", "zarr"])
 def test_the_record_survives_saving_and_a_subset(slide, pixels, tmp_path, form):
     as_tiff(tmp_path / "he.tif", pixels)

@@ -119,6 +119,7 @@ def in_spatialdata(adata):
     return SpatialData(images={"he": image}, shapes={"spots": shapes}, tables={"table": table})
 
 
+@pytest.mark.slow
 def test_dense_map_of_a_spatialdata(predicted):
     sdata = in_spatialdata(predicted)
     sg.pp.histology_patches(sdata, size=48, microns_per_unit=1.0)

@@ -24,11 +24,12 @@ def test_the_catalogue_is_large_and_names_each_input_once():
     assert min(readers.values()) >= 3, readers
 
 
-# Of these a repeated call is in the fast tier, in test_determinism.py.
+# These take seconds: the fast tier gives them a few inputs, the slow one as many as any other function.
 SLOW = {
     "pp.from_pseudospots",
     "pp.neighborhood_graph",
     "pp.pseudospots",
+    "tl.gene_sensitivity",
     "tl.impute",
     "tl.perturb_lr",
     "tl.perturb_targets",
@@ -36,19 +37,34 @@ SLOW = {
     "benchmark.evaluate_imputation",
     "benchmark.missingness_curve",
 }
+FEW = 2
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ALL])
-def test_every_odd_slide_is_read_right_or_refused(bench, name):
+def odd_inputs(name):
+    """Inputs of a function's tests, others for each function."""
     reading = [oddity for oddity in ODDITIES if oddity.spoils & ALL[name].reads]
     share = SHARE if len(reading) > 20 else 1
-    reading = reading[sum(map(ord, name)) % share :: share]  # others for each function
-    wrong = {
+    return reading[sum(map(ord, name)) % share :: share]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_odd_slide_is_read_right_or_refused(bench, name):
+    assert not find_wrong(bench, name, odd_inputs(name)[: FEW if name in SLOW else None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SLOW))
+def test_all_odd_slides_are_read_right_or_refused(bench, name):
+    assert not find_wrong(bench, name, odd_inputs(name)[FEW:])
+
+
+def find_wrong(bench, name, reading):
+    """Inputs that a function neither reads right nor refuses."""
+    return {
         oddity.name: (outcome.text, outcome.detail)
         for oddity in reading
         if (outcome := bench.trial(oddity, name)).kind == "wrong"
     }
-    assert not wrong
 
 
 # Containers that say the same, on top of anything else that is odd; those that lie in a file are written once.

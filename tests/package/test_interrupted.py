@@ -53,6 +53,7 @@ def test_a_killed_job_starts_again(job, kills, inputs, undisturbed, tmp_path):
 # Many sections
 
 
+@pytest.mark.slow
 def test_half_deleted_results_arent_taken_for_whole(inputs, tmp_path, monkeypatch):
     """A run over another, killed while it deletes; then the other is asked for again."""
     options = {"model": interruption.model(inputs), "batch_size": 100}

@@ -125,6 +125,7 @@ def two_slides(good, bad):
     return both
 
 
+@pytest.mark.slow
 def test_the_worst_of_several_slides_counts(known_slide, judge):
     good, bad = known_slide.copy(), thinned(known_slide[:200].copy(), 0.02)
     found = card(two_slides(good, bad), judge)
@@ -135,6 +136,7 @@ def test_the_worst_of_several_slides_counts(known_slide, judge):
     np.testing.assert_allclose(alone, both, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_worse_of_two_fine_slides_is_named(known_slide, judge):
     shallower = thinned(known_slide[:100].copy(), 0.8)
     for first, second in ((known_slide.copy(), shallower), (shallower, known_slide.copy())):
@@ -143,6 +145,7 @@ def test_the_worse_of_two_fine_slides_is_named(known_slide, judge):
         assert ("'good'" in text) == (first is shallower)
 
 
+@pytest.mark.slow
 def test_slides_may_be_in_different_units(known_slide, judge):
     other = known_slide.copy()
     other.obsm["spatial"] = other.obsm["spatial"] * 100
@@ -258,6 +261,7 @@ def test_assess_refusals(known_slide, judge, change, options, error, match):
     assert set(adata.uns) == keys
 
 
+@pytest.mark.slow
 def test_order_of_spots_and_genes_doesnt_matter(known_slide, judge):
     rng = np.random.default_rng(0)
     other = known_slide[rng.permutation(known_slide.n_obs), rng.permutation(known_slide.n_vars)].copy()

@@ -48,6 +48,7 @@ def test_mapping_back(mapped, log):
     assert "obsm['X_sage']" in log.text
 
 
+@pytest.mark.slow
 def test_what_is_written_can_be_saved(mapped, tmp_path):
     bins, spots = mapped
     sg.pp.from_pseudospots(bins, spots, obs=["cluster", "text", "flag"], obsm=["X_sage", "frame"])

@@ -42,6 +42,7 @@ def as_spatialdata(bins, kind="polygons", factor=2.0):
     return SpatialData(shapes={"squares": shapes}, tables={"table": table})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["polygons", "circles"])
 @pytest.mark.parametrize("has_coordinates", [True, False])
 def test_spatialdata(bins, kind, has_coordinates, tmp_path):

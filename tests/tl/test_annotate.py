@@ -97,6 +97,7 @@ def test_reference_and_labels_in_adata_give_scores():
     assert scores.loc["overall", "accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_groups_of_the_reference_count_in_no_score(log):
     reference, query = planted(), planted(groups="QA", seed=5)
     sg.tl.annotate(query, "label", reference=reference, library_key="donor")

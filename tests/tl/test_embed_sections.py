@@ -47,6 +47,7 @@ def folder(_folder, tmp_path):
     return Path(shutil.copytree(_folder, tmp_path / "sections"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_sections(folder, tmp_path, log):
     table = sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
     assert table["status"].to_dict() == {"a": "embedded", "b": "embedded", "c": "failed", "d": "embedded"}
@@ -137,6 +138,7 @@ def test_one_run_at_a_time(folder, tmp_path):
     assert not (out / ".a.zarr.0.part").exists()
 
 
+@pytest.mark.slow
 def test_a_file_replaced_meanwhile_is_done_again(folder, tmp_path, monkeypatch):
     whole = _sections._embed_section
 

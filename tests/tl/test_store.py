@@ -16,6 +16,7 @@ import sagefm as sg
 from sagefm.tl._engine import Projection
 
 
+@pytest.mark.slow
 def test_a_layer_larger_than_memory_is_refused(slide, tiny, monkeypatch, log, tmp_path):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
     with pytest.raises(RuntimeError, match=r"takes 0.0 GB \(110 spots x 10500 columns.*store='imputed.zarr'"):
@@ -55,6 +56,7 @@ def test_imputed_genes_go_to_disk(slide, sage, tmp_path, genes):
     pd.testing.assert_series_equal(slide.var["sage_reliability"], in_memory.var["sage_reliability"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_is_an_error(slide, tiny, tmp_path):
     sg.tl.sage_embed(slide, tiny, store=tmp_path / "out.zarr")
     assert np.isfinite(np.asarray(slide.obsm["X_sage"])).all()

@@ -33,6 +33,7 @@ def small():
     return random_model((8, 6), sg.models.SAGE)
 
 
+@pytest.mark.slow
 def test_absent_genes_are_hidden_everywhere(corpus, small):
     """Each gene's prediction is that of the literal graph with the gene, and enough others, 0 in every spot."""
     section = SampledSection.read(corpus, "s1", 12, 0)

@@ -44,6 +44,7 @@ def test_no_epoch_is_skipped_after_a_checkpoint_at_its_end(inputs, tmp_path, mon
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_training_arent_resumed(inputs):
     """As lies there when the same file is trained anew and killed before its first checkpoint."""
     corpus, checkpoint = sg.train.Corpus.open(inputs / "corpus.zarr"), {}

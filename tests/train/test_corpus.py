@@ -58,6 +58,7 @@ def test_every_container(slides, corpus, tmp_path):
     assert list(libraries.sections.index) == ["section0_s3", "section0_s4"]
 
 
+@pytest.mark.slow
 def test_panel_and_odd_sections_are_refused_by_name(slides, tmp_path):
     fractions = slides["s0"].copy()
     fractions.X.data[-1] = 2.5  # beyond what a sample of the values would show

@@ -51,6 +51,7 @@ def test_neighborhoods_are_whole_whatever_is_in_memory(corpus, shuffle_spots):
     assert max(held) <= shuffle_spots + 2 * chosen.batch_size
 
 
+@pytest.mark.slow
 def test_processes_share_each_batch(corpus):
     whole = list(stream(corpus))
     shares = [list(stream(corpus, rank=rank, world_size=3)) for rank in range(3)]
