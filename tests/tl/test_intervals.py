@@ -12,7 +12,7 @@ from references import SYMBOLS, calibration
 import sagefm as sg
 from sagefm.models._calibration import ends, misfit, spread
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._impute.reliability import spatial_blocks
+from sagefm.tl._impute.blocks import spatial_blocks
 
 
 @pytest.fixture(scope="module")

@@ -2,108 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._depth import Attainable, DepthSpline, attainable_by_fold
 from sagefm._docs import fill_docstring
+from sagefm._io.scratch import Scratch
 from sagefm._settings import ROWS_AT_A_TIME
 from sagefm._slides import split_libraries
 from sagefm._types import Ints
-from sagefm._utils import check_whole, get_device, progress
+from sagefm._utils import check_choice, check_whole, get_device, progress
 from sagefm.models import _baselines
 from sagefm.models._masks import RandomMasks
-from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._scores import RunningScores, Summary
 from sagefm.models._spots import Spots, predict, read_spots
 from sagefm.pp._counts import Counts
+from sagefm.pp._diffusion import Diffusion, similar_components
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
+from sagefm.tl._impute.request import N_FOLDS, gene_folds
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
     from sagefm.models import Model
+    from sagefm.models._canonical import Canonical
 
 BATCH_SIZE = 256  # dense in all genes
+Masks = Callable[[Ints], Tensor]
+"""Genes that are masked at some spots, by their numbers."""
 
 
+@dataclass(frozen=True)
 class MaskedSlide:
     """One slide in the model's genes, some of which are masked and predicted.
 
     Attributes
     ----------
+    model, canonical, device
+        The model, and where it computes.
     log_counts
         log1p counts, shape (spots, genes).
+    graph
+        Row i holds the neighbors of spot i.
+    rows
+        The spots of the slide, where the object holds several slides.
+    best
+        What a perfect predictor could reach.
     """
 
-    def __init__(
-        self,
-        adata: AnnData,
-        model: Model,
-        layer: str | None,
-        library_key: str | None,
-        connectivity_key: str,
-        device: torch.device,
-    ) -> None:
-        counts = Counts(adata, get_alignment(adata, model.vocabulary)[0].index, layer)
-        self.log_counts = counts.log1p(np.arange(len(model.vocabulary)), ROWS_AT_A_TIME)
-        self.n_obs, self.n_genes = self.log_counts.shape
-        self._graph = get_graph(adata, connectivity_key)
-        self._libraries = split_libraries(adata, library_key).codes
-        self._model, self._canonical, self._device = model, model.canonical().to(device, torch.float32), device
+    model: Model
+    canonical: Canonical
+    device: torch.device
+    log_counts: csr_matrix
+    graph: csr_matrix
+    rows: Ints
+    best: Attainable
 
-    def predictions(self, spots: Spots, slide_mean: Tensor) -> dict[str, Tensor]:
-        """What each predictor says of some spots."""
-        center, mean = spots.masked_center, spots.neighbor_mean
-        found = {self._model.name: predict(self._canonical, spots), _baselines.ZEROS: torch.zeros_like(center)}
-        if self._model.gene_mean is not None:
-            found[_baselines.GENE_MEAN] = torch.from_numpy(self._model.gene_mean).to(center).expand_as(center)
-        found[_baselines.SLIDE_MEAN] = slide_mean.expand_as(center)
-        found[_baselines.NEIGHBOR_MEAN] = mean
-        found[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
-        return found
+    @property
+    def n_genes(self) -> int:
+        """Number of the model's genes."""
+        return self.log_counts.shape[1]
 
-    def score(self, masks: Callable[[Ints], Tensor], shown: csr_matrix | None = None) -> dict[str, list[RunningScores]]:
-        """Scores of every predictor, one for each library.
+    def score(self, masks: Masks, *, everywhere: bool = False) -> dict[str, RunningScores]:
+        """Scores of every predictor.
 
         Parameters
         ----------
         masks
-            Genes that are masked at some spots, by their numbers.
-        shown
-            What the neighbours of a spot show of their log1p counts; all of them by default.
+            What is masked.
+        everywhere
+            Whether neighbors and similar spots hide what is masked at them too.
         """
+        visible, n_visible = self._hide(masks)
+        shown = visible if everywhere else self.log_counts
+        of_slide = visible[self.rows]
+        slide_mean = np.asarray(of_slide.sum(axis=0), dtype=float).ravel() / np.maximum(n_visible, 1)
+        depth = np.asarray(of_slide.expm1().sum(axis=1), dtype=float).ravel()
+        spline = DepthSpline(depth)
+        similar = Diffusion(similar_components(of_slide))
+        diffused = similar.fill(Scratch().empty(of_slide.shape), shown[self.rows])
+        mean = torch.from_numpy(slide_mean.astype(np.float32)).to(self.device)
+        scores: dict[str, RunningScores] = {}
+        for start in range(0, len(self.rows), BATCH_SIZE):
+            block = slice(start, start + BATCH_SIZE)
+            rows = self.rows[block]
+            spots = read_spots(self.log_counts, self.graph, rows, masks(rows), shown=shown).to(self.device)
+            basis = torch.from_numpy(spline(depth[block])).to(self.device)
+            like = torch.from_numpy(diffused[block]).to(self.device)
+            for name, prediction in self._predictions(spots, mean, like).items():
+                part = scores.setdefault(name, RunningScores(self.n_genes))
+                part.add(prediction, spots.center, spots.mask, basis)
+        return scores
 
-        def blocks() -> Iterator[tuple[Ints, Spots]]:
-            for start in range(0, self.n_obs, BATCH_SIZE):
-                rows = np.arange(start, min(start + BATCH_SIZE, self.n_obs))
-                yield rows, read_spots(self.log_counts, self._graph, rows, masks(rows), shown=shown)
+    def _predictions(self, spots: Spots, slide_mean: Tensor, diffused: Tensor) -> dict[str, Tensor]:
+        """Return what each predictor says of some spots."""
+        center, mean = spots.masked_center, spots.neighbor_mean
+        found = {self.model.name: predict(self.canonical, spots), _baselines.ZEROS: torch.zeros_like(center)}
+        if self.model.gene_mean is not None:
+            found[_baselines.GENE_MEAN] = torch.from_numpy(self.model.gene_mean).to(center).expand_as(center)
+        found[_baselines.SLIDE_MEAN] = slide_mean.expand_as(center)
+        found[_baselines.DEPTH] = _baselines.depth_scaled(center, slide_mean.expand_as(center), spots.mask)
+        found[_baselines.NEIGHBOR_MEAN] = mean
+        found[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
+        found[_baselines.DIFFUSION] = _baselines.depth_scaled(center, diffused, spots.mask)
+        return found
 
-        # Of each gene over the spots where it isn't masked.
-        total, n = torch.zeros(2, self.n_genes, dtype=torch.float64)
-        for _, spots in blocks():
-            total += spots.masked_center.sum(0, dtype=torch.float64)
-            n += (~spots.mask).sum(0)
-        slide_mean = (total / n.clamp(min=1)).float().to(self._device)
-        scores: dict[str, dict[int, RunningScores]] = {}
-        for rows, spots in blocks():
-            spots = spots.to(self._device)
-            libraries = self._libraries[rows]
-            for name, prediction in self.predictions(spots, slide_mean).items():
-                for library in np.unique(libraries):
-                    picked = torch.from_numpy(np.flatnonzero(libraries == library)).to(self._device)
-                    part = scores.setdefault(name, {}).setdefault(int(library), RunningScores(self.n_genes))
-                    part.add(prediction[picked], spots.center[picked], spots.mask[picked])
-        return {name: list(parts.values()) for name, parts in scores.items()}
+    def _hide(self, masks: Masks) -> tuple[csr_matrix, Ints]:
+        """log1p counts with 0 for what is masked; and at how many of the slide's spots each gene is not."""
+        visible, n_visible = csr_matrix(self.log_counts, copy=True), np.zeros(self.n_genes, dtype=np.int64)
+        for start in range(0, len(self.rows), BATCH_SIZE):
+            rows = self.rows[start : start + BATCH_SIZE]
+            mask = masks(rows).numpy()
+            n_visible += (~mask).sum(axis=0)
+            for row, hidden in zip(rows, mask, strict=True):
+                entries = slice(visible.indptr[row], visible.indptr[row + 1])
+                visible.data[entries][hidden[visible.indices[entries]]] = 0
+        visible.eliminate_zeros()
+        return visible, n_visible
 
 
 def read_slides(
@@ -116,11 +143,20 @@ def read_slides(
     connectivity_key: str,
     device: str,
 ) -> Iterator[MaskedSlide]:
-    """Slides to evaluate a model on, one in memory at a time; at least one."""
+    """Slides to evaluate a model on, one object in memory at a time; at least one."""
     slide, found_device = None, get_device(device)
+    canonical = model.canonical().to(found_device, torch.float32)
+    fold_of = gene_folds(len(model.vocabulary), N_FOLDS)
     for data in progress(as_list(sections), desc, unit="section"):
-        slide = MaskedSlide(get_anndata(data, table_key), model, layer, library_key, connectivity_key, found_device)
-        yield slide
+        adata = get_anndata(data, table_key)
+        counts = Counts(adata, get_alignment(adata, model.vocabulary)[0].index, layer)
+        log_counts = counts.log1p(np.arange(len(model.vocabulary)), ROWS_AT_A_TIME)
+        graph, libraries = get_graph(adata, connectivity_key), split_libraries(adata, library_key).codes
+        for library in np.unique(libraries):
+            rows = np.flatnonzero(libraries == library)
+            best = attainable_by_fold(log_counts[rows], fold_of)
+            slide = MaskedSlide(model, canonical, found_device, log_counts, graph, rows, best)
+            yield slide
     if slide is None:
         raise ValueError("no section was given.")
 
@@ -138,6 +174,7 @@ def evaluate_imputation(
     table_key: str = "table",
     rng: int = 0,
     device: str = "auto",
+    by: Literal["gene", "detection"] | None = None,
 ) -> pd.DataFrame:
     """Mask random genes of every central spot and compare the model's predictions with the plain baselines'.
 
@@ -156,13 +193,26 @@ def evaluate_imputation(
     {table_key}
     {seed}
     {device}
+    by
+        Give the metrics of every ``"gene"``, or their means over genes that a like share of the spots shows
+        (``"detection"``: up to 5, 10, 30, 60 and 100 %), instead of the metrics of all.
 
     Returns
     -------
-    Table of metrics, as :func:`imputation_metrics` names them, one row for each predictor: the model, zeros
-    (the paper's baseline), the mean of each gene in training (where the model records it), its mean over the
-    slide where it isn't masked, the mean of the neighbours, and the same scaled by the spot's depth. A spot's
-    depth is the sum of its unmasked log1p counts over that of the neighbours' mean, within 0.2 to 5.
+    Table of metrics, as :func:`imputation_metrics` names them, one row for each predictor:
+
+    - the model;
+    - ``zeros``, the paper's baseline;
+    - ``gene mean``, the mean of each gene in training (where the model records it);
+    - ``slide mean``, its mean over the slide where it isn't masked;
+    - ``depth alone``, that mean times the depth of the spot;
+    - ``neighbor mean``, and ``depth-scaled neighbor mean``;
+    - ``depth-scaled diffusion``, the mean of similar spots anywhere on the slide, see :func:`compare_imputation`.
+
+    Here the depth of a spot is the sum of its unmasked log1p counts over that of the mean, within 0.2 to 5. With ``by``
+    a second level of the index names the gene or the share, and the columns are ``detection`` or ``n_genes``,
+    ``r_within``, ``attainable_r_within``, ``r_beyond_depth``, ``attainable_r`` and ``share_attained``, averaged over
+    sections.
 
     Raises
     ------
@@ -178,19 +228,32 @@ def evaluate_imputation(
     >>> sg.pp.neighborhood_graph(adata)
     >>> table = sg.benchmark.evaluate_imputation(adata, "sagefm-mini")
     >>> list(table.index)[-2:]
-    ['neighbor mean', 'depth-scaled neighbor mean']
+    ['depth-scaled neighbor mean', 'depth-scaled diffusion']
     """
     if not 0 < mask_fraction < 1:
         raise ValueError(f"mask_fraction={mask_fraction!r} has to lie between 0 and 1.")
+    if by is not None:
+        check_choice("by", by, ("gene", "detection"))
     seed = check_whole("rng", rng, 0)
     loaded = models.load(model)
-    scores: dict[str, list[RunningScores]] = {}
+    found: dict[str, Summary] = {}
     slides = read_slides(sections, loaded, "Evaluating", table_key, layer, library_key, connectivity_key, device)
     for slide in slides:
-        masks = RandomMasks(slide.n_genes, mask_fraction, (seed, slide.n_obs))
-        for name, parts in slide.score(masks).items():
-            scores.setdefault(name, []).extend(parts)
-    return pd.DataFrame({name: summarize(parts) for name, parts in scores.items()}).T.rename_axis("predictor")
+        masks = RandomMasks(slide.n_genes, mask_fraction, (seed, slide.log_counts.shape[0]))
+        for name, scores in slide.score(masks).items():
+            found.setdefault(name, Summary(slide.n_genes)).add(scores, slide.best)
+    return tabulate(found, loaded.vocabulary.symbols, by)
+
+
+def tabulate(
+    found: Mapping[str, Summary], symbols: Sequence[str], by: Literal["gene", "detection"] | None = None
+) -> pd.DataFrame:
+    """Table of the metrics of every predictor, see :func:`evaluate_imputation`."""
+    if by is None:
+        table = pd.DataFrame({name: summary.metrics() for name, summary in found.items()}).T
+        return table.rename_axis("predictor")
+    parts = {name: summary.genes(symbols) if by == "gene" else summary.classes() for name, summary in found.items()}
+    return pd.concat(parts, names=["predictor", by])
 
 
 def as_list(sections: AnnData | SpatialData | Iterable[AnnData | SpatialData]) -> Iterable[AnnData | SpatialData]:

@@ -6,12 +6,20 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix
 
-from sagefm.models._scores import RunningScores, summarize
+from sagefm._depth import DepthSpline, attainable, attainable_by_fold
+from sagefm.models._scores import RunningScores, Summary
+from sagefm.tl._impute.request import N_FOLDS, gene_folds
 
 
 def imputation_metrics(
-    prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike, *, section: ArrayLike | None = None
+    prediction: ArrayLike,
+    truth: ArrayLike,
+    mask: ArrayLike,
+    *,
+    section: ArrayLike | None = None,
+    depth: ArrayLike | None = None,
 ) -> pd.Series:
     """Compare predicted with measured log1p counts where they were masked.
 
@@ -23,13 +31,26 @@ def imputation_metrics(
         Which values were masked, boolean, shape (spots, genes). Only these count.
     section
         Section of each spot, shape (spots,); one section by default.
+    depth
+        Counts of each spot, shape (spots,), without those of the genes that are masked there; by default what ``truth``
+        holds where nothing is masked.
 
     Returns
     -------
     ``rmse``
         Root mean squared error over all masked values.
-    ``r_within``
-        Pearson r of each gene within a section, averaged over the genes, then over the sections.
+    ``r_beyond_depth``
+        Partial Pearson r of each gene within a section, given the depth of the spots: both are regressed on a cubic
+        spline of log depth with six knots, and the residuals are correlated. Spots with fewer than 10 counts are left
+        out. Averaged over the genes seen in more than 30 % of the section's spots, then over the sections. A
+        predictor that knows nothing but depth has about 0.
+    ``attainable_r``
+        The same of a perfect predictor: what counting noise leaves (of ``truth``, all its values).
+    ``share_attained``
+        ``r_beyond_depth / attainable_r``.
+    ``r_within``, ``attainable_r_within``
+        Pearson r of each gene within a section, averaged over the genes, then over the sections. It mostly measures
+        depth. What is attainable is averaged over the genes seen in more than 30 % of the spots.
     ``r_pooled``, ``r_pooled_median``
         Pearson r of each gene over all spots, averaged over the genes. Over many tissues it mostly measures
         differences between them.
@@ -73,9 +94,15 @@ def imputation_metrics(
     codes = np.zeros(len(p), dtype=int) if section is None else pd.factorize(np.asarray(section))[0]
     if len(codes) != len(p):
         raise ValueError(f"section names {len(codes)} spots, prediction has {len(p)}.")
-    parts = []
+    visible = (np.expm1(t) * ~m).sum(axis=1, dtype=float) if depth is None else np.asarray(depth, dtype=float)
+    if visible.shape != (len(p),):
+        raise ValueError(f"depth has shape {visible.shape}, prediction has {len(p)} spots.")
+    fold_of = gene_folds(p.shape[1], N_FOLDS)
+    summary = Summary(p.shape[1])
     for code in np.unique(codes):
-        scores = RunningScores(p.shape[1])
-        scores.add(*(torch.from_numpy(array[codes == code]) for array in (p, t, m)))
-        parts.append(scores)
-    return pd.Series(summarize(parts))
+        here, scores = codes == code, RunningScores(p.shape[1])
+        basis = DepthSpline(visible[here])(visible[here])
+        scores.add(*(torch.from_numpy(array) for array in (p[here], t[here], m[here], basis)))
+        counts = csr_matrix(t[here])
+        summary.add(scores, attainable_by_fold(counts, fold_of) if depth is None else attainable(counts, basis))
+    return pd.Series(summary.metrics())

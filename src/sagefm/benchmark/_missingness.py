@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
-from torch import Tensor
 
 from sagefm import _keys, models
 from sagefm._docs import fill_docstring
-from sagefm._types import Ints
 from sagefm._utils import check_choice, check_whole
-from sagefm.benchmark._imputation import BATCH_SIZE, read_slides
+from sagefm.benchmark._imputation import Masks, read_slides
 from sagefm.models._masks import RandomMasks
-from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._scores import Summary
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,7 +25,8 @@ if TYPE_CHECKING:
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CRITICAL_SHARE = 0.8
-METRICS = ["rmse", "r2_spot", "r2_spot_median", "r_within", "r_pooled", "r_pooled_median"]
+METRICS = ["rmse", "r_beyond_depth", "share_attained", "r2_spot", "r2_spot_median"]
+METRICS += ["r_within", "r_pooled", "r_pooled_median"]
 
 
 @fill_docstring
@@ -75,8 +73,8 @@ def missingness_curve(
     Table with one row for every ``predictor`` (as :func:`evaluate_imputation` names them) and ``fraction``:
 
     - ``task``: ``"center"`` for pretraining's, with the neighbours whole; ``"everywhere"`` for the curve.
-    - ``rmse``, ``r2_spot``, ``r2_spot_median``, ``r_within``, ``r_pooled``, ``r_pooled_median``: see
-      :func:`imputation_metrics`.
+    - ``rmse``, ``r_beyond_depth``, ``share_attained``, ``r2_spot``, ``r2_spot_median``, ``r_within``, ``r_pooled``,
+      ``r_pooled_median``: see :func:`imputation_metrics`.
     - ``critical_fraction``: where the predictor's mean R² of a spot falls under 80 % of what it has in
       pretraining's task, between two shares by a straight line; NaN if it doesn't, or if it is not above 0 there.
       If it is under from the first share on, that share.
@@ -112,21 +110,20 @@ def missingness_curve(
     seed = check_whole("rng", rng, 0)
     loaded = models.load(model)
     tasks = [("center", training_fraction), *(("everywhere", share) for share in sorted(set(shares)))]
-    scores: dict[tuple[str, float], dict[str, list[RunningScores]]] = {task: {} for task in tasks}
+    found: dict[tuple[str, float], dict[str, Summary]] = {task: {} for task in tasks}
     slides = read_slides(sections, loaded, "Masking", table_key, layer, library_key, connectivity_key, device)
     for slide in slides:
         for task, share in tasks:
-            masks: Callable[[Ints], Tensor] = RandomMasks(slide.n_genes, share, (seed, slide.n_obs))
-            shown = None
-            if task == "everywhere":
-                masks = masks if mask_by == "spot" else _one_for_all(masks)
-                shown = _hide(slide.log_counts, masks)
-            for name, parts in slide.score(masks, shown).items():
-                scores[task, share].setdefault(name, []).extend(parts)
+            masks: Masks = RandomMasks(slide.n_genes, share, (seed, slide.log_counts.shape[0]))
+            everywhere = task == "everywhere"
+            if everywhere and mask_by == "slide":
+                masks = _one_for_all(masks)
+            for name, scores in slide.score(masks, everywhere=everywhere).items():
+                found[task, share].setdefault(name, Summary(slide.n_genes)).add(scores, slide.best)
     rows = []
-    for name in scores[tasks[0]]:
-        for (task, share), by_name in scores.items():
-            metrics = summarize(by_name[name])
+    for name in found[tasks[0]]:
+        for (task, share), by_name in found.items():
+            metrics = by_name[name].metrics()
             rows.append({"predictor": name, "task": task, "fraction": share} | {key: metrics[key] for key in METRICS})
     table = pd.DataFrame(rows)
     critical = {name: _critical(part) for name, part in table.groupby("predictor")}
@@ -134,22 +131,10 @@ def missingness_curve(
     return table
 
 
-def _one_for_all(masks: Callable[[Ints], Tensor]) -> Callable[[Ints], Tensor]:
-    """The first spot's mask for all."""
+def _one_for_all(masks: Masks) -> Masks:
+    """Mask of the first spot for all."""
     mask = masks(np.zeros(1, dtype=np.int64))
     return lambda spots: mask.expand(len(spots), -1)
-
-
-def _hide(log_counts: sparse.csr_matrix, masks: Callable[[Ints], Tensor]) -> sparse.csr_matrix:
-    """The same with 0 for what is masked."""
-    shown = sparse.csr_matrix(log_counts, copy=True)
-    for start in range(0, shown.shape[0], BATCH_SIZE):
-        stop = min(start + BATCH_SIZE, shown.shape[0])
-        row = np.repeat(np.arange(stop - start), np.diff(shown.indptr[start : stop + 1]))
-        entries = slice(shown.indptr[start], shown.indptr[stop])
-        shown.data[entries][masks(np.arange(start, stop)).numpy()[row, shown.indices[entries]]] = 0
-    shown.eliminate_zeros()
-    return shown
 
 
 def _critical(part: pd.DataFrame) -> float:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from sklearn.neighbors import kneighbors_graph
 
 from sagefm import _keys, models
 from sagefm._anndata import get_anndata
+from sagefm._depth import DepthSpline, attainable_by_fold
 from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
-from sagefm._types import Floats, Floats32, Ints
+from sagefm._types import Array, Floats, Floats32
 from sagefm._utils import check_whole, progress
-from sagefm.benchmark._imputation import as_list
+from sagefm.benchmark._imputation import as_list, tabulate
 from sagefm.models import _baselines
 from sagefm.models._canonical import depth_ratio
-from sagefm.models._scores import RunningScores, spot_r2, summarize
+from sagefm.models._scores import RunningScores, Summary, spot_r2
 from sagefm.pp._counts import Counts
+from sagefm.pp._diffusion import N_COMPONENTS, N_NEIGHBORS, N_STEPS, Diffusion, similar_components
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
-from sagefm.pp._normalize import check_variety, normalize_total
+from sagefm.pp._normalize import check_variety
 from sagefm.tl._impute.predict import impute
-from sagefm.tl._impute.request import gene_folds
+from sagefm.tl._impute.request import N_FOLDS, gene_folds
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     from sagefm.models import Model
@@ -42,10 +46,10 @@ def compare_imputation(
     sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
     model: str | Path | Model = "sage-fm-hest1k",
     *,
-    n_folds: int = 4,
-    n_components: int = 50,
-    n_neighbors: int = 15,
-    n_steps: int = 3,
+    n_folds: int = N_FOLDS,
+    n_components: int = N_COMPONENTS,
+    n_neighbors: int = N_NEIGHBORS,
+    n_steps: int = N_STEPS,
     layer: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     table_key: str = "table",
@@ -79,9 +83,9 @@ def compare_imputation(
     Returns
     -------
     Table of metrics over all measured genes, as :func:`imputation_metrics` names them, one row for each predictor: the
-    model; zeros; gene mean (of training, where the model carries it); slide mean; mean of the spatial neighbours;
+    model; zeros; gene mean (of training, where the model carries it); slide mean; mean of the spatial neighbors;
     ``kNN in PCA``; ``diffusion``, ``n_steps`` steps on scanpy's graph of the same components, in the manner of MAGIC
-    (van Dijk et al. 2018); and the last three scaled by the spot's depth.
+    (van Dijk et al. 2018); and the last four scaled by the spot's depth (``depth alone`` is the scaled slide mean).
 
     Raises
     ------
@@ -104,8 +108,8 @@ def compare_imputation(
     check_whole("n_steps", n_steps, 1)
     loaded = models.load(model)
     fold_of = gene_folds(len(loaded.vocabulary), n_folds)
-    similarity = {"n_components": n_components, "n_neighbors": n_neighbors, "n_steps": n_steps, "seed": rng}
-    parts: dict[str, list[RunningScores]] = {}
+    similarity = {"n_components": n_components, "n_neighbors": n_neighbors, "n_steps": n_steps, "rng": rng}
+    found: dict[str, Summary] = {}
     for data in progress(as_list(sections), "Comparing", unit="section"):
         adata = get_anndata(data, table_key)
         if adata.n_obs <= max(n_components, n_neighbors + 1):
@@ -124,24 +128,30 @@ def compare_imputation(
         column = np.array([np.flatnonzero(alignment.index == gene)[0] for gene in genes])
         imputed = slim.layers[_keys.IMPUTED][:, column]
         spatial = get_graph(adata, connectivity_key)
-        found: dict[str, tuple[RunningScores, Floats]] = {}
+        scores: dict[str, RunningScores] = {}
+        per_spot: dict[str, Floats] = {}
         for fold in range(n_folds):
             hidden = fold_of[genes] == fold
-            truth = log_counts[:, hidden].toarray()
+            truth, shown = log_counts[:, hidden].toarray(), log_counts[:, ~hidden]
+            depth = np.asarray(shown.expm1().sum(axis=1), dtype=float).ravel()
+            basis = DepthSpline(depth)(depth)
             predictions = {loaded.name: imputed[:, hidden], _baselines.ZEROS: np.zeros_like(truth)}
             if loaded.gene_mean is not None:
                 predictions[_baselines.GENE_MEAN] = np.broadcast_to(loaded.gene_mean[genes[hidden]], truth.shape)
-            predictions |= _smoothed(truth, log_counts[:, ~hidden], spatial, **similarity)
+            predictions |= _smoothed(truth, shown, spatial, **similarity)
             for name, prediction in predictions.items():
-                start = RunningScores(len(loaded.vocabulary)), np.zeros((4, len(truth)))
-                _add(*found.setdefault(name, start), prediction, truth, genes[hidden])
-        for name, (scores, per_spot) in found.items():
-            scores.r2.append(spot_r2(per_spot, len(genes)))
-            parts.setdefault(name, []).append(scores)
-    if not parts:
+                part = scores.setdefault(name, RunningScores(len(loaded.vocabulary)))
+                part.add_genes(genes[hidden], prediction, truth, basis)
+                error = truth - prediction
+                sums = np.stack([v.sum(axis=1, dtype=float) for v in (error, error**2, truth, truth**2)])
+                per_spot[name] = per_spot.get(name, 0) + sums
+        best = attainable_by_fold(log_counts, fold_of[genes]).spread(genes, len(loaded.vocabulary))
+        for name, part in scores.items():
+            part.r2.append(spot_r2(per_spot[name], len(genes)))
+            found.setdefault(name, Summary(len(loaded.vocabulary))).add(part, best)
+    if not found:
         raise ValueError("no section was given.")
-    table = pd.DataFrame({name: summarize(scores) for name, scores in parts.items()}).T
-    return table.astype({"n_spots": int, "n_genes": int})
+    return tabulate(found, loaded.vocabulary.symbols).astype({"n_spots": int, "n_genes": int})
 
 
 def _like(adata: AnnData, layer: str | None) -> AnnData:
@@ -159,53 +169,30 @@ def _like(adata: AnnData, layer: str | None) -> AnnData:
 
 
 def _smoothed(
-    truth: Floats32, shown: sparse.csr_matrix, spatial: sparse.csr_matrix, **similarity: int
+    truth: Floats32, shown: csr_matrix, spatial: csr_matrix, n_components: int, n_neighbors: int, n_steps: int, rng: int
 ) -> dict[str, Floats32]:
-    """Means of hidden genes over the slide, over neighbours and over similar spots; the latter two by depth as well."""
-    found = {_baselines.SLIDE_MEAN: np.broadcast_to(truth.mean(axis=0), truth.shape)}
+    """Means of hidden genes over the slide, neighbors and similar spots; all but plain kNN by depth as well."""
+    if min(shown.shape) <= n_components:
+        raise ValueError(f"{shown.shape[1]} genes are too few for n_components={n_components}. Set a smaller one.")
+    check_variety(AnnData(shown.expm1()), n_components, "n_components")
+    components = similar_components(shown, n_components, rng)
+    similar = csr_matrix(kneighbors_graph(components, n_neighbors, include_self=False))
+    means: dict[str, Callable[[Array], Array]] = {
+        _baselines.SLIDE_MEAN: lambda values: np.broadcast_to(values.mean(axis=0), values.shape),
+        _baselines.NEIGHBOR_MEAN: partial(_mean_over, spatial),
+        KNN: partial(_mean_over, similar),
+        DIFFUSION: Diffusion(components, n_neighbors, n_steps, rng).mean,
+    }
     total = np.asarray(shown.sum(axis=1), dtype=float)
-    for name, weights in ((_baselines.NEIGHBOR_MEAN, spatial), *_similar(shown, **similarity)):
-        rows = sparse.csr_matrix(weights.multiply(1 / np.maximum(weights.sum(axis=1), 1e-12)))
-        found[name] = np.asarray(rows @ truth, dtype=np.float32)
-        ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(rows @ total)).numpy()
-        scaled = _baselines.DEPTH_SCALED if name == _baselines.NEIGHBOR_MEAN else SCALED + name
+    found: dict[str, Floats32] = {}
+    for name, mean in means.items():
+        found[name] = np.asarray(mean(truth), dtype=np.float32)
+        ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(np.array(mean(total)))).numpy()
+        scaled = _baselines.DEPTH if name == _baselines.SLIDE_MEAN else SCALED + name
         found[scaled] = found[name] * ratio.astype(np.float32)
     return found
 
 
-def _similar(
-    shown: sparse.csr_matrix, n_components: int, n_neighbors: int, n_steps: int, seed: int
-) -> Iterator[tuple[str, sparse.csr_matrix]]:
-    """Weights of other spots by how similar they are in the genes that are shown."""
-    import scanpy as sc
-    from anndata import AnnData
-    from sklearn.neighbors import kneighbors_graph
-
-    if min(shown.shape) <= n_components:
-        raise ValueError(f"{shown.shape[1]} genes are too few for n_components={n_components}. Set a smaller one.")
-    slide = AnnData(shown.expm1())
-    normalize_total(slide)
-    sc.pp.log1p(slide)
-    check_variety(slide, n_components, "n_components")
-    sc.pp.pca(slide, n_comps=n_components, random_state=seed)
-    yield KNN, sparse.csr_matrix(kneighbors_graph(slide.obsm["X_pca"], n_neighbors, include_self=False))
-    with np.errstate(invalid="ignore"):  # between spots that are the same
-        sc.pp.neighbors(slide, n_neighbors=n_neighbors, use_rep="X_pca", method="gauss", random_state=seed)
-    kernel = sparse.csr_matrix(slide.obsp["connectivities"])
-    kernel.data[~np.isfinite(kernel.data)] = 1
-    # A spot is at least as near to itself as to any other.
-    kernel = kernel + sparse.diags(kernel.max(axis=1).toarray().ravel() - kernel.diagonal())
-    step = sparse.csr_matrix(kernel.multiply(1 / kernel.sum(axis=1)))
-    spread = step
-    for _ in range(n_steps - 1):
-        spread = spread @ step
-    spread.setdiag(0)  # or the hidden value would be seen
-    yield DIFFUSION, sparse.csr_matrix(spread)
-
-
-def _add(scores: RunningScores, per_spot: Floats, prediction: Floats32, truth: Floats32, genes: Ints) -> None:
-    """Add all spots of some genes, by gene and by spot."""
-    p, t = prediction.astype(float), truth.astype(float)
-    scores.n[genes] += len(t)
-    scores.moments[:, genes] += np.stack([part.sum(axis=0) for part in (p, t, p * p, t * t, p * t)])
-    per_spot += np.stack([part.sum(axis=1) for part in (t - p, (t - p) ** 2, t, t * t)])
+def _mean_over(graph: csr_matrix, values: Array) -> Array:
+    """Mean of values over the spots in each row of a graph."""
+    return np.asarray(graph @ values) / np.maximum(np.diff(graph.indptr), 1)[:, None]

@@ -9,21 +9,24 @@ from sagefm.models._canonical import depth_ratio
 ZEROS = "zeros"
 GENE_MEAN = "gene mean"
 SLIDE_MEAN = "slide mean"
+DEPTH = "depth alone"
 NEIGHBOR_MEAN = "neighbor mean"
 DEPTH_SCALED = "depth-scaled neighbor mean"
+DIFFUSION = "depth-scaled diffusion"
 
 
-def depth_scaled(center: Tensor, neighbor_mean: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the neighbours times the depth of the spot relative to them, which leaves out what is masked.
+def depth_scaled(center: Tensor, mean: Tensor, mask: Tensor) -> Tensor:
+    """Mean of other spots times the depth of the spot relative to it, which leaves out what is masked.
 
     Parameters
     ----------
     center
         log1p counts of the spot, masked ones 0, shape (spots, genes).
-    neighbor_mean
-        Mean log1p counts of its neighbours, same shape.
+    mean
+        Mean log1p counts of the slide (which makes a predictor that knows nothing but depth), of the neighbors, or of
+        similar spots, same shape.
     mask
         What is masked, same shape.
     """
-    observed = neighbor_mean.masked_fill(mask, 0)
-    return neighbor_mean * depth_ratio(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))
+    observed = mean.masked_fill(mask, 0)
+    return mean * depth_ratio(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))

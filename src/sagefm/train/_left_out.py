@@ -13,12 +13,13 @@ import torch
 from scipy import sparse
 
 from sagefm import _keys
+from sagefm._depth import DepthSpline, pearson_beyond_depth
 from sagefm._stats import pearson
 from sagefm._types import Floats, Floats32, Ints
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._calibration import EDGES, misfit, nearest, unit
 from sagefm.models._masks import RandomMasks
-from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._scores import RunningScores, Summary
 from sagefm.models._spots import Spots, predict, read_spots
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class LeftOut:
     ----------
     group
         Its name.
-    r
-        Correlation of each gene with its prediction while the slide lacked it, shape (shares, genes).
+    r, r_beyond_depth
+        Correlation of each gene with its prediction while the slide lacked it, and the same given the depth of the
+        spots, shape (shares, genes).
     errors
         Quantiles of the misfit among predictions of one class, shape (shares, classes,
         quantiles); NaN for classes that hardly occur.
@@ -59,6 +61,7 @@ class LeftOut:
 
     group: str
     r: Floats
+    r_beyond_depth: Floats
     errors: Floats32
     ranks: Floats32
     trials: pd.DataFrame
@@ -121,7 +124,7 @@ def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftO
     centroids = training_centroids(corpus, [str(name) for name in corpus.sections.index[~members]], seed)
     names = [str(name) for name in corpus.sections.index[members]]
     n_spots = min(SECTION_SPOTS, -(-GROUP_SPOTS // len(names)))
-    r = np.full((len(names), len(LACKING), n_genes), np.nan)
+    r, beyond = np.full((2, len(names), len(LACKING), n_genes), np.nan)
     absent: list[list[tuple[Floats32, Floats32]]] = [[] for _ in LACKING]
     trials = []
     for number, name in enumerate(names):
@@ -135,14 +138,14 @@ def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftO
             row = {"section": name, "shift": "lacking", "distance": distance}
             trials.append(row | _trial(canonical, section.without(order[: int(share * len(order))]), seed))
         for at, share in enumerate(LACKING):
-            r[number, at], prediction, error = _absent(canonical, section, order, share)
+            r[number, at], beyond[number, at], prediction, error = _absent(canonical, section, order, share)
             absent[at].append((prediction, error))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of genes that no section has
-        mean_r = np.nanmean(r, axis=0)
+        mean_r, mean_beyond = np.nanmean(r, axis=0), np.nanmean(beyond, axis=0)
     classes = [_ranked(*(np.concatenate(part) for part in zip(*parts, strict=True))) for parts in absent]
     errors, ranks = (np.stack(part) for part in zip(*classes, strict=True))
-    return LeftOut(group, mean_r, errors, ranks, pd.DataFrame(trials))
+    return LeftOut(group, mean_r, mean_beyond, errors, ranks, pd.DataFrame(trials))
 
 
 @torch.inference_mode()
@@ -163,7 +166,9 @@ def _trial(canonical: Canonical, section: SampledSection, seed: int) -> dict[str
     for name, prediction in found.items():
         scores = RunningScores(n_genes)
         scores.add(prediction, spots.center, mask & has)
-        metrics = summarize([scores])
+        summary = Summary(n_genes)
+        summary.add(scores)
+        metrics = summary.metrics()
         row |= {name + key: metrics[key] for key in ("rmse", "r_within", "r2_spot")}
     return row
 
@@ -171,12 +176,12 @@ def _trial(canonical: Canonical, section: SampledSection, seed: int) -> dict[str
 @torch.inference_mode()
 def _absent(
     canonical: Canonical, section: SampledSection, order: Ints, lacking: float
-) -> tuple[Floats, Floats32, Floats32]:
-    """Correlation of each gene, prediction and misfit while the section lacks it and others, as asked for."""
+) -> tuple[Floats, Floats, Floats32, Floats32]:
+    """Correlations of each gene, prediction and misfit while the section lacks it and others, as asked for."""
     n_genes = section.log_counts.shape[1]
     # A section may lack more than is asked for; a twentieth of what it has is hidden at least.
     n_hidden = max(len(order) - round((1 - lacking) * n_genes), len(order) // 20, 1)
-    r = np.full(n_genes, np.nan)
+    r, beyond = np.full((2, n_genes), np.nan)
     errors = np.full((len(section.rows), n_genes), np.nan, dtype=np.float32)
     predictions = np.zeros_like(errors)
     truth = section.log_counts[section.rows].toarray()
@@ -189,7 +194,9 @@ def _absent(
         predictions[:, scored] = predict(canonical, spots).numpy()[:, scored]
         p, t = predictions[:, scored].astype(float), truth[:, scored].astype(float)
         errors[:, scored], r[scored] = misfit(p, t), pearson(p, t)
-    return r, predictions, errors
+        depth = np.expm1(truth[:, ~mask.numpy()]).sum(axis=1, dtype=float)
+        beyond[scored] = pearson_beyond_depth(p, t, DepthSpline(depth)(depth))
+    return r, beyond, predictions, errors
 
 
 def _ranked(predictions: Floats32, errors: Floats32) -> tuple[Floats32, Floats32]:

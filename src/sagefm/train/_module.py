@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sagefm.models._scores import RunningScores, summarize
+from sagefm._depth import DepthSpline
+from sagefm.models._scores import RunningScores, Summary
 from sagefm.models._spots import Spots, predict_and_embed
 from sagefm.train._corpus import Corpus
 from sagefm.train._niche import Niche
@@ -63,6 +65,7 @@ class MaskedCenter(ResumableModule):
         self.niche = niche
         self.corpus, self.recipe, self.seed, self.shuffle_spots = corpus, recipe, seed, shuffle_spots
         self._scores: dict[str, RunningScores] = {}
+        self._splines: dict[str, DepthSpline] = {}
 
     def _stream(self, split: str, **options: Any) -> Stream:
         return Stream(
@@ -127,14 +130,26 @@ class MaskedCenter(ResumableModule):
         """Add a batch to its section's scores."""
         section, spots = batch
         scores = self._scores.setdefault(section, RunningScores(spots.center.shape[1]))
-        scores.add(self(spots)[0].float(), spots.center, spots.mask)
+        depth = (spots.center.expm1() * ~spots.mask).sum(1)
+        basis = torch.from_numpy(self._spline_of(section)(depth.double().cpu().numpy()))
+        scores.add(self(spots)[0].float(), spots.center, spots.mask, basis.to(depth.device))
+
+    def _spline_of(self, section: str) -> DepthSpline:
+        """Spline of the depths that a section's spots have while some genes are masked, about."""
+        if section not in self._splines:
+            total = np.asarray(self.corpus.read(section).X.sum(axis=1), dtype=float).ravel()
+            self._splines[section] = DepthSpline(total * (1 - self.recipe.mask_fraction))
+        return self._splines[section]
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""
-        metrics = summarize(self._scores.values())
+        summary = Summary(len(self.corpus.vocabulary))
+        for scores in self._scores.values():
+            summary.add(scores)
+        metrics = summary.metrics()
         self.log("val_loss", metrics["rmse"] ** 2)
-        for name in ("rmse", "r_within", "r_pooled", "r2_spot", "r2_gene"):
-            self.log(f"val_{name}", metrics[name], prog_bar=name in ("rmse", "r_within"))
+        for name in ("rmse", "r_beyond_depth", "r_within", "r_pooled", "r2_spot", "r2_gene"):
+            self.log(f"val_{name}", metrics[name], prog_bar=name in ("rmse", "r_beyond_depth"))
         self._scores = {}
 
     def finished_network(self) -> nn.Module:

@@ -14,6 +14,7 @@ from sagefm._settings import logger
 from sagefm._types import Floats, Floats32, Ints, Precision
 from sagefm._utils import check_choice, check_whole
 from sagefm.models import available
+from sagefm.tl._impute.request import N_FOLDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +38,8 @@ def impute(
     model: str | Path | Model = "sage-fm-hest1k",
     *,
     mask: Literal["center", "everywhere"] = "center",
-    n_folds: int = 4,
-    reliability: bool = True,
+    n_folds: int = N_FOLDS,
+    reliability: bool | Literal["diffusion"] = True,
     intervals: float | None = None,
     key_added: str = _keys.IMPUTED,
     layer: str | None = None,
@@ -70,8 +71,9 @@ def impute(
         Number of folds; each masks about ``1 / n_folds`` of the genes. Fixed by the position of the gene
         in the vocabulary and a fixed seed, so not by the order or choice of genes.
     reliability
-        Score every measured gene asked for by its held-out predictions, beside a baseline that needs no model; say
-        what to expect of absent ones, if the model carries a calibration.
+        Score every measured gene asked for by its held-out predictions, beside predictors that need no model; say
+        what to expect of absent ones, if the model carries a calibration. ``"diffusion"`` adds the mean of similar
+        spots, the strongest plain predictor, which takes a principal component analysis for each fold.
     intervals
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
@@ -103,14 +105,25 @@ def impute(
 
         - ``r``, ``pval``, ``padj``: Pearson correlation over spots of prediction and measured log1p count, its
           p-value as if spots were independent, and adjusted by Benjamini and Hochberg. ``r2``: 1 - squared
-          error / squares around the mean. ``rmse``, in log1p counts.
-        - ``baseline_r``: the same correlation of the neighbours' mean scaled by the spot's depth, without the
-          gene's fold; with ``mask="everywhere"``, where no spot shows the gene, of the depth alone.
-        - ``difference``, ``difference_se``: of ``r`` and ``baseline_r``, with its standard error when
-          blocks of 49 spots or more are drawn anew (300 times). ``difference_pval``: one-sided, that it is not
-          above 0; ``difference_padj`` adjusted. NaN where fewer than five blocks show the gene.
-        - ``reliable``: ``difference_padj`` < 0.05, and ``r`` above 0 with ``padj`` < 0.05. The model knows more of
-          this gene on this slide than its neighbours do, which may be little: read ``r`` too.
+          error / squares around the mean. ``rmse``, in log1p counts. Most of ``r`` is depth: read the next columns.
+        - ``depth_r``: the same correlation of the depth alone (the spot's log1p counts outside the gene's fold).
+          ``neighbors_r``: of the neighbors' mean times the spot's depth relative to theirs; not with
+          ``mask="everywhere"``, where no neighbor shows the gene. ``diffusion_r``: of the mean of similar spots times
+          the depth (with ``reliability="diffusion"``).
+        - ``r_beyond_depth``: partial correlation given depth. Prediction and measured values are regressed on a cubic
+          spline of the log of the spot's counts outside the fold, and what is left is correlated. Spots with fewer
+          than 10 counts are left out. ``r_beyond_depth_se``: its standard error when blocks of 49 spots or more are
+          drawn anew (300 times). ``depth_r_beyond_depth``, ``neighbors_r_beyond_depth`` and
+          ``diffusion_r_beyond_depth``: of the plain predictors.
+        - ``attainable_r``: the ``r_beyond_depth`` of a perfect predictor, which counting noise limits. ``share``:
+          ``r_beyond_depth / attainable_r``; NaN where nothing is attainable beyond chance.
+        - ``beyond_pval``: one-sided, from the same draws, that ``r_beyond_depth`` isn't above 0, above that of the
+          depth and above that of the neighbors. ``beyond_padj``: adjusted over the genes that have a ``share``, as
+          there is nothing to predict of the others.
+        - ``testable``: whether five blocks or more show the gene. Where it is False ``reliable`` is False too, but
+          nothing is known.
+        - ``reliable``: ``beyond_padj`` < 0.05. The model knows more of this gene on this slide than its depth and its
+          neighbors do, which may be little: read ``share`` too.
     ``var["sage_reliability"]``
         ``r`` of each column's gene; NaN where it was not asked for or doesn't vary. Of another ``key_added``,
         ``var[f"{{key_added}}_reliability"]``.
@@ -165,14 +178,15 @@ def impute(
     """
     # The engine brings torch, which takes seconds to import.
     from sagefm.tl._impute import intervals as conformal
-    from sagefm.tl._impute.reliability import HeldOut, spatial_blocks
+    from sagefm.tl._impute.blocks import spatial_blocks
+    from sagefm.tl._impute.reliability import HeldOut
     from sagefm.tl._impute.request import find_request
     from sagefm.tl._run import open_slide
 
     check_choice("mask", mask, ("center", "everywhere"))
     n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
     if not isinstance(reliability, bool | np.bool_):
-        raise TypeError(f"reliability has to be True or False, got {reliability!r}.")
+        check_choice("reliability", reliability, (True, False, "diffusion"))
     if isinstance(genes, str) and genes in available().index:
         raise ValueError(f"genes={genes!r} is the name of a model: pass it as model={genes!r}.")
     lower, upper = (("obsm", template.format(key_added)) for template in (_keys.LOWER, _keys.UPPER))
@@ -191,14 +205,18 @@ def impute(
     request = find_request(run, genes, n_folds)
     if not run.sink.name and len(request.measured):
         _check_memory(run.adata)
-    scored = bool(len(request.measured)) and (reliability or intervals is not None)
+    scored = bool(len(request.measured)) and (bool(reliability) or intervals is not None)
     tiles = spatial_blocks(run.adata, run.engine.graph) if scored else None
     conformal.check(intervals, genes, len(request.absent), run.adata, tiles, run.model)
 
     targets = [run.engine.target(target, read=scored) for target in request.targets]
     scores = None
     if reliability and tiles is not None:
-        scores = HeldOut(tiles, run.engine, request.folds, targets, neighbors_show=mask == "center")
+        scores = HeldOut(
+            *(tiles, run.engine, request.folds, targets),
+            neighbors_show=mask == "center",
+            diffusion=reliability == "diffusion",
+        )
     written: dict[Slot, Any] = {}
     with run.writing() as sink:
         layer_, found, absent = _predict(run, request, targets, mask, sink, scores, keep=intervals is not None)
@@ -311,10 +329,11 @@ def _report(
     logger.info("Imputed %d spots with %s; wrote %s.", run.adata.n_obs, run.model.name, ", ".join(places))
     if (scores := tables.get("reliability")) is not None:
         logger.info(
-            "%d of %d genes are predicted better than by %s (reliable).",
+            "%d of %d genes are reliable: predicted beyond depth, and better than by %s.%s",
             scores["reliable"].sum(),
-            len(scores),
-            "the neighbours' mean, scaled by depth" if mask == "center" else "the spot's depth",
+            scores["testable"].sum(),
+            "their neighbors" if mask == "center" else "the depth alone",
+            "" if (n := (~scores["testable"]).sum()) == 0 else f" {n} genes are seen in too few places to tell.",
         )
 
 

@@ -1,113 +1,43 @@
-"""How well held-out genes were predicted, and whether that is more than a plain baseline knows."""
+"""How well held-out genes were predicted beyond depth, and whether that is more than plain predictors know."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from sagefm import _keys
+from sagefm._depth import N_COLUMNS, DepthSpline, attainable, invert, partial_pearson
 from sagefm._stats import MIN_VARIANCE, adjust_pvalues, draw_blocks, pearson_from_moments, pearson_pvalue
-from sagefm._types import Floats, Floats32, Ints
-from sagefm._utils import shorten
+from sagefm._types import Array, Floats, Floats32, Ints
 from sagefm.models._canonical import depth_ratio
-from sagefm.pp._graph import check_coordinates, find_coordinates
+from sagefm.pp._diffusion import Diffusion, similar_components
 from sagefm.tl._engine import neighbor_mean
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
-    from scipy import sparse
 
     from sagefm.tl._compute import Rows
     from sagefm.tl._engine import Engine, Target
 
 ALPHA = 0.05
-# Blocks of about 7 x 7 spots, wider than a neighbourhood of 15; on large slides as many blocks, of more spots.
-BLOCK_SPOTS, MAX_BLOCKS, MIN_BLOCKS = 49, 32, 5
+MIN_BLOCKS = 5
 N_BOOTSTRAPS, BOOTSTRAP_SEED = 300, 2601
-GENES_AT_A_TIME = 2_000
-
-
-def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> Ints:
-    """Square tile of every spot, apart for parts of the slide that the graph doesn't connect.
-
-    Raises
-    ------
-    KeyError
-        If the slide has no coordinates.
-    ValueError
-        If they are not finite or all the same.
-    """
-    from scipy.sparse.csgraph import connected_components
-
-    if _keys.SPATIAL in adata.obsm:
-        found, _ = find_coordinates(adata, _keys.SPATIAL, None)
-        try:
-            position = check_coordinates(adata, found, _keys.SPATIAL, np.arange(adata.n_obs), "the slide")[:, :2]
-        except ValueError as error:
-            raise ValueError(
-                f"reliability and intervals part the tissue by the coordinates: {error} Or pass reliability=False and "
-                "no intervals."
-            ) from error
-    elif {_keys.ARRAY_ROW, _keys.ARRAY_COL} <= set(adata.obs):
-        position = adata.obs[[_keys.ARRAY_COL, _keys.ARRAY_ROW]].to_numpy(dtype=float) * [0.5, np.sqrt(3) / 2]
-    else:
-        raise KeyError(
-            f"reliability and intervals need the spots' coordinates: {_keys.SPATIAL!r} not in adata.obsm. Put them "
-            "there, or pass reliability=False and no intervals."
-        )
-    bad = ~np.isfinite(position).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"the coordinates of {bad.sum()} spots are not finite: {shorten(adata.obs_names[bad])}. Reliability and "
-            "intervals part the tissue by them; remove these spots, or pass reliability=False and no intervals."
-        )
-    if len(position) > 1 and (position == position[0]).all():
-        raise ValueError(
-            "all spots have the same coordinates, by which reliability and intervals part the tissue. Mend "
-            f"obsm[{_keys.SPATIAL!r}], or pass reliability=False and no intervals."
-        )
-    _, part = connected_components(graph, directed=False)
-    low = np.array([position[part == i].min(axis=0) for i in range(part.max() + 1)])
-    high = np.array([position[part == i].max(axis=0) for i in range(part.max() + 1)])
-    # Numbered by place, so that the order of the spots doesn't matter.
-    order = np.lexsort((np.bincount(part), *high.T, *low.T))
-    low, high, part = low[order], high[order], np.argsort(order)[part]
-    spots = max(BLOCK_SPOTS, adata.n_obs / MAX_BLOCKS)
-    side = np.sqrt(max(np.prod(high - low, axis=1).sum(), 1e-12) * spots / adata.n_obs)
-    tile = np.column_stack([part, ((position - low[part]) // side).astype(np.int64)])
-    return np.unique(tile, axis=0, return_inverse=True)[1].ravel()
-
-
-def visible_totals(engine: Engine, folds: Sequence[Ints]) -> Floats:
-    """Sum of the log1p counts of every spot outside each fold, shape (spots, folds): the depth that a fold leaves."""
-    counts, n_folds = engine.counts, len(folds) + 1
-    fold_of = np.full(engine.canonical.n_genes, len(folds))
-    for number, genes in enumerate(folds):
-        fold_of[genes] = number
-    totals = np.zeros((counts.n_obs, n_folds))
-    read = counts.reader(np.empty(0, dtype=np.int64), counts.genes)
-    fold = fold_of[counts.genes]
-    for rows in engine.compute.blocks(counts.n_obs):
-        block = read(rows)
-        n = rows.stop - rows.start
-        cell = np.repeat(np.arange(n), np.diff(block.indptr)) * n_folds + fold[block.genes]
-        totals[rows] = np.bincount(cell, block.values, n * n_folds).reshape(n, n_folds)
-    return totals.sum(axis=1, keepdims=True) - totals[:, :-1]
+GENES_AT_A_TIME = 500
+# Prefixes of the columns of each predictor, and those that the model has to be ahead of.
+MODEL, DEPTH, NEIGHBORS, DIFFUSION = "", "depth_", "neighbors_", "diffusion_"
+RIVALS = (DEPTH, NEIGHBORS)
 
 
 class HeldOut:
-    """Scores of predicted genes beside the baseline.
+    """Scores of predicted genes beside predictors that need no model.
 
     Parameters
     ----------
-    tiles
-        Tile of the tissue that each spot lies in.
+    blocks
+        Block of the tissue that each spot lies in.
     engine
         What the predictions come from.
     folds
@@ -116,130 +46,240 @@ class HeldOut:
         Genes that are predicted in each fold, with what was measured of them.
     neighbors_show
         Whether the neighbors show what is hidden at the spot.
+    diffusion
+        Whether to score the mean of similar spots too, which takes a principal component analysis a fold.
     """
 
     def __init__(
-        self, tiles: Ints, engine: Engine, folds: Sequence[Ints], targets: Sequence[Target], *, neighbors_show: bool
+        self,
+        blocks: Ints,
+        engine: Engine,
+        folds: Sequence[Ints],
+        targets: Sequence[Target],
+        *,
+        neighbors_show: bool,
+        diffusion: bool = False,
     ) -> None:
         self._graph, self._neighbors_show = engine.graph, neighbors_show
         self._log_counts = [target.log_counts for target in targets if target.log_counts is not None]
         self._genes = np.concatenate([target.genes.cpu().numpy() for target in targets])
-        ends = np.cumsum([0, *(len(target.genes) for target in targets)])
-        self._slices = [slice(start, stop) for start, stop in pairwise(ends)]
-        self._scores = Scores(tiles, len(self._genes))
-        self._depth = visible_totals(engine, folds)
+        self._totals, counts = visible_totals(engine, folds)
+        bases = [DepthSpline(depth)(depth) for depth in counts.T]
+        self._scores = [Scores(blocks, values, basis) for values, basis in zip(self._log_counts, bases, strict=True)]
+        self._diffused = [
+            _diffuse(engine, hidden, values, total)
+            for hidden, values, total in zip(folds, self._log_counts, self._totals.T, strict=True)
+            if diffusion
+        ]
 
     def add(self, rows: Rows, predictions: Sequence[Floats32]) -> None:
         """Add some spots' predictions of every fold's targets."""
-        for fold, (part, prediction) in enumerate(zip(self._slices, predictions, strict=True)):
-            truth = self._log_counts[fold][rows].toarray()
-            self._scores.add(rows, part, prediction, truth, self._baseline(rows, fold))
+        for fold, (scores, prediction) in enumerate(zip(self._scores, predictions, strict=True)):
+            scores.add(rows, {MODEL: prediction, **self._rivals(rows, fold)})
 
-    def _baseline(self, rows: Rows, fold: int) -> Floats32:
-        """The neighbors' mean scaled by depth; the depth alone where the neighbors hide the gene too."""
-        depth, values = self._depth[:, [fold]], self._log_counts[fold]
-        if not self._neighbors_show:
-            return np.repeat(depth[rows].astype(np.float32), values.shape[1], axis=1)
-        around = self._graph[rows]
-        near = torch.from_numpy(neighbor_mean(around, csr_matrix(depth))).double()
-        return neighbor_mean(around, values) * depth_ratio(torch.from_numpy(depth[rows]), near).float().numpy()
+    def _rivals(self, rows: Rows, fold: int) -> dict[str, Floats32]:
+        """Return what the plain predictors say: the depth, and means of other spots times the relative depth."""
+        total, values = self._totals[:, [fold]], self._log_counts[fold]
+        found = {DEPTH: np.broadcast_to(total[rows].astype(np.float32), (len(total[rows]), values.shape[1]))}
+        if self._neighbors_show:
+            around = self._graph[rows]
+            ratio = _ratio(total[rows], neighbor_mean(around, csr_matrix(total)))
+            found[NEIGHBORS] = neighbor_mean(around, values) * ratio
+        if self._diffused:
+            found[DIFFUSION] = self._diffused[fold][rows]
+        return found
 
     def table(self, symbols: Sequence[str]) -> pd.DataFrame:
         """Scores of every gene in the vocabulary's order, see :func:`sagefm.tl.impute`."""
-        order = np.argsort(self._genes)
-        return self._scores.table([symbols[gene] for gene in self._genes]).iloc[order]
+        import pandas as pd
+
+        table = pd.concat([scores.table() for scores in self._scores])
+        table.index = pd.Index([symbols[gene] for gene in self._genes])
+        return call_reliable(table.iloc[np.argsort(self._genes)])
+
+
+def _diffuse(engine: Engine, hidden: Ints, values: csr_matrix, total: Floats) -> Array:
+    """Mean of similar spots by the genes that are shown, times the depth, of the targets of a fold."""
+    shown = np.setdiff1d(np.arange(engine.canonical.n_genes), hidden)
+    similar = Diffusion(similar_components(engine.log_counts(shown)))
+    found = similar.fill(engine.scratch.empty(values.shape), values)
+    found *= _ratio(total[:, None], similar.mean(total[:, None]))
+    return found
+
+
+def _ratio(total: Floats, around: Array) -> Floats32:
+    """Depth of spots relative to others."""
+    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around).double()).float().numpy()
+
+
+def visible_totals(engine: Engine, folds: Sequence[Ints]) -> tuple[Floats, Floats]:
+    """Sums of every spot's log1p counts, and of its counts, outside each fold: the depth that a fold leaves.
+
+    Both of shape (spots, folds).
+    """
+    counts, n_folds = engine.counts, len(folds) + 1
+    fold_of = np.full(engine.canonical.n_genes, len(folds))
+    for number, genes in enumerate(folds):
+        fold_of[genes] = number
+    totals = np.zeros((2, counts.n_obs, n_folds))
+    read = counts.reader(np.empty(0, dtype=np.int64), counts.genes)
+    fold = fold_of[counts.genes]
+    for rows in engine.compute.blocks(counts.n_obs):
+        block = read(rows)
+        n = rows.stop - rows.start
+        cell = np.repeat(np.arange(n), np.diff(block.indptr)) * n_folds + fold[block.genes]
+        for total, values in zip(totals, (block.values, np.expm1(block.values.astype(float))), strict=True):
+            total[rows] = np.bincount(cell, values, n * n_folds).reshape(n, n_folds)
+    logs, whole = totals.sum(axis=2, keepdims=True) - totals[:, :, :-1]
+    return logs, whole
 
 
 class Scores:
-    """Prediction p, truth t and baseline b of genes, added up by spatial block.
+    """Predictions of the genes of one fold, added up by block of the tissue.
+
+    A block's sums hold all that the partial correlation needs: products with the spline of depth, squares, and products
+    with the measured values. So blocks can be drawn anew without going back to the spots.
 
     Parameters
     ----------
     blocks
         Block of every spot.
-    n_genes
-        Number of genes.
+    log_counts
+        What was measured, shape (spots, genes).
+    basis
+        Spline of the depth that the fold leaves, see :class:`sagefm._depth.DepthSpline`.
     """
 
-    def __init__(self, blocks: Ints, n_genes: int) -> None:
-        self._blocks = blocks
-        self.n = np.bincount(blocks).astype(float)
-        self.sums = np.zeros((8, len(self.n), n_genes))  # t, t², p, p², pt, b, b², bt
+    def __init__(self, blocks: Ints, log_counts: csr_matrix, basis: Floats) -> None:
+        self._blocks, self._log_counts, self._basis = blocks, log_counts, basis
+        self._n_blocks = int(blocks.max()) + 1
+        self._truth = self._empty()
+        self._predictors: dict[str, _Sums] = {}
+        rows = np.arange(len(basis))
+        design = self._design(rows)
+        self._gram = np.asarray(design @ basis).reshape(self._n_blocks, N_COLUMNS, N_COLUMNS)
 
-    def add(
-        self,
-        rows: Rows,
-        genes: slice,
-        prediction: Floats32,
-        truth: Floats32,
-        baseline: Floats32,
-    ) -> None:
-        """Add some spots and genes, each array of shape (spots, genes)."""
-        codes = self._blocks[rows]
-        here, place = np.unique(codes, return_inverse=True)
-        member = csr_matrix((np.ones(len(codes)), (place.ravel(), np.arange(len(codes)))), (len(here), len(codes)))
-        t, p, b = (array.astype(np.float64) for array in (truth, prediction, baseline))
-        for sums, values in zip(self.sums, (t, t * t, p, p * p, p * t, b, b * b, b * t), strict=True):
-            sums[here, genes] += member @ values
+    def _empty(self) -> _Sums:
+        return _Sums(self._n_blocks, self._log_counts.shape[1])
 
-    def table(self, names: list[str]) -> pd.DataFrame:
-        """Scores of each gene, see :func:`sagefm.tl.impute`."""
+    def _design(self, rows: Ints) -> csr_matrix:
+        """Basis of some spots in the columns of their blocks, transposed."""
+        place = self._blocks[rows][:, None] * N_COLUMNS + np.arange(N_COLUMNS)
+        spot = np.broadcast_to(np.arange(len(rows))[:, None], place.shape)
+        shape = (self._n_blocks * N_COLUMNS, len(rows))
+        return csr_matrix((self._basis[rows].ravel(), (place.ravel(), spot.ravel())), shape)
+
+    def add(self, rows: Rows, predictions: Mapping[str, Array]) -> None:
+        """Add what predictors say of some spots, each of shape (spots, genes)."""
+        spots = np.arange(len(self._blocks))[rows]
+        design, t = self._design(spots), self._log_counts[rows].toarray().astype(np.float64)
+        kept = self._basis[spots].sum(axis=1)
+        member = csr_matrix((kept, (self._blocks[spots], np.arange(len(spots)))), (self._n_blocks, len(spots)))
+        self._truth.add(design, member, t, t)
+        for name, prediction in predictions.items():
+            self._predictors.setdefault(name, self._empty()).add(design, member, prediction.astype(np.float64), t)
+
+    def table(self) -> pd.DataFrame:
+        """Scores of each gene, see :func:`sagefm.tl.impute`; which are reliable takes all folds together."""
         import pandas as pd
-        from scipy import stats
 
-        n = self.n.sum()
-        total = self.sums.sum(axis=1)
-        t, tt, _, pp, pt = total[:5]
-        r, baseline_r = _correlations(total / n)
+        n = len(self._blocks)
+        t, tt, _ = self._truth.plain
+        _, pp, pt = self._predictors[MODEL].plain
+        r = {name: pearson_from_moments(*_moments(sums, self._truth, n)) for name, sums in self._predictors.items()}
         squares, errors = tt - t * t / n, pp - 2 * pt + tt
         with np.errstate(invalid="ignore", divide="ignore"):
             r2 = np.where(squares > MIN_VARIANCE * n, 1 - errors / squares, np.nan)
+        beyond = {name: sums[0] for name, sums in self._beyond(np.ones((1, self._n_blocks))).items()}
+        best = attainable(self._log_counts, self._basis)
+        spread, pval = self._test(beyond)
+        columns = {"r": r[MODEL], "pval": pearson_pvalue(r[MODEL], n), "r2": r2}
+        columns |= {"rmse": np.sqrt(np.maximum(errors, 0) / n)}
+        columns |= {f"{name}r": values for name, values in r.items() if name != MODEL}
+        columns |= {"r_beyond_depth": beyond[MODEL], "r_beyond_depth_se": spread}
+        columns |= {f"{name}r_beyond_depth": values for name, values in beyond.items() if name != MODEL}
+        columns |= {"attainable_r": best.r_beyond_depth, "share": best.share(beyond[MODEL]), "beyond_pval": pval}
+        return pd.DataFrame(columns)
+
+    def _beyond(self, drawn: Floats, genes: slice = slice(None)) -> dict[str, Floats]:
+        """Partial r of every predictor given depth, for draws of the blocks, shape (draws, genes)."""
+        inverse = invert(np.tensordot(drawn, self._gram, 1))
+        by, yy, _ = self._truth.drawn(drawn, genes)
+        found = {}
+        for name, sums in self._predictors.items():
+            bx, xx, xy = sums.drawn(drawn, genes)
+            found[name] = partial_pearson(inverse, bx, by, xx, yy, xy)
+        return found
+
+    def _test(self, beyond: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+        """Standard error of the model's partial r; and p-value, that it isn't above 0 and above every rival's.
+
+        The largest p-value of several tests says whether all hold. NaN where too few blocks show a gene.
+        """
+        from scipy.stats import t as student
+
         # A gene found in a few blocks has no more to draw from, however many blocks there are.
-        found = (self.sums[0] > 0).sum(axis=0)
-        spread = np.where(found >= MIN_BLOCKS, self._spread() * np.sqrt(found / np.maximum(found - 1, 1)), np.nan)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            better = stats.t.sf((r - baseline_r) / spread, np.maximum(found - 1, 1))
-        better[~(spread > 0)] = np.nan
-        pval = pearson_pvalue(r, n)
-        table = pd.DataFrame(
-            {
-                "r": r,
-                "pval": pval,
-                "padj": adjust_pvalues(pval),
-                "r2": r2,
-                "rmse": np.sqrt(np.maximum(errors, 0) / n),
-                "baseline_r": baseline_r,
-                "difference": r - baseline_r,
-                "difference_se": spread,
-                "difference_pval": better,
-                "difference_padj": adjust_pvalues(better),
-            },
-            index=pd.Index(names),
-        )
-        # Ahead of a baseline that runs the wrong way is not enough.
-        table["reliable"] = (table["difference_padj"] < ALPHA) & (table["padj"] < ALPHA) & (table["r"] > 0)
-        return table
-
-    def _spread(self) -> Floats:
-        """Standard deviation of r minus the baseline's while blocks are drawn anew."""
-        n_blocks, n_genes = self.sums.shape[1:]
-        drawn = draw_blocks(n_blocks, N_BOOTSTRAPS, BOOTSTRAP_SEED)
-        n = (drawn @ self.n)[:, None]
-        spread = np.empty(n_genes)
-        for start in range(0, n_genes, GENES_AT_A_TIME):
+        found = (self._truth.squares > 0).sum(axis=0)
+        drawn = draw_blocks(self._n_blocks, N_BOOTSTRAPS, BOOTSTRAP_SEED)
+        rivals = [name for name in RIVALS if name in beyond]
+        ahead = [beyond[MODEL], *(beyond[MODEL] - beyond[name] for name in rivals)]
+        spread = np.empty((len(ahead), len(found)))
+        for start in range(0, len(found), GENES_AT_A_TIME):
             genes = slice(start, start + GENES_AT_A_TIME)
-            r, baseline_r = _correlations(np.array([drawn @ sums[:, genes] for sums in self.sums]) / n)
-            # A gene of few spots may be absent from a draw.
-            difference = r - baseline_r
-            known = np.isfinite(difference)
-            difference = np.where(known, difference, 0)
-            m = np.maximum(known.sum(axis=0), 2)
-            mean = difference.sum(axis=0) / m
-            spread[genes] = np.sqrt((((difference - mean) ** 2) * known).sum(axis=0) / (m - 1))
-        return spread
+            r = self._beyond(drawn, genes)
+            for into, values in zip(spread, (r[MODEL], *(r[MODEL] - r[name] for name in rivals)), strict=True):
+                into[genes] = _deviation(values)
+        spread *= np.where(found >= MIN_BLOCKS, np.sqrt(found / np.maximum(found - 1, 1)), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pval = student.sf(ahead / spread, np.maximum(found - 1, 1)).max(axis=0)
+        pval[~(spread > 0).all(axis=0)] = np.nan
+        return spread[0], pval
 
 
-def _correlations(means: Floats) -> tuple[Floats, Floats]:
-    """Pearson r of prediction and of baseline with the truth, from the means of what :class:`Scores` adds up."""
-    t, tt, p, pp, pt, b, bb, bt = means
-    return pearson_from_moments(p, t, pp, tt, pt), pearson_from_moments(b, t, bb, tt, bt)
+class _Sums:
+    """Sums of x and its products over the spots of each block, where x is a predictor or what was measured."""
+
+    def __init__(self, n_blocks: int, n_genes: int) -> None:
+        self.plain = np.zeros((3, n_genes))  # of all spots: x, x², xy
+        self.by_basis = np.zeros((n_blocks, N_COLUMNS, n_genes))
+        self.squares, self.products = np.zeros((2, n_blocks, n_genes))  # x², xy of the spots that have a depth
+
+    def add(self, design: csr_matrix, member: csr_matrix, x: Floats, y: Floats) -> None:
+        xx, xy = x * x, x * y
+        self.plain += np.stack([part.sum(axis=0) for part in (x, xx, xy)])
+        self.by_basis += (design @ x).reshape(self.by_basis.shape)
+        self.squares += member @ xx
+        self.products += member @ xy
+
+    def drawn(self, drawn: Floats, genes: slice) -> tuple[Floats, Floats, Floats]:
+        """Products with the basis, squares and products, for draws of the blocks."""
+        return (
+            np.tensordot(drawn, self.by_basis[:, :, genes], 1),
+            drawn @ self.squares[:, genes],
+            drawn @ self.products[:, genes],
+        )
+
+
+def _moments(x: _Sums, y: _Sums, n: int) -> tuple[Floats, ...]:
+    """Means of x, y, their squares and their product."""
+    return tuple(part / n for part in (x.plain[0], y.plain[0], x.plain[1], y.plain[1], x.plain[2]))
+
+
+def _deviation(r: Floats) -> Floats:
+    """Standard deviation over draws; a gene of few spots may be absent from a draw."""
+    known = np.isfinite(r)
+    r, n = np.where(known, r, 0), np.maximum(known.sum(axis=0), 2)
+    mean = r.sum(axis=0) / n
+    return np.asarray(np.sqrt((((r - mean) ** 2) * known).sum(axis=0) / (n - 1)))
+
+
+def call_reliable(table: pd.DataFrame) -> pd.DataFrame:
+    """Adjust p-values over all genes, and call genes reliable.
+
+    Genes in which chance could have made all there is to predict are no tests: the counts alone say so, whatever the
+    model predicted. They would only take power from the others.
+    """
+    table.insert(2, "padj", adjust_pvalues(table["pval"].to_numpy()))
+    pval = table["beyond_pval"].to_numpy()
+    padj = adjust_pvalues(np.where(table["share"].notna(), pval, np.nan))
+    return table.assign(beyond_padj=padj, testable=np.isfinite(pval), reliable=padj < ALPHA)

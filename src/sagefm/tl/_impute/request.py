@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Seed of the gene folds. Part of the method: a gene is in the same fold on every slide.
 FOLD_SEED = 2601
+# Number of folds, unless the user says otherwise.
+N_FOLDS = 4
 
 
 @dataclass(frozen=True)
