@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import sagefm as sg
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._canonical import depth_scale
-from sagefm.models._scores import RunningScores, summarize
+from sagefm.models._scores import RunningScores, Summary
 from sagefm.models._spots import Spots
 from sagefm.train._module import MaskedCenter
 from sagefm.train._pretrain import build, fit_recipe
@@ -38,7 +38,7 @@ from sagefm.train._stream import Stream
 EXCLUDED = ("HCC1_2000g", "DLPFC_Br8325_ant_5000g", "stMCCC_ccRCC_500spots", "PDAC_A_ST1_legacy")
 LEFT_OUT = "her2st_G"
 UNSURE = ("undetermined", "nan")
-METRICS = ["rmse", "r_within", "r_pooled", "r2_spot"]
+METRICS = ["rmse", "r_beyond_depth", "r_within", "r_pooled", "r2_spot"]
 logger = logging.getLogger("sagefm.ablation")
 
 
@@ -338,7 +338,7 @@ def train(
     shares = SHARES.get(name, {})
     for variant, share in {**shares, name: getattr(module, "share", None)}.items():
         module.share = share
-        summary = summarize(masked_scores(module.eval(), corpus).values())
+        summary = masked_metrics(module.eval(), corpus)
         metrics[variant] = {metric: summary[metric] for metric in METRICS}
     network = module.finished_network()
     result = {
@@ -354,33 +354,29 @@ def train(
 
 
 @torch.inference_mode()
-def masked_scores(module: MaskedCenter, corpus: sg.train.Corpus) -> dict[str, RunningScores]:
-    """Scores for each section of the validation split; the same masks for every row."""
-    scores: dict[str, RunningScores] = {}
-    for section, spots in Stream(corpus, "validate", batch_size=256, mask_fraction=0.3, shuffle=False):
-        scores.setdefault(section, RunningScores(spots.center.shape[1])).add(module(spots)[0], spots.center, spots.mask)
-    return scores
+def masked_metrics(module: MaskedCenter, corpus: sg.train.Corpus) -> dict[str, float]:
+    """Metrics on the validation split; the same masks for every row."""
+    module.on_validation_epoch_start()
+    for batch in Stream(corpus, "validate", batch_size=256, mask_fraction=0.3, shuffle=False):
+        module.validation_step(batch, 0)
+    return metrics_of(module._scores)
 
 
-@torch.inference_mode()
+def metrics_of(scores: dict[str, RunningScores]) -> dict[str, float]:
+    """Metrics over sections."""
+    summary = Summary(len(next(iter(scores.values())).n))
+    for part in scores.values():
+        summary.add(part)
+    return summary.metrics()
+
+
 def baselines(corpus: sg.train.Corpus, donor: str) -> pd.DataFrame:
-    """The plain predictors on the same masks."""
+    """The plain predictors on a donor."""
     corpus = split(corpus, donor)
-    gene_mean = torch.from_numpy(corpus.gene_mean())
-    predictors = {
-        "zeros": lambda spots: torch.zeros_like(spots.center),
-        "gene mean": lambda spots: gene_mean.expand_as(spots.center),
-        "slide mean": lambda spots: (spots.masked_center.sum(0) / (~spots.mask).sum(0)).expand_as(spots.center),
-        "neighbor mean": lambda spots: spots.neighbor_mean,
-        "depth-scaled neighbor mean": lambda spots: depth_scaled(spots.masked_center, spots.neighbor_mean, spots.mask),
-    }
-    scores: dict[str, dict[str, RunningScores]] = {name: {} for name in predictors}
-    # A batch is a whole section, of which the slide mean is the mean.
-    for section, spots in Stream(corpus, "validate", batch_size=10_000, mask_fraction=0.3, shuffle=False):
-        for name, predict in predictors.items():
-            part = scores[name].setdefault(section, RunningScores(spots.center.shape[1]))
-            part.add(predict(spots), spots.center, spots.mask)
-    return pd.DataFrame({name: summarize(parts.values()) for name, parts in scores.items()}).T
+    vocabulary = corpus.vocabulary
+    network = sg.models.SAGE(len(vocabulary), hidden=(8, 8))
+    untrained = sg.models.Model("untrained", network, vocabulary, gene_mean=corpus.gene_mean())
+    return sg.benchmark.evaluate_imputation(corpus.iter_sections("validate"), untrained).drop(index="untrained")
 
 
 def embedding_scores(model: sg.models.Model, labelled: dict[str, ad.AnnData]) -> dict[str, float]:
@@ -438,7 +434,7 @@ def distance(corpus: sg.train.Corpus, sections: Path) -> pd.DataFrame:
             weighted = Spots(spots.center, mean, torch.ones(len(mean), 1), spots.mask)
             prediction = depth_scaled(weighted.masked_center, weighted.neighbor_mean, weighted.mask)
             scores.setdefault(section, RunningScores(mean.shape[1])).add(prediction, spots.center, spots.mask)
-        rows[power] = summarize(scores.values())
+        rows[power] = metrics_of(scores)
     return pd.DataFrame.from_dict(rows, "index")[METRICS].rename_axis("power").round(4)
 
 

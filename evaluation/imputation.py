@@ -2,9 +2,10 @@
 
     python evaluation/imputation.py SECTIONS_DIR [--models FOLDER] [--donors her2st_G ...] [--out docs/evaluation]
 
-For every donor the recipe of sagefm-mini is trained without it (3 minutes on 2 CPU cores), unless the model lies in
-FOLDER. On the donor's sections ``reliability.csv`` counts the genes that sg.tl.impute calls reliable, and
-``smoothers.csv`` compares the model with smoothers over similar spots; for the donors of ``--curves``,
+For every donor of its training the recipe of sagefm-mini is trained without it (4 minutes on 2 CPU cores), unless the
+model lies in FOLDER; on the donors that it never saw sagefm-mini itself is tried. On the donor's sections
+``predictors.csv`` compares the model with all plain predictors, and ``reliability.csv`` counts the genes that
+sg.tl.impute calls reliable. ``nulls.csv`` counts them where none should be. For the donors of ``--curves``,
 ``missingness.csv`` holds the curve of missing genes, and ``docs/_static/missingness.png`` shows the first one's. Donors
 that are there already are kept.
 """
@@ -13,12 +14,22 @@ import argparse
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
-from left_out import DONORS, model_without, section_files
+from left_out import DONORS, UNSEEN, donor_sections, model_without, section_files
+from scipy import sparse
 
 import sagefm as sg
 
 CURVES = ("her2st_G", "CRC_16", "her2st_C")
+NULLS = {"her2st_D1": "her2st_D", "synovium_RA3_s1": "synovium_RA3", "CRC_16": "CRC_16"}
+SHOWN = {
+    "model": "model",
+    "depth alone": "depth",
+    "depth-scaled neighbor mean": "neighbors",
+    "depth-scaled kNN in PCA": "kNN",
+    "depth-scaled diffusion": "diffusion",
+}
 
 
 def main() -> None:
@@ -26,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", type=Path)
     parser.add_argument("--models", type=Path, default=Path("build/left_out"))
-    parser.add_argument("--donors", nargs="+", default=DONORS)
+    parser.add_argument("--donors", nargs="+", default=(*DONORS, *UNSEEN))
     parser.add_argument("--curves", nargs="*", default=CURVES)
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation"))
     parser.add_argument("--figure", type=Path, default=Path("docs/_static/missingness.png"))
@@ -34,58 +45,92 @@ def main() -> None:
     sg.settings.verbosity, sg.settings.progress_bars = "error", False
     files = section_files(arguments.sections)
     for donor in arguments.donors:
-        todo = [file for file in ("reliability.csv", "smoothers.csv") if not has(donor, arguments.out / file)]
+        todo = [file for file in ("predictors.csv", "reliability.csv") if not has(donor, arguments.out / file)]
         if donor in arguments.curves and not has(donor, arguments.out / "missingness.csv"):
             todo.append("missingness.csv")
         if not todo:
             continue
-        model = model_without(donor, files, arguments.models)
-        sections = {}
-        for name, file in files.items():
-            adata = ad.read_h5ad(file)
-            if (adata.obs["donor"] == donor).all():
-                sg.pp.neighborhood_graph(adata)
-                sections[name] = adata
+        model = model_of(donor, files, arguments.models)
+        sections = donor_sections(donor, arguments.sections)
         for file in todo:
             append(MEASURES[file](donor, sections, model), arguments.out / file)
         print(donor, flush=True)
+    if not (arguments.out / "nulls.csv").exists():
+        for name, donor in NULLS.items():
+            adata = donor_sections(donor, arguments.sections)[name]
+            append(nulls(name, adata, model_of(donor, files, arguments.models)), arguments.out / "nulls.csv")
     curve = pd.read_csv(arguments.out / "missingness.csv")
     first = curve[(curve["donor"] == CURVES[0]) & (curve["mask_by"] == "slide")]
     shown = [name for name in dict.fromkeys(first["predictor"]) if name != "zeros"]
     sg.pl.missingness_curve(first, predictors=shown, show=False, save=arguments.figure)
     write_view(curve, arguments.out / "missingness_view.csv")
     write_donors(pd.read_csv(arguments.out / "reliability.csv"), arguments.out / "reliability_view.csv")
-    write_smoothers(pd.read_csv(arguments.out / "smoothers.csv"), arguments.out / "smoothers_view.csv")
-    for file in ("reliability_view.csv", "smoothers_view.csv", "smoothers.csv"):
+    write_predictors(pd.read_csv(arguments.out / "predictors.csv"), arguments.out / "predictors_view.csv")
+    draw_depth(pd.read_csv(arguments.out / "predictors.csv"), arguments.figure.with_name("depth.png"))
+    for file in ("reliability_view.csv", "predictors_view.csv", "nulls.csv"):
         print(pd.read_csv(arguments.out / file).to_string())
 
 
+def model_of(donor: str, files: dict[str, Path], folder: Path) -> sg.models.Model:
+    """A model that has not seen the donor."""
+    return sg.models.load("sagefm-mini") if donor in UNSEEN else model_without(donor, files, folder)
+
+
 def reliability(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
-    """Genes that the model predicts better than the neighbours, by section."""
+    """Genes that the model predicts better than depth and neighbors, by section."""
     rows = []
     for name, adata in sections.items():
-        sg.tl.impute(adata, None, model)
-        table = adata.uns["sage_imputed"]["reliability"]
-        tested = table.dropna(subset=["difference_pval"])
-        row = {
-            "donor": donor,
-            "platform": str(adata.obs["platform"].iloc[0]),
-            "section": name,
-            "spots": adata.n_obs,
-            "genes that vary": int(table["r"].notna().sum()),
-        }
-        row |= {"tested": len(tested), "r above the baseline's": int((tested["difference"] > 0).sum())}
-        row["reliable"] = int(tested["reliable"].sum())
-        row |= {"r, tested": tested["r"].mean(), "r of the baseline": tested["baseline_r"].mean()}
-        row["r above 0.3"] = int((tested["r"] > 0.3).sum())
-        rows.append(row)
+        row = {"donor": donor, "platform": str(adata.obs["platform"].iloc[0]), "section": name, "spots": adata.n_obs}
+        rows.append(row | counted(adata, model))
     return pd.DataFrame(rows).round(3)
 
 
-def smoothers(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
-    """The model beside what finds similar spots anywhere on the slide."""
-    table = sg.benchmark.compare_imputation(sections.values(), model)[["rmse", "r_within", "r2_spot"]]
-    return table.round(4).rename_axis("predictor").reset_index().assign(donor=donor)
+def counted(adata: ad.AnnData, model: sg.models.Model) -> dict[str, float]:
+    """How many genes of a section are scored, have something to predict, and are reliable."""
+    sg.tl.impute(adata, None, model)
+    table = adata.uns["sage_imputed"]["reliability"]
+    scored = table[table["r_beyond_depth"].notna()]
+    known = scored[scored["share"].notna() & scored["testable"]]
+    return {
+        "scored": len(scored),
+        "something to predict": len(known),
+        "r above depth's": int((known["r"] > known["depth_r"]).sum()),
+        "r beyond depth above the neighbors'": int((known["r_beyond_depth"] > known["neighbors_r_beyond_depth"]).sum()),
+        "reliable": int(scored["reliable"].sum()),
+        "r beyond depth": known["r_beyond_depth"].mean(),
+        "attainable": known["attainable_r"].mean(),
+    }
+
+
+def nulls(name: str, adata: ad.AnnData, model: sg.models.Model) -> pd.DataFrame:
+    """Genes called reliable on counts that follow depth alone, on genes permuted alone, and on spots shuffled."""
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(adata.X)
+    depth, share = np.asarray(counts.sum(axis=1)).ravel(), np.asarray(counts.sum(axis=0)).ravel() / counts.sum()
+    permuted = counts.toarray()
+    # Among some 15 spots of like depth, each gene in an order of its own.
+    for alike in np.array_split(np.argsort(depth), len(depth) // 15):
+        order = rng.random((len(alike), counts.shape[1])).argsort(axis=0)
+        permuted[alike] = np.take_along_axis(permuted[alike], order, axis=0)
+    tried = {
+        "as it is": counts,
+        "Poisson counts of the section's depth alone": rng.poisson(depth[:, None] * share).astype(np.float32),
+        "each gene permuted among spots of like depth": permuted,
+        "spots shuffled in space": counts[rng.permutation(len(depth))],
+    }
+    rows = []
+    for what, values in tried.items():
+        adata.X = sparse.csr_matrix(values)
+        rows.append({"section": name, "counts": what, **counted(adata, model)})
+    table = pd.DataFrame(rows)
+    return table.assign(**{"reliable, %": 100 * table["reliable"] / table["scored"]}).round(3)
+
+
+def predictors(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
+    """The model beside all plain predictors."""
+    table = sg.benchmark.compare_imputation(sections.values(), model).rename(index={model.name: "model"})
+    metrics = ["rmse", "r_beyond_depth", "attainable_r", "share_attained", "r_within", "r2_spot"]
+    return table[metrics].round(4).rename_axis("predictor").reset_index().assign(donor=donor)
 
 
 def missingness(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Model) -> pd.DataFrame:
@@ -97,7 +142,7 @@ def missingness(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Mo
     return pd.concat(curves).round(4)
 
 
-MEASURES = {"reliability.csv": reliability, "smoothers.csv": smoothers, "missingness.csv": missingness}
+MEASURES = {"predictors.csv": predictors, "reliability.csv": reliability, "missingness.csv": missingness}
 
 
 def has(donor: str, file: Path) -> bool:
@@ -109,28 +154,48 @@ def write_donors(table: pd.DataFrame, file: Path) -> None:
     """Shares of the genes by donor, as the docs show them."""
     grouped = table.groupby(["donor", "platform"], sort=False)
     view = pd.DataFrame({"sections": grouped.size(), "spots a section": grouped["spots"].mean().round(0).astype(int)})
-    total = grouped[["tested", "r above the baseline's", "reliable"]].sum()
-    view["genes tested a section"] = (total["tested"] / view["sections"]).round(0).astype(int)
-    for column in ("r above the baseline's", "reliable"):
-        view[column] = (total[column] / total["tested"]).map("{:.1%}".format)
-    view[["r", "r of the baseline"]] = grouped[["r, tested", "r of the baseline"]].mean().round(2)
+    counts = ["something to predict", "r above depth's", "r beyond depth above the neighbors'", "reliable"]
+    total = grouped[counts].sum()
+    view["genes with something to predict"] = (total["something to predict"] / view["sections"]).round(0).astype(int)
+    for column in counts[1:]:
+        view[column] = (total[column] / total["something to predict"]).map("{:.1%}".format)
     view.to_csv(file)
 
 
-def write_smoothers(table: pd.DataFrame, file: Path) -> None:
-    """RMSE and r of the model and of what comes near, as the docs show them."""
-    shown = {
-        "mini": "mini",
-        "depth-scaled neighbor mean": "neighbours",
-        "depth-scaled kNN in PCA": "kNN in PCA",
-        "diffusion": "diffusion",
-        "depth-scaled diffusion": "diffusion, depth-scaled",
-    }
+def write_predictors(table: pd.DataFrame, file: Path) -> None:
+    """RMSE, r beyond depth and share attained, as the docs show them."""
     parts = []
-    for metric, name in (("rmse", "RMSE"), ("r_within", "r")):
-        part = table.pivot(index="donor", columns="predictor", values=metric)[list(shown)]
-        parts.append(part.rename(columns=lambda column, name=name: f"{name}, {shown[column]}").round(3))
-    pd.concat(parts, axis=1).loc[list(dict.fromkeys(table["donor"]))].to_csv(file)
+    for metric, name in (("rmse", "RMSE"), ("r_beyond_depth", "r beyond depth"), ("share_attained", "share")):
+        part = table.pivot(index="donor", columns="predictor", values=metric)[list(SHOWN)]
+        parts.append(part.rename(columns=lambda column, name=name: f"{name}, {SHOWN[column]}").round(3))
+    attainable = table.groupby("donor")["attainable_r"].first().rename("attainable").round(2)
+    pd.concat([attainable, *parts], axis=1).loc[list(dict.fromkeys(table["donor"]))].to_csv(file)
+
+
+def draw_depth(table: pd.DataFrame, file: Path) -> None:
+    """Draw r of each predictor, and what remains of it beyond depth: a dot for each donor, bars for means."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9), sharey=True, layout="constrained")
+    for ax, metric, label in zip(
+        axes, ("r_within", "r_beyond_depth"), ("r within the section", "r beyond depth"), strict=True
+    ):
+        for at, name in enumerate(SHOWN):
+            values = table.loc[table["predictor"] == name, metric]
+            color = "#b35806" if name == "model" else "0.6"
+            ax.barh(at, values.mean(), color=color, height=0.6, alpha=0.5)
+            ax.plot(values, np.full(len(values), at), "o", color=color, markersize=3.5)
+        ax.axvline(0, color="0.3", linewidth=0.8)
+        ax.set_xlabel(label)
+        ax.spines[["top", "right"]].set_visible(False)
+    attainable = table.groupby("donor")["attainable_r"].first()
+    axes[1].axvline(attainable.mean(), color="0.3", linestyle="--", linewidth=1, label="attainable, mean")
+    axes[1].legend(frameon=False, fontsize="small", loc="lower right")
+    labels = ["model of unseen donors" if name == "model" else name for name in SHOWN]
+    axes[0].set_yticks(range(len(SHOWN)), labels)
+    axes[0].invert_yaxis()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
 
 
 def write_view(curve: pd.DataFrame, file: Path) -> None:

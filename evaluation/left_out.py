@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from ablation import LEFT_OUT
+import anndata as ad
+from ablation import EXCLUDED, LEFT_OUT
 
 import sagefm as sg
 
@@ -19,12 +20,25 @@ DONORS = (
     "thrane1",
     "MSTI1",
 )
+# Donors that sagefm-mini never saw: synovium, breast and lung.
+UNSEEN = ("synovium_RA1", "synovium_RA3", "synovium_RA4", "synovium_RA6", "stahl_BC", "lung_V10T31-015")
 
 
 def section_files(folder: Path) -> dict[str, Path]:
     """The sections that sagefm-mini was trained on, as its card lists them."""
     names = sg.models.load("sagefm-mini").card["training"]["sections"]
     return {name: folder / f"{name}.h5ad" for name in names}
+
+
+def donor_sections(donor: str, folder: Path) -> dict[str, ad.AnnData]:
+    """Sections of a donor, with their graphs."""
+    sections = {}
+    for file in sorted(folder.glob("*.h5ad")):
+        adata = ad.read_h5ad(file, backed="r")
+        if file.stem not in EXCLUDED and (adata.obs["donor"] == donor).all():
+            sections[file.stem] = adata.to_memory()
+            sg.pp.neighborhood_graph(sections[file.stem])
+    return sections
 
 
 def model_without(donor: str, files: dict[str, Path], folder: Path) -> sg.models.Model:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from ablation import EXCLUDED
+from left_out import DONORS, section_files
 
 import sagefm as sg
 
@@ -40,13 +40,13 @@ def main() -> None:
     parser.add_argument("sections", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "src/sagefm/models/weights/sagefm-mini.safetensors")
     args = parser.parse_args()
-    files = {file.stem: file for file in sorted(args.sections.glob("*.h5ad")) if file.stem not in EXCLUDED}
+    files = section_files(args.sections)
     with tempfile.TemporaryDirectory() as folder:
         corpus = sg.train.prepare_corpus(files, Path(folder) / "corpus.zarr", split={})
         card = {
             "summary": SUMMARY,
             "data": data(corpus, args.sections / "manifest.csv"),
-            "left_out": left_out(ROOT / "docs/evaluation/donors.csv", ROOT / "docs/evaluation/ablation.csv"),
+            "left_out": left_out(ROOT / "docs/evaluation/predictors.csv"),
             "limits": LIMITS,
             "licence": "BSD-3-Clause",
         }
@@ -79,16 +79,13 @@ def data(corpus: sg.train.Corpus, manifest: Path) -> list[dict[str, object]]:
     ]
 
 
-def left_out(donors: Path, ablation: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics of this recipe on each donor, trained without it, beside the depth-scaled mean of the neighbours."""
-    metrics = ["rmse", "r_within", "r_pooled"]
-    table = pd.read_csv(donors, index_col=0)[metrics]
-    rows = {tuple(name.split(", ")): row.to_dict() for name, row in table.iterrows()}
-    rows |= {("her2st_G", name): row.to_dict() for name, row in pd.read_csv(ablation, index_col=0)[metrics].iterrows()}
-    predictors = ("mini", "depth-scaled neighbor mean")
-    return {
-        donor: {predictor: rows[donor, predictor] for predictor in predictors} for donor in sorted({d for d, _ in rows})
-    }
+def left_out(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics of this recipe on each donor, trained without it, beside plain predictors."""
+    table = pd.read_csv(file)
+    shown = ("model", "depth alone", "depth-scaled neighbor mean", "depth-scaled diffusion")
+    rows = table[table["donor"].isin(DONORS) & table["predictor"].isin(shown)].set_index("predictor")
+    metrics = ["rmse", "r_beyond_depth", "share_attained"]
+    return {donor: part[metrics].to_dict("index") for donor, part in rows.groupby("donor")}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def calibration(**changes):
         },
         "prior_r": rng.random((2, N)),
         "prior_sd": rng.random(N),
+        "prior_beyond_depth": rng.random((2, N)),
         "n_donors": np.full(N, 3.0),
         "errors": quantile,
         "ranks": ranks,

@@ -26,6 +26,7 @@ def small_reference():
     shapes = {
         "prior_r": (2, 3),
         "prior_sd": (3,),
+        "prior_beyond_depth": (2, 3),
         "n_donors": (3,),
         "errors": (2, len(EDGES) + 1, 4),
         "ranks": (2, 1, 3),

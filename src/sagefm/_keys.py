@@ -129,7 +129,7 @@ obsm : upper ends
 """
 RELIABILITY = "sage_reliability"
 """
-var : Pearson r of measured and predicted values of the gene; NaN where not asked for
+var : Pearson r of measured and predicted values of the gene beyond depth; NaN where not asked for
 """
 # That of another key than the default.
 RELIABILITY_OF = "{}_reliability"

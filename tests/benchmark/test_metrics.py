@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 
 import sagefm as sg
-from sagefm.models._scores import RunningScores, summarize
+from sagefm._depth import DepthSpline, attainable, attainable_by_fold, pearson_beyond_depth
+from sagefm.models._scores import RunningScores, Summary
+from sagefm.tl._impute.request import gene_folds
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,42 @@ def test_metrics_are_the_plain_ones(values):
     assert found["n_spots"] == 60
 
 
+def test_beyond_depth_is_a_regression_for_each_gene_of_each_section():
+    """On the spots where a gene is masked, the depth without what is masked."""
+    rng = np.random.default_rng(3)
+    truth = np.log1p(rng.poisson(rng.gamma(2, 1, (300, 40)) * rng.gamma(3, 1, (300, 1)))).astype(np.float32)
+    prediction = (truth + rng.normal(0, 1, truth.shape)).astype(np.float32)
+    prediction[:, 5] = 1
+    mask, section = rng.random(truth.shape) < 0.4, np.repeat(["a", "b"], 150)
+    found = sg.benchmark.imputation_metrics(prediction, truth, mask, section=section)
+    expected, best = [], []
+    for name in "ab":
+        here = section == name
+        t, m = truth[here].astype(float), mask[here]
+        depth = (np.expm1(t) * ~m).sum(axis=1)
+        basis = DepthSpline(depth)(depth)
+        r = [
+            float(pearson_beyond_depth(p[k, None], y[k, None], basis[k])[0])
+            for p, y, k in zip(prediction[here].T.astype(float), t.T, m.T, strict=True)
+        ]
+        assert r[5] == 0
+        expected.append(np.mean(r))
+        best.append(np.nanmean(attainable_by_fold(sparse.csr_matrix(t), gene_folds(40, 4)).r_beyond_depth))
+    assert found["r_beyond_depth"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert found["attainable_r"] == pytest.approx(np.mean(best), abs=1e-6)
+    assert found["share_attained"] == pytest.approx(np.mean(expected) / np.mean(best), abs=1e-6)
+    depth = rng.integers(20, 900, 300)
+    given = sg.benchmark.imputation_metrics(prediction, truth, np.ones_like(mask), depth=depth)
+    basis = DepthSpline(depth)(depth)
+    r = pearson_beyond_depth(prediction.astype(float), truth.astype(float), basis)
+    assert given["r_beyond_depth"] == pytest.approx(r.mean(), abs=1e-6)
+    assert given["attainable_r"] == pytest.approx(attainable(sparse.csr_matrix(truth), basis).r_beyond_depth.mean())
+    hidden = sg.benchmark.imputation_metrics(prediction, truth, np.ones_like(mask))
+    assert np.isnan(hidden["r_beyond_depth"])  # nothing tells the depth
+    with pytest.raises(ValueError, match="depth has shape"):
+        sg.benchmark.imputation_metrics(prediction, truth, mask, depth=depth[:5])
+
+
 def test_r2_of_a_spot_ignores_an_offset_and_that_of_a_gene_does_not(values):
     _, truth, mask, _ = values
     found = sg.benchmark.imputation_metrics(truth + 1, truth, mask)
@@ -76,11 +114,18 @@ def test_r2_of_a_spot_ignores_an_offset_and_that_of_a_gene_does_not(values):
 def test_metrics_do_not_depend_on_blocks(values, cuts):
     tensors = [torch.from_numpy(array) for array in values[:3]]
     edges = [0, *sorted(set(cuts)), 60]
+    depth = np.random.default_rng(1).integers(5, 500, 60).astype(float)
+    tensors.append(torch.from_numpy(DepthSpline(depth)(depth)))
     whole, parts = RunningScores(40), RunningScores(40)
     whole.add(*tensors)
     for start, stop in pairwise(edges):
         parts.add(*(tensor[start:stop] for tensor in tensors))
-    assert summarize([whole]) == pytest.approx(summarize([parts]), rel=1e-6)
+    found = []
+    for scores in (whole, parts):
+        summary = Summary(40)
+        summary.add(scores)
+        found.append(summary.metrics())
+    assert found[0] == pytest.approx(found[1], rel=1e-6, nan_ok=True)
 
 
 def test_refusals():

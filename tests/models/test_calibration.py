@@ -67,9 +67,9 @@ def test_a_reference_without_header_is_refused(tmp_path, sage):
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["sagefm"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    del header["reference"]
+    del header["calibration"]
     save_file(tensors, path, metadata={"sagefm": json.dumps(header)})
-    with pytest.raises(ValueError, match=r"reference\."):
+    with pytest.raises(ValueError, match=r"calibration\."):
         sg.models.load(path)
 
 

@@ -20,7 +20,7 @@ def test_a_file_without_digest_is_read(small, tmp_path):
     assert equal(sg.models.load(write(tmp_path / "m.safetensors", small.header, small.tensors)), small.model)
 
 
-ENTRIES = ("format", "name", "architecture", "hidden", "n_spots", "vocabulary", "card", "gene_mean", "reference")
+ENTRIES = ("format", "name", "architecture", "hidden", "n_spots", "vocabulary", "card", "gene_mean", "calibration")
 
 
 JUNK = (None, -1, 1.5, True, 10**30, "x", [], {}, [1], [None], {"a": 1}, float("nan"))
@@ -144,17 +144,17 @@ def test_a_vocabulary_of_the_published_name_keeps_its_genes(tmp_path):
     ],
 )
 def test_references_whose_text_is_broken(small, tmp_path, change):
-    header = {**small.header, "reference": {**small.header["reference"], **change}}
+    header = {**small.header, "calibration": {**small.header["calibration"], **change}}
     refuse(write(tmp_path / "m.safetensors", header, small.tensors), "calibration")
 
 
 @pytest.mark.parametrize("key", TEXTS)
 def test_references_that_lack_a_text(small, tmp_path, key):
-    reference = {name: value for name, value in small.header["reference"].items() if name != key}
-    refuse(write(tmp_path / "m.safetensors", {**small.header, "reference": reference}, small.tensors), "calibration")
+    reference = {name: value for name, value in small.header["calibration"].items() if name != key}
+    refuse(write(tmp_path / "m.safetensors", {**small.header, "calibration": reference}, small.tensors), "calibration")
 
 
-ARRAYS = ("prior_r", "prior_sd", "n_donors", "errors", "ranks", "centroids", "count_share")
+ARRAYS = ("prior_r", "prior_sd", "prior_beyond_depth", "n_donors", "errors", "ranks", "centroids", "count_share")
 
 
 BREAKS = {
@@ -172,7 +172,7 @@ BREAKS = {
 @pytest.mark.parametrize("how", BREAKS)
 @pytest.mark.parametrize("key", ARRAYS)
 def test_references_whose_arrays_are_broken(small, tmp_path, key, how):
-    tensors = {**small.tensors, f"reference.{key}": BREAKS[how](small.tensors[f"reference.{key}"])}
+    tensors = {**small.tensors, f"calibration.{key}": BREAKS[how](small.tensors[f"calibration.{key}"])}
     path = write(tmp_path / "m.safetensors", small.header, {k: v for k, v in tensors.items() if v is not None})
     if (key, how) == ("centroids", "longer"):  # there may be any number of them
         assert len(sg.models.load(path).calibration.centroids) == 3
@@ -182,10 +182,10 @@ def test_references_whose_arrays_are_broken(small, tmp_path, key, how):
 
 @pytest.mark.parametrize("key", ARRAYS)
 def test_nan_says_unknown_in_some_arrays_of_a_reference(small, tmp_path, key):
-    name = f"reference.{key}"
+    name = f"calibration.{key}"
     tensors = {**small.tensors, name: torch.full_like(small.tensors[name], torch.nan)}
     path = write(tmp_path / "m.safetensors", small.header, tensors)
-    if key in ("prior_r", "prior_sd", "ranks"):
+    if key in ("prior_r", "prior_sd", "prior_beyond_depth", "ranks"):
         assert np.isnan(getattr(sg.models.load(path).calibration, key)).all()
     else:
         refuse(path, key)
@@ -225,7 +225,7 @@ def test_tensors_that_are_not_the_networks(small, tmp_path, name, change):
 
 def test_extra_tensors_and_other_precisions(small, tmp_path):
     path = tmp_path / "m.safetensors"
-    for extra in ("extra", "conv.lin_l.weight2", "reference.extra", "reference."):
+    for extra in ("extra", "conv.lin_l.weight2", "calibration.extra", "calibration."):
         refuse(
             write(path, small.header, {**small.tensors, extra: torch.zeros(1)}), "extra|weight2|calibration|reference"
         )

@@ -66,7 +66,7 @@ def test_imputation_sets_measured_against_predicted(done, tiny):
     ends = np.array([segment[:, 1] for segment in lines.get_segments()])
     for at, key in enumerate(("sage_imputed_lower", "sage_imputed_upper")):
         np.testing.assert_allclose(ends[:, at], done.obsm[key]["COL1A1"], rtol=1e-5)
-    assert ax.get_title().startswith(f"r = {row['r']:.2f}, neighbours {row['baseline_r']:.2f}")
+    assert ax.get_title().startswith(f"r = {row['r']:.2f}, beyond depth {row['r_beyond_depth']:.2f} of ")
     assert ax.get_legend().get_texts()[0].get_text() == "80% interval"
 
 

@@ -128,6 +128,7 @@ def test_absent_genes_get_priors_and_intervals(slide, sage):
     prior = slide.uns["sage_imputed"]["prior"]
     assert prior.index.tolist() == [absent]
     assert prior.loc[absent, "r"] == pytest.approx(model.calibration.prior(lacking)[number])
+    assert prior.loc[absent, "r_beyond_depth"] == pytest.approx(model.calibration.prior_given_depth(lacking)[number])
     assert prior.loc[absent, "r_sd"] == pytest.approx(model.calibration.prior_sd[number])
     p = slide.obsm["sage_imputed"][[absent]].to_numpy()
     lower, upper = ends(p.astype(float), model.calibration.reach(p, np.array([number]), lacking, 0.9))

@@ -1,14 +1,17 @@
 """Scores of held-out genes against their definitions, and calls that keep their promise when nothing is there."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from scipy import stats
+from scipy import sparse, stats
 
 import sagefm as sg
+from sagefm._depth import DepthSpline, attainable, pearson_beyond_depth
 from sagefm.models._baselines import depth_scaled
 from sagefm.models._vocabulary import hest1k
-from sagefm.tl._impute.reliability import Scores, spatial_blocks
+from sagefm.tl._impute.blocks import spatial_blocks
+from sagefm.tl._impute.reliability import Scores, call_reliable
 from sagefm.tl._impute.request import gene_folds
 
 SYMBOLS = hest1k().symbols
@@ -50,47 +53,102 @@ def test_scores_are_what_they_are_called(slide, family, mask, request):
         assert row["pval"] == pytest.approx(found.pvalue, rel=0.02, abs=1e-6)
         assert row["rmse"] == pytest.approx(np.sqrt(((p - t) ** 2).mean()), rel=1e-4)
         assert row["r2"] == pytest.approx(1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum(), abs=1e-3)
-        b = baseline[:, SYMBOLS.index(gene)]
-        assert row["baseline_r"] == pytest.approx(np.corrcoef(b, t)[0, 1] if np.ptp(b) > 0 else 0, abs=1e-3)
-        assert row["difference"] == pytest.approx(row["r"] - row["baseline_r"])
-    ahead, follows = table["difference_padj"] < 0.05, (table["padj"] < 0.05) & (table["r"] > 0)
-    assert (table["reliable"] == (ahead & follows)).all()
+        number = SYMBOLS.index(gene)
+        hidden = folds == folds[number]
+        depth = np.expm1(dense[:, ~hidden]).sum(1, dtype=float)
+        basis = DepthSpline(depth)(depth)
+        rivals = {"": p, "depth_": dense[:, ~hidden].sum(1)}
+        rivals |= {"neighbors_": baseline[:, number]} if mask == "center" else {}
+        for name, b in rivals.items():
+            plain = np.corrcoef(b, t)[0, 1] if np.ptp(b) > 0 else 0
+            assert row[f"{name}r"] == pytest.approx(plain, abs=1e-3)
+            beyond = pearson_beyond_depth(np.array(b, dtype=float)[:, None], t.to_numpy(dtype=float)[:, None], basis)
+            assert row[f"{name}r_beyond_depth"] == pytest.approx(beyond[0], abs=2e-3, nan_ok=True)
+        best = attainable(sparse.csr_matrix(t.to_numpy()[:, None]), basis)
+        assert row["attainable_r"] == pytest.approx(best.r_beyond_depth[0], abs=1e-4, nan_ok=True)
+        assert row["share"] == pytest.approx(best.share(row[["r_beyond_depth"]].to_numpy())[0], abs=1e-3, nan_ok=True)
+    assert ("neighbors_r" in table) == (mask == "center")
+    assert (table["reliable"] == (table["beyond_padj"] < 0.05)).all()
+    assert (table["testable"] == table["beyond_pval"].notna()).all()
 
 
-def simulated_scores(n_genes, model_noise, baseline_noise, rate=0.5, seed=0, sign=(1, 1)):
-    """Genes that follow a signal, and two predictors that see it with noise, or turned around."""
-    slide = sg.datasets.simulated_visium(30, 30, n_genes=500)
+N_SIDE = 30
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    slide = sg.datasets.simulated_visium(N_SIDE, N_SIDE, n_genes=500)
     sg.pp.neighborhood_graph(slide)
+    return spatial_blocks(slide, slide.obsp["sage_connectivities"])
+
+
+def simulated(blocks, n_genes, model, neighbors, rate=0.5, seed=0):
+    """Genes of a signal and a depth, and what predictors see of the signal: a weight, and noise."""
     rng = np.random.default_rng(seed)
-    signal, one, two = rng.normal(size=(3, slide.n_obs, n_genes))
-    truth = np.log1p(rng.poisson(rate * np.exp(0.5 * signal)))
-    scores = Scores(spatial_blocks(slide, slide.obsp["sage_connectivities"]), n_genes)
-    arrays = (sign[0] * signal + model_noise * one, truth, sign[1] * signal + baseline_noise * two)
-    for rows in (slice(0, 400), slice(400, 900)):
-        scores.add(rows, slice(0, n_genes), *(array[rows].astype(np.float32) for array in arrays))
-    return scores.table([str(i) for i in range(n_genes)])
+    n = len(blocks)
+    depth = np.exp(rng.normal(6, 0.7, n))
+    signal, *noise = rng.normal(size=(3, n, n_genes))
+    truth = np.log1p(rng.poisson(rate * depth[:, None] / depth.mean() * np.exp(0.5 * signal - 0.125)))
+    scores = Scores(blocks, sparse.csr_matrix(truth), DepthSpline(depth)(depth))
+    log_depth = np.log(depth)[:, None]  # which all predictors know
+    seen = (log_depth + weight * signal + e for weight, e in zip((model, neighbors), noise, strict=True))
+    predictions = {"": next(seen), "depth_": np.broadcast_to(log_depth, signal.shape), "neighbors_": next(seen)}
+    for rows in (slice(0, 400), slice(400, n)):
+        scores.add(rows, {name: values[rows].astype(np.float32) for name, values in predictions.items()})
+    return call_reliable(scores.table())
 
 
-def test_no_gene_is_reliable_where_the_baseline_knows_as_much():
-    table = simulated_scores(1000, 1.0, 1.0)
-    assert 0.02 < (table["difference_pval"] < 0.05).mean() < 0.09
-    assert table["reliable"].sum() <= 2
-    assert (table["padj"] < 0.05).mean() > 0.9  # though it is predicted well
+def test_no_gene_is_reliable_that_follows_depth_alone(blocks):
+    table = simulated(blocks, 1_000, 0.0, 0.0)
+    assert table["r"].mean() > 0.1  # though it is predicted well
+    assert (table["padj"] < 0.05).mean() > 0.8
+    assert not table["reliable"].any()
+    assert (table["beyond_pval"] < 0.05).mean() < 0.05
 
 
-def test_genes_are_reliable_where_the_model_knows_more():
-    table = simulated_scores(200, 0.3, 2.0)
+def test_no_gene_is_reliable_where_the_neighbors_know_as_much(blocks):
+    table = simulated(blocks, 1_000, 1.0, 1.0)
+    assert table["r_beyond_depth"].mean() > 0.2
+    assert (table["beyond_pval"] < 0.05).mean() < 0.09
+    assert table["reliable"].sum() <= 3
+
+
+def test_genes_are_reliable_where_the_model_knows_more(blocks):
+    table = simulated(blocks, 200, 2.0, 0.3, rate=2)
     assert table["reliable"].mean() > 0.9
-    worse = simulated_scores(200, 2.0, 0.3)
-    assert not worse["reliable"].any()
+    assert table["share"].mean() == pytest.approx(2 / np.sqrt(5), abs=0.1)  # what the noise leaves of the signal
+    assert not simulated(blocks, 200, 0.3, 2.0)["reliable"].any()
 
 
-@pytest.mark.parametrize("model", [-1, 0], ids=["wrong way", "nothing"])
-def test_a_worse_baseline_makes_no_gene_reliable(model):
-    """The neighbours may run against a gene, and the model less so."""
-    table = simulated_scores(200, 3.0, 0.3, sign=(model, -1))
-    assert (table["difference_padj"] < 0.05).mean() > 0.9
-    assert table["reliable"].mean() < 0.05
+@pytest.mark.parametrize("weight", [-1, 0], ids=["wrong way", "nothing"])
+def test_worse_neighbors_make_no_gene_reliable(blocks, weight):
+    """The neighbors may run against a gene, and the model less so."""
+    assert not simulated(blocks, 200, 0.1 * weight, -2.0)["reliable"].any()
+
+
+def test_the_standard_error_is_that_of_other_slides(blocks):
+    drawn = [simulated(blocks, 60, 1.0, 0.5, seed=seed) for seed in range(12)]
+    spread = np.std([table["r_beyond_depth"] for table in drawn], ddof=1)
+    assert np.mean([table["r_beyond_depth_se"] for table in drawn]) == pytest.approx(spread, rel=0.2)
+
+
+def test_genes_of_few_spots_are_not_tested(blocks):
+    table = simulated(blocks, 500, 1.0, 0.0, rate=0.002)
+    assert (~table["testable"]).mean() > 0.5
+    assert not table["reliable"][~table["testable"]].any()
+
+
+def test_diffusion_is_scored_on_request(slide, tiny):
+    table = impute(slide, tiny, ["KRT8", "COL1A1"], reliability="diffusion")
+    assert {"diffusion_r", "diffusion_r_beyond_depth"} <= set(table)
+    plain = impute(slide, tiny, ["KRT8", "COL1A1"])
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+    compared = sg.benchmark.compare_imputation(slide, tiny)
+    whole = impute(slide, tiny, reliability="diffusion")
+    known = whole["r"].notna() & (whole["rmse"] > 0)
+    assert whole["diffusion_r"][known].mean() == pytest.approx(
+        compared.loc["depth-scaled diffusion", "r_within"], abs=0.01
+    )
 
 
 def test_each_key_has_its_reliability(slide):
@@ -106,12 +164,6 @@ def test_each_key_has_its_reliability(slide):
     slide.var["mine_reliability"] = 1.0
     with pytest.raises(ValueError, match=r"adata.var\['mine_reliability'\] exists"):
         sg.tl.impute(slide, ["CD74"], "sagefm-mini", key_added="mine")
-
-
-def test_genes_of_few_spots_are_not_called():
-    table = simulated_scores(500, 1.0, 1.0, rate=0.002)
-    assert table["difference_pval"].isna().mean() > 0.5
-    assert not table["reliable"].any()
 
 
 def test_blocks_are_tiles_of_the_tissue(slide):
@@ -150,7 +202,7 @@ def test_only_genes_asked_for_are_scored(slide, tiny):
     table = impute(slide, tiny, ["KRT8", "COL1A1"])
     assert table.index.tolist() == ["COL1A1", "KRT8"]
     column = slide.var["sage_reliability"]
-    assert column["COL1A1"] == table.loc["COL1A1", "r"]
+    assert column["COL1A1"] == table.loc["COL1A1", "r_beyond_depth"]
     assert column.notna().sum() == 2
     everything = impute(slide, tiny)
     assert everything.loc["KRT8", "r"] == pytest.approx(table.loc["KRT8", "r"], abs=1e-5)
@@ -181,7 +233,7 @@ def test_slide_without_coordinates(slide, tiny):
         sg.tl.impute(slide, None, tiny)
     assert (set(slide.layers), set(slide.var), set(slide.uns)) == before
     sg.tl.impute(slide, None, tiny, reliability=False)
-    with pytest.raises(TypeError, match="reliability"):
+    with pytest.raises(ValueError, match="reliability"):
         sg.tl.impute(slide, None, tiny, reliability="yes")
     with pytest.raises(KeyError, match="Run sg.tl.impute"):
         sg.pl.reliability(slide)

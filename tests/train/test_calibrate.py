@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from references import N
 
 import sagefm as sg
+from sagefm._depth import DepthSpline, pearson_beyond_depth
 from sagefm.models._calibration import EDGES, misfit
 from sagefm.train import _calibrate
 from sagefm.train._calibrate import CAUTION, _stump, combine, find_limits
@@ -38,7 +39,7 @@ def test_absent_genes_are_hidden_everywhere(corpus, small):
     """Each gene's prediction is that of the literal graph with the gene, and enough others, 0 in every spot."""
     section = SampledSection.read(corpus, "s1", 12, 0)
     order = np.random.default_rng(0).permutation(section.genes)
-    r, predictions, errors = _absent(small.canonical(), section, order, 0.8)
+    r, beyond, predictions, errors = _absent(small.canonical(), section, order, 0.8)
     n_hidden = len(order) - round(0.2 * N)
     dense = section.log_counts.toarray()
     for start in (0, n_hidden, n_hidden * ((len(order) - 1) // n_hidden)):
@@ -57,6 +58,14 @@ def test_absent_genes_are_hidden_everywhere(corpus, small):
     for gene in varied[:20]:
         expected = np.corrcoef(dense[section.rows, gene], predictions[:, gene])[0, 1]
         assert r[gene] == pytest.approx(expected, abs=1e-3)
+    # The depth is that of the genes that were shown.
+    at = int(np.flatnonzero(order == gene)[0]) // n_hidden * n_hidden
+    hidden = np.take(order, np.arange(at, at + n_hidden), mode="wrap")
+    depth = np.expm1(np.delete(dense[section.rows], hidden, axis=1)).sum(axis=1, dtype=float)
+    both = (array[:, [gene]].astype(float) for array in (predictions, dense[section.rows]))
+    assert beyond[gene] == pytest.approx(
+        pearson_beyond_depth(*both, DepthSpline(depth)(depth))[0], abs=1e-6, nan_ok=True
+    )
 
 
 def test_thinning_takes_counts_away_by_chance(corpus):

@@ -47,7 +47,8 @@ def _summary(adata: AnnData) -> str:
     agreement = f"adjusted Rand index {adjusted_rand_score(domains, clusters):.2f}; 1 is perfect, 0 is chance"
     measured, predicted = np.log1p(obs_df(adata, GENES)), obs_df(adata, GENES, layer=_keys.IMPUTED)
     correlations = ", ".join(f"{gene} {r:.2f}" for gene, r in measured.corrwith(predicted).items())
-    reliable = adata.uns[_keys.IMPUTED]["reliability"]["reliable"]
+    reliability = adata.uns[_keys.IMPUTED]["reliability"]
+    known = reliability[reliability["share"].notna()]
     tested = adata.uns[_keys.PERTURB_LR]["results"].dropna(subset="pval")["verdict"]
     return f"""
 A simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {MODEL}:
@@ -56,8 +57,8 @@ A simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {MODE
   embedding   {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot
   clusters    {clusters.nunique()}, where the slide has {domains.nunique()} domains ({agreement})
   imputation  Pearson r with the measured counts, which the model didn't see: {correlations}
-  reliability {reliable.sum()} of {len(reliable)} genes are predicted better than by the neighbours' mean, \
-scaled by depth
+  reliability {len(known)} of {len(reliability)} genes vary by more than depth and chance; of these \
+{known["reliable"].sum()} are reliable
   ligands     raised in the neighbours, {(tested == "responds").sum()} of {len(tested)} receptors \
 respond more than control genes do
               (no more were expected: the model has never seen a simulated slide)
@@ -69,12 +70,12 @@ def _comparison(adata: AnnData) -> str:
     from sagefm import benchmark
 
     rows = "\n".join(
-        f"  {predictor:30s} {metrics['rmse']:8.3f}{metrics['r_within']:7.2f}"
+        f"  {predictor:30s} {metrics['rmse']:8.3f}{metrics['r_within']:7.2f}{metrics['r_beyond_depth']:14.2f}"
         for predictor, metrics in benchmark.evaluate_imputation(adata, MODEL).iterrows()
     )
     return f"""With 30 % of the genes hidden at every spot, beside what needs no model:
 
-{"":36s}RMSE   r within the slide, mean over genes
+{"":36s}RMSE      r  r beyond depth
 {rows}
 """
 
@@ -87,7 +88,7 @@ def _files(out: Path) -> str:
   assessment.png  the trust card: does the model suit this slide?
   clusters.png    clusters of the embedding, on the tissue
   imputed.png     genes, measured and predicted
-  reliability.png every gene's correlation, by the model and by the neighbours' mean
+  reliability.png every gene's correlation beyond depth, against what is attainable
   perturbed.png   receptors, when their ligand is raised in the neighbours
 
 {MODEL} is a small model for trying things out, trained on real tissue, which a simulated slide is not: the

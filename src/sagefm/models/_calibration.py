@@ -12,7 +12,7 @@ import numpy as np
 from sagefm._types import Array, Floats, Floats32, Ints
 
 # What weight files call it.
-PREFIX = "reference."
+PREFIX = "calibration."
 # Variance of a log1p count beyond that of counting.
 EXTRA_VARIANCE = 0.02
 # Edges of the classes of predicted log1p counts within which errors are ranked.
@@ -22,7 +22,7 @@ EDGES = np.array(
 # Small shares of counts don't fit half precision.
 SINGLE = ("count_share",)
 # NaN there says that no donor has the gene.
-UNKNOWN = ("prior_r", "prior_sd", "ranks")
+UNKNOWN = ("prior_r", "prior_sd", "prior_beyond_depth", "ranks")
 
 
 def _are_names(values: Any) -> bool:
@@ -105,6 +105,8 @@ class Calibration:
         genes); NaN where no donor varies in it.
     prior_sd
         Standard deviation of that between donors, shape (genes,); NaN for fewer than two.
+    prior_beyond_depth
+        As ``prior_r``, given the depth of the spots.
     n_donors
         Number of donors it is known from, shape (genes,).
     errors
@@ -126,6 +128,7 @@ class Calibration:
     limits: dict[str, dict[str, float]]
     prior_r: Floats32
     prior_sd: Floats32
+    prior_beyond_depth: Floats32
     n_donors: Floats32
     errors: Floats32
     ranks: Floats32
@@ -135,6 +138,10 @@ class Calibration:
     def prior(self, lacking: float) -> Floats32:
         """Expected correlation of each gene if it is absent and the slide lacks that share of the vocabulary."""
         return self._between(self.prior_r, lacking)
+
+    def prior_given_depth(self, lacking: float) -> Floats32:
+        """As :meth:`prior`, given the depth of the spots."""
+        return self._between(self.prior_beyond_depth, lacking)
 
     def reach(self, prediction: Floats32, genes: Ints, lacking: float, level: float) -> Floats:
         """How far intervals have to reach to hold this share of left-out donors' values.
@@ -245,6 +252,7 @@ def from_file(header: Mapping[str, Any], arrays: Mapping[str, Array], n_genes: i
     expected = {
         "prior_r": (n_shares, n_genes),
         "prior_sd": (n_genes,),
+        "prior_beyond_depth": (n_shares, n_genes),
         "n_donors": (n_genes,),
         "errors": (n_shares, len(EDGES) + 1, n_quantiles),
         "ranks": (n_shares, n_levels, n_genes),

@@ -41,7 +41,7 @@ OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of mean log1p counts",
         lambda value: isinstance(value, list) and all(type(n) in (int, float) and 0 <= n < 100 for n in value),
     ),
-    "reference": ("a mapping", lambda value: isinstance(value, dict)),
+    "calibration": ("a mapping", lambda value: isinstance(value, dict)),
 }
 
 
@@ -133,13 +133,13 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], vocab
         if gene_mean is not None and len(gene_mean) != len(vocabulary):
             raise ValueError(f"gene_mean names {len(gene_mean)} genes, the vocabulary {len(vocabulary)}.")
         calibration = None
-        if "reference" in header:
+        if "calibration" in header:
             arrays = {
                 key.removeprefix(PREFIX): tensors.pop(key).to(torch.float32).numpy()
                 for key in [*tensors]
                 if key.startswith(PREFIX)
             }
-            calibration = _calibration.from_file(header["reference"], arrays, len(vocabulary))
+            calibration = _calibration.from_file(header["calibration"], arrays, len(vocabulary))
     weights = _containers.fitted(path, tensors, shapes)
     # The weights of one input gene are laid side by side, for picking genes; those of an output gene are already.
     for key, tensor in weights.items():

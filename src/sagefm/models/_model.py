@@ -170,7 +170,7 @@ class Model:
         dtype = torch.float16 if half else torch.float32
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.weights.state_dict().items()}
         if self.calibration is not None:
-            header["reference"] = self.calibration.header()
+            header["calibration"] = self.calibration.header()
             arrays = self.calibration.arrays()
             tensors |= {PREFIX + key: torch.from_numpy(array) for key, array in arrays.items()}
         return _containers.write_tensors(Path(path), header, tensors)

@@ -102,8 +102,8 @@ def _expectation(recorded: Mapping[str, Any], symbol: str) -> str:
         return "nothing is known of\nhow well it is predicted"
     row = prior.loc[symbol]
     return (
-        f"on donors left out of training\nr = {row['r']:.2f} ± {row['r_sd']:.2f}\n"
-        f"({row['n_donors']:.0f} donors, while it was hidden)"
+        f"on donors left out of training\nr = {row['r']:.2f} ± {row['r_sd']:.2f}, "
+        f"beyond depth {row['r_beyond_depth']:.2f}\n({row['n_donors']:.0f} donors, while it was hidden)"
     )
 
 
@@ -124,9 +124,9 @@ def _scatter(ax: Axes, adata: AnnData, key: str, symbol: str, measured: Floats, 
     table = recorded.get("reliability")
     if table is not None and symbol in table.index:
         row = table.loc[symbol]
-        called = "reliable" if row["reliable"] else "not reliable"
-        baseline = "neighbours" if recorded["params"]["mask"] == "center" else "depth alone"
-        ax.set_title(f"r = {row['r']:.2f}, {baseline} {row['baseline_r']:.2f} ({called})", fontsize="medium")
+        called = "reliable" if row["reliable"] else "not reliable" if row["testable"] else "too few spots to tell"
+        beyond = f"beyond depth {row['r_beyond_depth']:.2f} of {max(row['attainable_r'], 0):.2f} attainable"
+        ax.set_title(f"r = {row['r']:.2f}, {beyond}\n({called})", fontsize="medium")
     if has_interval:
         ax.legend(frameon=False, fontsize="small", loc="upper left")
     tidy(ax)
@@ -139,7 +139,7 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, Floats | None, Fl
     if not isinstance(recorded, Mapping) or "params" not in recorded or _keys.GENE_INDEX not in adata.var:
         raise KeyError(f"{key!r} not in adata.uns, or not of sg.tl.impute. {mend}")
     if "reliability" in recorded:
-        shown, run = ["r", "baseline_r", "reliable"], "sg.tl.impute(adata, ...)"
+        run, shown = "sg.tl.impute(adata, ...)", ["r", "r_beyond_depth", "attainable_r", "testable", "reliable"]
         get_result(adata, (key, "reliability"), pd.DataFrame, shown, run, may_be_empty=True)
     symbol, columns = _find_gene(adata, gene)
     if len(columns) and key in adata.layers:

@@ -13,15 +13,13 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
 from sagefm._utils import check_choice
-from sagefm.pl._axes import ORANGE, finish, name_points, open_axes, tidy
+from sagefm.pl._axes import BLUE, ORANGE, finish, name_points, open_axes, tidy
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
-
-MIN_R = 0.3  # of a gene that is worth naming
 
 
 @fill_docstring
@@ -37,17 +35,18 @@ def reliability(
     save: str | Path | None = None,
     return_fig: bool | None = None,
 ) -> Axes | Figure | None:
-    """Show how well held-out genes were predicted, by the model and by the neighbours' mean.
+    """Show how well held-out genes were predicted beyond depth, against what a perfect predictor could reach.
 
     Parameters
     ----------
     adata
         Slide after :func:`sagefm.tl.impute`.
     kind
-        Each gene's correlation by the model against that by the baseline (``"scatter"``), or how both are spread
+        Each gene's correlation beyond depth against the attainable one (``"scatter"``); or how the correlations of the
+        model, of the neighbors and of depth alone are spread over the genes that have something to predict
         (``"distribution"``).
     n_labels
-        How many genes of a scatter to name: of the reliable ones with r above 0.3 those that the model adds most to.
+        How many genes of a scatter to name: all if there are no more, else the reliable ones predicted best.
     {key}
     {table_key}
     {ax}
@@ -58,7 +57,8 @@ def reliability(
     Returns
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Filled points are genes
-    that are reliable: above the diagonal by more than chance.
+    that are reliable. On the diagonal all that counting noise leaves was predicted. Small points are genes of which
+    chance could have made all there is to predict, or which too few places show for a test.
 
     Raises
     ------
@@ -77,51 +77,58 @@ def reliability(
     """
     check_choice("kind", kind, ("scatter", "distribution"))
     adata = get_anndata(adata, table_key)
-    run, columns = "sg.tl.impute(adata, ...)", ["r", "baseline_r", "difference", "reliable"]
+    columns = ["r_beyond_depth", "attainable_r", "share", "testable", "reliable"]
+    run = "sg.tl.impute(adata, ...)"
     params = get_result(adata, (key, "params"), Mapping, ["mask", "model"], run)
     table = get_result(adata, (key, "reliability"), pd.DataFrame, columns, run, may_be_empty=True)
-    table = table.dropna(subset=["r", "baseline_r"])
+    table = table.dropna(subset=["r_beyond_depth", "attainable_r"])
     if not len(table):
-        raise ValueError("no gene varies on the slide, so none has a correlation.")
-    model = str(params["model"])
-    baseline = "neighbours' mean, scaled by depth" if params["mask"] == "center" else "depth of the spot"
+        raise ValueError("no gene varies beyond depth on the slide, so none has a correlation.")
     if kind == "distribution":
         ax, show = open_axes(ax, (5.0, 3.4), show)
-        _draw_distribution(ax, table, model, baseline)
+        _draw_distribution(ax, table, str(params["model"]))
     else:
-        ax, show = open_axes(ax, (4.8, 4.6), show)
+        ax, show = open_axes(ax, (4.8, 4.8), show)
         _draw_scatter(ax, table, n_labels)
-        ax.set(xlabel=f"r of the {baseline}", ylabel=f"r of {model}")
     tidy(ax)
     return finish(ax, show, save, return_fig)
 
 
-def _draw_distribution(ax: Axes, table: pd.DataFrame, model: str, baseline: str) -> None:
-    """Draw how the correlations of both are spread."""
-    bins = np.linspace(_lowest(table), 1, 45).tolist()
-    ax.hist(table["baseline_r"], bins, histtype="stepfilled", color="0.85", label=baseline)
-    ax.hist(table["r"], bins, histtype="step", color=ORANGE, linewidth=1.6, label=model)
-    ax.set(xlabel="correlation with the measured gene", ylabel="genes")
+def _draw_distribution(ax: Axes, table: pd.DataFrame, model: str) -> None:
+    """Draw how the correlations of all predictors are spread."""
+    known = table[table["share"].notna()]
+    known = known if len(known) else table
+    drawn = {
+        "depth_r_beyond_depth": ("depth alone", "0.6"),
+        "neighbors_r_beyond_depth": ("neighbors, scaled by depth", BLUE),
+        "r_beyond_depth": (model, ORANGE),
+    }
+    values = known[[column for column in drawn if column in known]]
+    bins = np.linspace(min(-0.1, float(values.min(axis=None))), max(0.3, float(values.max(axis=None))), 45).tolist()
+    for column in values:
+        label, color = drawn[column]
+        ax.hist(values[column], bins, histtype="step", color=color, linewidth=1.6, label=label)
+    ax.set(xlabel="correlation with the measured gene, given depth", ylabel="genes")
     ax.legend(frameon=False, fontsize="small")
 
 
 def _draw_scatter(ax: Axes, table: pd.DataFrame, n_labels: int) -> None:
-    """Draw the correlations of both against each other, and name the genes that the model adds most to."""
-    limits = (_lowest(table) - 0.02, 1.0)
-    ax.plot(limits, limits, color="0.5", linewidth=0.8, zorder=0)
-    reliable = table["reliable"].to_numpy(dtype=bool)
-    for part, color, edge, label in (
-        (table[~reliable], "none", "0.6", "other genes"),
-        (table[reliable], ORANGE, ORANGE, "reliable genes"),
+    """Draw what was reached against what is attainable, and name some genes."""
+    x, y = table["attainable_r"].clip(lower=0), table["r_beyond_depth"]
+    known = table["share"].notna() & table["testable"]
+    reliable = table["reliable"].astype(bool)
+    top = 1.05 * max(float(x.max()), float(y.max()), 0.2)
+    ax.plot([0, top], [0, top], color="0.5", linewidth=0.8, zorder=0)
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    for chosen, size, color, edge, label in (
+        (~known, 3, "0.8", "none", "nothing to predict, or too few spots to tell"),
+        (known & ~reliable, 12, "none", "0.5", "not reliable"),
+        (reliable, 12, ORANGE, ORANGE, "reliable"),
     ):
-        points = ax.scatter(part["baseline_r"], part["r"], s=12, facecolor=color, edgecolor=edge, linewidth=0.5)
-        points.set(label=f"{len(part):,} {label}", rasterized=True)
-    ax.set(xlim=limits, ylim=limits, aspect="equal")
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
-    named = table[reliable & (table["r"] > MIN_R)].nlargest(n_labels, "difference")
-    name_points(ax, named[["baseline_r", "r"]].to_numpy(dtype=float), named.index)
-
-
-def _lowest(table: pd.DataFrame) -> float:
-    """Lowest correlation that the axes show."""
-    return min(-0.1, float(table[["r", "baseline_r"]].min(axis=None)))
+        points = ax.scatter(x[chosen], y[chosen], s=size, facecolor=color, edgecolor=edge, linewidth=0.5)
+        points.set(label=f"{int(chosen.sum()):,} {label}", rasterized=True)
+    ax.set(xlim=(-0.02 * top, top), ylim=(min(-0.1, float(y.min())) - 0.02, top))
+    ax.set(xlabel="attainable r beyond depth", ylabel="r beyond depth")
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    named = table if len(table) <= n_labels else table[reliable].nlargest(n_labels, "r_beyond_depth")
+    name_points(ax, np.column_stack([x[named.index], y[named.index]]), named.index)

@@ -132,10 +132,11 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
     """
     sections = corpus.sections if groups is None else corpus.sections[corpus.sections["group"].isin(groups)]
     names = [str(name) for name in sections.index]
-    r = np.stack([part.r for part in measured])
+    r, beyond = (np.stack([getattr(part, name) for part in measured]) for name in ("r", "r_beyond_depth"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of genes that no group has, or one alone
         mean, deviation = np.nanmean(r, axis=0), np.nanstd(r, axis=0, ddof=1)
+        mean_beyond = np.nanmean(beyond, axis=0)
     by_class, ranks, levels = [], [], np.array(LEVELS)[:, None]
     for at in range(len(LACKING)):
         pooled = quantiles(np.concatenate([part.errors[at].T for part in measured])).T
@@ -154,6 +155,7 @@ def combine(corpus: Corpus, measured: list[LeftOut], *, groups: list[str] | None
         limits=find_limits(pd.concat([part.trials.assign(group=part.group) for part in measured])),
         prior_r=mean.astype(np.float32),
         prior_sd=deviation.mean(axis=0).astype(np.float32),
+        prior_beyond_depth=mean_beyond.astype(np.float32),
         n_donors=np.isfinite(r).sum(axis=0).min(axis=0).astype(np.float32),
         errors=np.array(by_class, dtype=np.float32),
         ranks=np.array(ranks, dtype=np.float32),

@@ -125,13 +125,13 @@ def impute(
         - ``reliable``: ``beyond_padj`` < 0.05. The model knows more of this gene on this slide than its depth and its
           neighbors do, which may be little: read ``share`` too.
     ``var["sage_reliability"]``
-        ``r`` of each column's gene; NaN where it was not asked for or doesn't vary. Of another ``key_added``,
-        ``var[f"{{key_added}}_reliability"]``.
+        ``r_beyond_depth`` of each column's gene; NaN where it was not asked for or doesn't vary. Of another
+        ``key_added``, ``var[f"{{key_added}}_reliability"]``.
     ``uns["sage_imputed"]["prior"]``
         What to expect of each absent gene asked for (with ``reliability`` and a model that carries a calibration):
         ``r``, its correlation on donors left out of training while it and as much of the vocabulary as here were
-        hidden (25 to 95 %, so far as was tried), mean over donors; ``r_sd`` between them; their number
-        ``n_donors``. NaN where no donor has it.
+        hidden (25 to 95 %, so far as was tried), mean over donors; ``r_sd`` between them; ``r_beyond_depth``, the same
+        given the depth of the spots; and their number ``n_donors``. NaN where no donor has it.
     ``obsm["sage_imputed_lower"]``, ``obsm["sage_imputed_upper"]``
         Lowest and highest log1p count to be expected of a spot (with ``intervals``), ``DataFrame`` of shape (spots,
         genes). Both are log1p of whole counts, so a rare gene's interval may be 0 alone. The upper end is infinite
@@ -226,8 +226,8 @@ def impute(
             written["obsm", key_added] = _spot_table(run, absent, request.absent)
         tables = _tables(run, request, scores, expected=bool(reliability))
         if scores is not None:
-            r = tables["reliability"]["r"].to_numpy()
-            written[column] = _by_column(run.alignment.index, request.measured, r)
+            beyond = tables["reliability"]["r_beyond_depth"].to_numpy()
+            written[column] = _by_column(run.alignment.index, request.measured, beyond)
         if intervals is not None:
             ends = conformal.compute(run, request, found, absent, targets, tiles, intervals)
             written[lower], written[upper], tables["intervals"] = ends
@@ -289,7 +289,8 @@ def _tables(run: SlideRun, request: Request, scores: HeldOut | None, *, expected
         if calibration is None:
             logger.info("%s carries no calibration, so absent genes come without a prior.", run.model.name)
             return tables
-        prior = {"r": calibration.prior(run.lacking), "r_sd": calibration.prior_sd, "n_donors": calibration.n_donors}
+        prior = {"r": calibration.prior(run.lacking), "r_sd": calibration.prior_sd}
+        prior |= {"r_beyond_depth": calibration.prior_given_depth(run.lacking), "n_donors": calibration.n_donors}
         names = pd.Index([symbols[gene] for gene in request.absent])
         tables["prior"] = pd.DataFrame({key: value[request.absent] for key, value in prior.items()}, names)
     return tables
