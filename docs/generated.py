@@ -106,7 +106,7 @@ def card_page() -> str:
         "",
         *(f"- {limit}" for limit in card["limits"]),
         "",
-        "The same recipe, trained without the donor, beside plain predictors (a quarter of the genes hidden at a time):",
+        "The same recipe, trained without the donor, beside plain predictors (a quarter of the genes hidden):",
         "",
         *table(["donor", *heads], left_out),
     ]

@@ -33,6 +33,24 @@ def fit_briefly(points, target, **options):
     return fit_network(points, target, **options | {"n_epochs": 3})
 
 
+@pytest.mark.slow
+def test_imputation_is_evaluated_on_request(folder_of_slides, tmp_path):
+    entry = {"name": "mini", "model": "sagefm-mini"}
+    settings = {"sections": str(folder_of_slides), "tasks": ["imputation"], "representations": [entry], "device": "cpu"}
+    table = sg.benchmark.run_protocol(settings, tmp_path / "out")["imputation"]
+    assert set(table["group"]) == {"donor0", "donor1", "donor2"}
+    slide = ad.read_h5ad(folder_of_slides / "slide1.h5ad")
+    sg.pp.neighborhood_graph(slide)
+    plain = sg.benchmark.evaluate_imputation(slide, "sagefm-mini", device="cpu")
+    found = table[table["group"] == "donor1"].set_index("predictor")
+    for ours, theirs in {"mini": "sagefm-mini", "depth alone": "depth alone"}.items():
+        for metric in ("rmse", "r_beyond_depth", "share_attained"):
+            assert found.loc[ours, metric] == pytest.approx(plain.loc[theirs, metric], rel=1e-4, abs=1e-6)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "share attained" in page
+    assert "depth-scaled diffusion" in page
+
+
 @pytest.fixture
 def config(folder_of_slides, tmp_path, monkeypatch):
     for module in ("benchmark._composition", "tl._labels.composition"):

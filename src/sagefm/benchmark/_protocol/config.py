@@ -11,7 +11,9 @@ from sagefm._slides import SUFFIXES, find_sections, list_sections
 from sagefm._utils import check_choice, check_whole, get_device, shorten
 from sagefm.tl._labels.classifiers import KINDS, SCALES
 
-TASKS = ("clustering", "heterogeneity", "annotation", "composition")
+TASKS = ("clustering", "heterogeneity", "annotation", "composition", "imputation")
+# What has to be asked for: it takes a model as long as all other tasks together.
+ON_REQUEST = ("imputation",)
 EXPRESSIONS = ("raw", "log1p", "scaled", "normalized")
 # What the fields' types are called in messages.
 WORDS = {
@@ -143,7 +145,8 @@ def _build(values: dict[str, Any], folder: Path) -> Config:
     model = _located(str(values.pop("model", "sage-fm-hest1k")), folder)
     if "tasks" not in values:  # those that the data allow
         needs = {"annotation": "label_key", "composition": "target_key"}
-        values["tasks"] = [task for task in TASKS if task not in needs or values.get(needs[task])]
+        possible = [task for task in TASKS if task not in needs or values.get(needs[task])]
+        values["tasks"] = [task for task in possible if task not in ON_REQUEST]
     representations = values.pop("representations", None)
     if representations is None:
         representations = default_representations(model)

@@ -68,3 +68,8 @@ def check_model(collection: Collection, representation: Representation, held_out
             )
         if not training.get("groups") and not training.get("sections"):
             logger.warning("%s doesn't say what it was trained on; whether it has seen these can't be told.", loaded)
+
+
+def imputed_groups(collection: Collection, representation: Representation, held_out: list[str]) -> list[str]:
+    """Groups whose genes a model predicts: all, or those that it has a model for."""
+    return held_out if representation.by_group else sorted(collection.table.obs[GROUP].unique())

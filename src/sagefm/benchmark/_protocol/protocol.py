@@ -15,7 +15,7 @@ from sagefm.benchmark._heterogeneity import summarize_distances
 from sagefm.benchmark._protocol.collection import GROUP, LABEL, SAMPLE, TISSUE, Collection
 from sagefm.benchmark._protocol.config import Config, read
 from sagefm.benchmark._protocol.folder import REPORT, Folder, write
-from sagefm.benchmark._protocol.leakage import check_model, split
+from sagefm.benchmark._protocol.leakage import check_model, imputed_groups, split
 from sagefm.benchmark._protocol.report import Report
 from sagefm.benchmark._protocol.tasks import Tasks
 
@@ -88,6 +88,8 @@ def run_protocol(
             if not held_out or collection.table.obs[GROUP][rows].nunique() < 2:
                 raise ValueError(f"holding out takes two values or more of obs[{settings.group_key!r}].")
             check_model(collection, representation, held_out)
+        if "imputation" in settings.tasks_of(representation):
+            check_model(collection, representation, imputed_groups(collection, representation, held_out))
     folder.open()
     for representation in settings.representations:
         Tasks(collection, folder, representation, rows, held_out).run()

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sagefm import _keys, pl, tl
+from sagefm import _keys, models, pl, tl
 from sagefm._settings import logger
 from sagefm._types import Bools
 from sagefm.benchmark._annotation import evaluate_annotation
 from sagefm.benchmark._clustering import evaluate_clustering
 from sagefm.benchmark._composition import evaluate_composition
 from sagefm.benchmark._heterogeneity import centroid_distances
+from sagefm.benchmark._imputation import evaluate_imputation
 from sagefm.benchmark._protocol.collection import GROUP, LABEL, SAMPLE, TISSUE, Collection
 from sagefm.benchmark._protocol.config import Representation
 from sagefm.benchmark._protocol.folder import Folder, slug
+from sagefm.benchmark._protocol.leakage import imputed_groups
 from sagefm.benchmark._protocol.representations import KEY, compute, key_of
 from sagefm.pl._axes import save_figure
 
@@ -78,6 +80,9 @@ class Tasks:
             self._annotate()
         if "composition" in tasks:
             self._compose()
+        if "imputation" in tasks and self._is_model:
+            for group in imputed_groups(self.collection, self.representation, self.held_out):
+                self._part("imputation", partial(self._evaluate_imputation, group), f" {group}")
         self.folder.mark_done(self.name)
 
     def _part(self, table: str, run: Callable[[], pd.DataFrame], more: str = "") -> None:
@@ -221,6 +226,14 @@ class Tasks:
             rng=self.config.seed,
             **self._by_slide,
         )
+
+    def _evaluate_imputation(self, group: str) -> pd.DataFrame:
+        """Masked genes of a group's sections, by the model and by what needs none."""
+        config, model = self.config, models.load(str(self.representation.model).replace("{group}", group))
+        sections = [adata for adata in self.collection.sections.values() if (adata.obs[GROUP] == group).any()]
+        options: dict[str, Any] = {"layer": config.layer, "rng": config.seed, "device": config.device}
+        found = evaluate_imputation(sections, model, library_key=SAMPLE, **options)
+        return found.rename(index={model.name: self.name}).reset_index().assign(group=group)
 
     def _maps(
         self,
