@@ -46,11 +46,11 @@ def main() -> None:
         markers[markers["log2_fold_change"] > 0].groupby("cluster", observed=True)["gene"].apply(lambda x: list(x[:6]))
     )
     print(found.to_string())
-    print(scores.loc[list(GENES), ["r", "baseline_r", "reliable"]].round(3))
-    print(
-        f"{scores['reliable'].sum()} of {len(scores)} genes are reliable, {(scores['r'] > 0.3).sum()} have r above 0.3"
-    )
-    print(sg.benchmark.evaluate_imputation(adata, model)[["rmse", "r_within"]].round(3))
+    shown = ["r", "r_beyond_depth", "neighbors_r_beyond_depth", "attainable_r", "reliable"]
+    print(scores.loc[list(GENES), shown].round(3))
+    known = scores[scores["share"].notna() & scores["testable"]]
+    print(f"{len(known)} genes have something to predict beyond depth, {known['reliable'].sum()} are reliable")
+    print(sg.benchmark.evaluate_imputation(adata, model)[["rmse", "r_within", "r_beyond_depth"]].round(3))
     print("silhouette", adata.uns["sage_cluster"]["scores"]["silhouette"].max().round(3))
 
     mpl.use("agg")

@@ -43,7 +43,7 @@ def imputation_metrics(
         Partial Pearson r of each gene within a section, given the depth of the spots: both are regressed on a cubic
         spline of log depth with six knots, and the residuals are correlated. Spots with fewer than 10 counts are left
         out. Averaged over the genes seen in more than 30 % of the section's spots, then over the sections. A
-        predictor that knows nothing but depth has about 0.
+        function of the spot's counts alone has about 0.
     ``attainable_r``
         The same of a perfect predictor: what counting noise leaves (of ``truth``, all its values).
     ``share_attained``

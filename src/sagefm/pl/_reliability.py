@@ -121,7 +121,7 @@ def _draw_scatter(ax: Axes, table: pd.DataFrame, n_labels: int) -> None:
     ax.plot([0, top], [0, top], color="0.5", linewidth=0.8, zorder=0)
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     for chosen, size, color, edge, label in (
-        (~known, 3, "0.8", "none", "nothing to predict, or too few spots to tell"),
+        (~known, 3, "0.8", "none", "not tested"),
         (known & ~reliable, 12, "none", "0.5", "not reliable"),
         (reliable, 12, ORANGE, ORANGE, "reliable"),
     ):
