@@ -37,6 +37,7 @@ def diffuse(visible, values):
     return (weights / weights.sum(axis=1, keepdims=True)) @ values
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_plain_loop(model):
     """Every predictor, from a dense slide and numpy alone."""
     adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
@@ -83,6 +84,7 @@ def test_evaluation_is_the_plain_loop(model):
         sg.benchmark.evaluate_imputation(adata, model, by="spot")
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_slides_apart(model):
     slides = [sg.datasets.simulated_visium(n_rows=8, n_cols=8, n_genes=6000, rng=i) for i in range(2)]
     for slide in slides:
@@ -103,6 +105,7 @@ def test_evaluation_keeps_slides_apart(model):
         sg.benchmark.evaluate_imputation(both, model, mask_fraction=0)
 
 
+@pytest.mark.slow
 def test_baselines_on_a_real_section(section, model):
     """What makes the neighbours' mean hard to beat is there, and depth adds to it."""
     adata = section("her2st_G1")

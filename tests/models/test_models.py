@@ -182,7 +182,7 @@ def test_mini_comes_with_the_package():
     assert model.gene_mean.shape == (14_558,)
     assert {"summary", "data", "training", "left_out", "limits", "licence"} <= set(model.card)
     for donor in model.card["left_out"].values():
-        assert donor["mini"]["r_within"] > donor["depth-scaled neighbour mean"]["r_within"]
+        assert donor["model"]["r_beyond_depth"] > donor["depth-scaled neighbor mean"]["r_beyond_depth"]
     table = sg.models.available()
     assert table.loc["sagefm-mini", "local"]
     assert not table.loc["sage-fm-hest1k", "local"]

@@ -11,6 +11,7 @@ from sagefm.models._canonical import ReadOut
 from sagefm.tl._engine import Projection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["tiny", "sage"])
 def test_spilling_changes_nothing(slide, request, family, monkeypatch):
     model = request.getfixturevalue(family)

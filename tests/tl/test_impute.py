@@ -10,6 +10,7 @@ from sagefm.models._vocabulary import hest1k
 from sagefm.tl._impute.request import gene_folds
 
 
+@pytest.mark.slow
 def test_no_value_sees_itself(slide, model):
     """Change a fold's counts at one spot: its predictions of that fold there stay as they are."""
     sg.tl.impute(slide, None, model, device="cpu")

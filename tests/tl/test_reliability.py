@@ -126,6 +126,7 @@ def test_worse_neighbors_make_no_gene_reliable(blocks, weight):
     assert not simulated(blocks, 200, 0.1 * weight, -2.0)["reliable"].any()
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_other_slides(blocks):
     drawn = [simulated(blocks, 60, 1.0, 0.5, seed=seed) for seed in range(12)]
     spread = np.std([table["r_beyond_depth"] for table in drawn], ddof=1)
@@ -138,6 +139,7 @@ def test_genes_of_few_spots_are_not_tested(blocks):
     assert not table["reliable"][~table["testable"]].any()
 
 
+@pytest.mark.slow
 def test_diffusion_is_scored_on_request(slide, tiny):
     table = impute(slide, tiny, ["KRT8", "COL1A1"], reliability="diffusion")
     assert {"diffusion_r", "diffusion_r_beyond_depth"} <= set(table)

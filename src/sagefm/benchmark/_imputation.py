@@ -24,7 +24,7 @@ from sagefm._types import Ints
 from sagefm._utils import check_choice, check_whole, get_device, progress
 from sagefm.models import _baselines
 from sagefm.models._masks import RandomMasks
-from sagefm.models._scores import RunningScores, Summary
+from sagefm.models._scores import MaskSums, RunningScores, Summary
 from sagefm.models._spots import Spots, predict, read_spots
 from sagefm.pp._counts import Counts
 from sagefm.pp._diffusion import Diffusion, similar_components
@@ -94,15 +94,16 @@ class MaskedSlide:
         similar = Diffusion(similar_components(of_slide))
         diffused = similar.fill(Scratch().empty(of_slide.shape), shown[self.rows])
         mean = torch.from_numpy(slide_mean.astype(np.float32)).to(self.device)
-        scores: dict[str, RunningScores] = {}
+        masked, scores = MaskSums(self.n_genes), dict[str, RunningScores]()
         for start in range(0, len(self.rows), BATCH_SIZE):
             block = slice(start, start + BATCH_SIZE)
             rows = self.rows[block]
             spots = read_spots(self.log_counts, self.graph, rows, masks(rows), shown=shown).to(self.device)
             basis = torch.from_numpy(spline(depth[block])).to(self.device)
             like = torch.from_numpy(diffused[block]).to(self.device)
+            masked.add(spots.center, spots.mask, basis)
             for name, prediction in self._predictions(spots, mean, like).items():
-                part = scores.setdefault(name, RunningScores(self.n_genes))
+                part = scores.setdefault(name, RunningScores(self.n_genes, masked))
                 part.add(prediction, spots.center, spots.mask, basis)
         return scores
 

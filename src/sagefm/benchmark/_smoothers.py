@@ -24,7 +24,7 @@ from sagefm._utils import check_whole, progress
 from sagefm.benchmark._imputation import as_list, tabulate
 from sagefm.models import _baselines
 from sagefm.models._canonical import depth_ratio
-from sagefm.models._scores import RunningScores, Summary, spot_r2
+from sagefm.models._scores import MaskSums, RunningScores, Summary, spot_r2
 from sagefm.pp._counts import Counts
 from sagefm.pp._diffusion import N_COMPONENTS, N_NEIGHBORS, N_STEPS, Diffusion, similar_components
 from sagefm.pp._genes import get_alignment
@@ -128,19 +128,20 @@ def compare_imputation(
         column = np.array([np.flatnonzero(alignment.index == gene)[0] for gene in genes])
         imputed = slim.layers[_keys.IMPUTED][:, column]
         spatial = get_graph(adata, connectivity_key)
-        scores: dict[str, RunningScores] = {}
+        masked, scores = MaskSums(len(loaded.vocabulary)), dict[str, RunningScores]()
         per_spot: dict[str, Floats] = {}
         for fold in range(n_folds):
             hidden = fold_of[genes] == fold
             truth, shown = log_counts[:, hidden].toarray(), log_counts[:, ~hidden]
             depth = np.asarray(shown.expm1().sum(axis=1), dtype=float).ravel()
             basis = DepthSpline(depth)(depth)
+            masked.add_genes(genes[hidden], truth, basis)
             predictions = {loaded.name: imputed[:, hidden], _baselines.ZEROS: np.zeros_like(truth)}
             if loaded.gene_mean is not None:
                 predictions[_baselines.GENE_MEAN] = np.broadcast_to(loaded.gene_mean[genes[hidden]], truth.shape)
             predictions |= _smoothed(truth, shown, spatial, **similarity)
             for name, prediction in predictions.items():
-                part = scores.setdefault(name, RunningScores(len(loaded.vocabulary)))
+                part = scores.setdefault(name, RunningScores(len(loaded.vocabulary), masked))
                 part.add_genes(genes[hidden], prediction, truth, basis)
                 error = truth - prediction
                 sums = np.stack([v.sum(axis=1, dtype=float) for v in (error, error**2, truth, truth**2)])
