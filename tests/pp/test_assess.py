@@ -109,6 +109,8 @@ def test_card_says_what_it_measured(known_slide, judge):
     assert checks.loc["expression", "value"] == pytest.approx(np.median(1 - cosine.max(axis=1)), abs=0.005)
     prior = judge.calibration.prior(checks.loc["genes", "value"])
     assert found["expected_r"] == pytest.approx(prior[np.setdiff1d(np.arange(N), genes)].mean(), rel=1e-4)
+    beyond = judge.calibration.prior_given_depth(checks.loc["genes", "value"])
+    assert found["expected_r_beyond_depth"] == pytest.approx(beyond[np.setdiff1d(np.arange(N), genes)].mean(), rel=1e-4)
     assert "VEGFA" in found["markers_unknown"]
     assert not set(found["markers_unknown"]) & set(SYMBOLS)
     assert not set(found["markers_missing"]) & set(adata.var_names)

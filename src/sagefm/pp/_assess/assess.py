@@ -87,9 +87,10 @@ def assess(
         - ``expression``: median cosine distance of the spots' neighbourhood means to the nearest of the training
           data's, over the genes that the slide has (of 1,000 spots a slide).
         - ``species``: only where genes were translated by a table of orthologs.
-    ``expected_r``, ``expected_r_sd``
-        Correlation to expect of a gene that the slide lacks, mean over those genes (all genes if none is lacking),
-        and its standard deviation between donors; NaN where the model carries no calibration.
+    ``expected_r``, ``expected_r_sd``, ``expected_r_beyond_depth``
+        Correlation to expect of a gene that the slide lacks, mean over those genes (all genes if none is lacking); its
+        standard deviation between donors; and the same correlation given depth. NaN where the model carries no
+        calibration.
     ``markers_unknown``, ``markers_missing``
         Well-known genes that the model doesn't know, and that it knows but the slide lacks.
     ``text``
@@ -131,7 +132,6 @@ def assess(
         checks.append(Check("species", np.nan, "genes of another species, by a table of orthologs", verdict=CARE))
     # What couldn't be looked at is no reason for trust.
     levels = [CARE if check.verdict == UNKNOWN else check.verdict for check in checks]
-    expected, between = _expected_r(alignment, loaded.calibration)
     params = {
         "model": loaded.name,
         "connectivity_key": connectivity_key,
@@ -141,8 +141,7 @@ def assess(
     found = {
         "verdict": UNKNOWN if loaded.calibration is None else max(levels, key=VERDICTS.index),
         "checks": pd.DataFrame(checks, index=[check.name for check in checks])[COLUMNS],
-        "expected_r": expected,
-        "expected_r_sd": between,
+        **_expected_r(alignment, loaded.calibration),
         **_markers(alignment, loaded),
     }
     found["text"] = _card.to_text(found | {"params": params})
@@ -213,15 +212,18 @@ def _read(counts: Counts, graph: sparse.csr_matrix, picked: Ints) -> tuple[Float
     return totals, sparse.csr_matrix((members @ rows).multiply(1 / size))
 
 
-def _expected_r(alignment: Alignment, calibration: Calibration | None) -> tuple[float, float]:
-    """Mean prior correlation of the genes that the slide lacks, of all if it lacks none, and their spread."""
+def _expected_r(alignment: Alignment, calibration: Calibration | None) -> dict[str, float]:
+    """Mean priors of the genes that the slide lacks, of all if it lacks none, and their spread."""
+    names = ("expected_r", "expected_r_sd", "expected_r_beyond_depth")
     if calibration is None:
-        return float("nan"), float("nan")
-    prior = calibration.prior(1 - alignment.report["coverage"])
+        return dict.fromkeys(names, float("nan"))
+    lacking = 1 - alignment.report["coverage"]
+    prior = calibration.prior(lacking)
     chosen = np.setdiff1d(np.arange(len(prior)), alignment.measured)
     if not np.isfinite(prior[chosen]).any():
         chosen = np.arange(len(prior))
-    return float(np.nanmean(prior[chosen])), float(np.nanmean(calibration.prior_sd[chosen]))
+    values = (prior, calibration.prior_sd, calibration.prior_given_depth(lacking))
+    return {name: float(np.nanmean(value[chosen])) for name, value in zip(names, values, strict=True)}
 
 
 def _markers(alignment: Alignment, model: Model) -> dict[str, list[str]]:

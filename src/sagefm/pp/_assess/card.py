@@ -59,8 +59,8 @@ def remarks(found: dict[str, Any]) -> list[str]:
     lines = []
     if np.isfinite(found["expected_r"]):
         lines.append(
-            f"A gene that the slide lacks follows its prediction with r = {found['expected_r']:.2f} "
-            f"± {found['expected_r_sd']:.2f} (mean over genes, spread between donors left out of training)."
+            f"Genes missing from the slide are expected to be predicted with r ≈ {found['expected_r']:.2f} "
+            f"(± {found['expected_r_sd']:.2f} between donors), and {found['expected_r_beyond_depth']:.2f} beyond depth."
         )
     else:
         lines.append(f"{found['params']['model']} carries no calibration, so no verdict can be given.")
