@@ -12,6 +12,7 @@ is drawn at random, and no formula has to lead from half a count to a whole one,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,8 +76,10 @@ def invert(gram: Floats) -> Floats:
     return np.asarray(np.linalg.pinv(gram, rcond=1e-10, hermitian=True), dtype=float)
 
 
-def partial_pearson(inverse: Floats, bx: Floats, by: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
-    """Partial Pearson correlation given depth, from sums over spots, which add up over blocks of spots.
+def residual_sums(
+    inverse: Floats, bx: Floats, by: Floats, xx: Floats, yy: Floats, xy: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Sums of squares and products of what regression on depth leaves of x and y, from sums over spots.
 
     Parameters
     ----------
@@ -89,16 +92,27 @@ def partial_pearson(inverse: Floats, bx: Floats, by: Floats, xx: Floats, yy: Flo
 
     Returns
     -------
-    Shape (..., genes). ``y`` is what was measured: NaN where depth explains all of it. 0 where depth explains all of
-    ``x``, the prediction.
+    Squares of x, squares of y and products, shape (..., genes). They add up over slides, each with its own regression.
     """
     fit_y = inverse @ by
     left_x = xx - (bx * (inverse @ bx)).sum(axis=-2)
     left_y = yy - (by * fit_y).sum(axis=-2)
-    both = xy - (bx * fit_y).sum(axis=-2)
+    return left_x, left_y, xy - (bx * fit_y).sum(axis=-2)
+
+
+def correlate_residuals(left_x: Floats, left_y: Floats, both: Floats, xx: Floats, yy: Floats) -> Floats:
+    """Correlation from what :func:`residual_sums` returns, and the squares before the regression.
+
+    ``y`` is what was measured: NaN where depth explains all of it. 0 where depth explains all of ``x``, the prediction.
+    """
     r = both / np.sqrt(np.maximum(left_x, 1e-150)) / np.sqrt(np.maximum(left_y, 1e-150))
     r = np.where(left_x > MIN_RESIDUAL * xx, r.clip(-1, 1), 0.0)
     return np.where(left_y > MIN_RESIDUAL * yy, r, np.nan)
+
+
+def partial_pearson(inverse: Floats, bx: Floats, by: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
+    """Partial Pearson correlation given depth, shape (..., genes); parameters are those of :func:`residual_sums`."""
+    return correlate_residuals(*residual_sums(inverse, bx, by, xx, yy, xy), xx, yy)
 
 
 def pearson_beyond_depth(prediction: Floats, truth: Floats, basis: Floats) -> Floats:
@@ -150,7 +164,7 @@ class Attainable(NamedTuple):
         return np.where(self.significant, r_beyond_depth / np.where(self.significant, self.r_beyond_depth, 1), np.nan)
 
 
-def attainable(log_counts: csr_matrix, basis: Floats) -> Attainable:
+def attainable(log_counts: csr_matrix, basis: Floats, codes: Ints | None = None) -> Attainable:
     """What a perfect predictor could reach.
 
     An upper bound: variation that is technical but more than counting noise counts as signal.
@@ -161,13 +175,13 @@ def attainable(log_counts: csr_matrix, basis: Floats) -> Attainable:
         log1p counts, shape (spots, genes).
     basis
         What :class:`DepthSpline` returns for these spots, the genes' own counts left out of the depth.
+    codes
+        Slide of each spot; r beyond depth is within slides. All spots are of one slide by default.
     """
-    from scipy.sparse import csr_matrix
-
-    noise = csr_matrix((noise_of(log_counts.data), log_counts.indices, log_counts.indptr), log_counts.shape)
-    squares = log_counts.multiply(log_counts)
     n_spots, n_kept = len(basis), max(int(basis.any(axis=1).sum()), 1)
-    signal, beyond = (_signal_share(log_counts, squares, noise, part) for part in (np.ones((n_spots, 1)), basis))
+    codes = np.zeros(n_spots, dtype=np.int64) if codes is None else codes
+    signal = _signal_share([_variances(log_counts, np.ones((n_spots, 1)))])
+    beyond = _signal_share([_variances(log_counts[codes == code], basis[codes == code]) for code in np.unique(codes)])
     # The correlation of two halves, if signal and noise are those of the whole.
     halves = beyond / (2 - beyond)
     return Attainable(
@@ -192,14 +206,23 @@ def attainable_by_fold(log_counts: csr_matrix, fold_of: Ints) -> Attainable:
     return found
 
 
-def _signal_share(log_counts: csr_matrix, squares: csr_matrix, noise: csr_matrix, basis: Floats) -> Floats:
-    """Share of each gene's residual variance that is not counting noise; NaN where nothing varies."""
+def _variances(log_counts: csr_matrix, basis: Floats) -> Floats:
+    """Residual variance of each gene, the counting noise in it, and its mean square, as sums; shape (3, genes)."""
+    from scipy.sparse import csr_matrix
+
+    noise = csr_matrix((noise_of(log_counts.data), log_counts.indices, log_counts.indptr), log_counts.shape)
     inverse, kept = invert(basis.T @ basis), basis.sum(axis=1)
     fit = (log_counts.T @ basis).T
-    total = squares.T @ kept
+    total = log_counts.multiply(log_counts).T @ kept
     variance = total - (fit * (inverse @ fit)).sum(axis=0)
     # The fit takes up a little of each spot's noise, as much as the spot's leverage.
     counting = noise.T @ (kept - ((basis @ inverse) * basis).sum(axis=1))
+    return np.stack([variance, counting, total])
+
+
+def _signal_share(variances: Sequence[Floats]) -> Floats:
+    """Share of each gene's residual variance that is not counting noise; NaN where nothing varies."""
+    variance, counting, total = np.sum(variances, axis=0)
     varies = variance > MIN_RESIDUAL * total
     return np.where(varies, 1 - counting / np.where(varies, variance, 1), np.nan).clip(-1, 1)
 

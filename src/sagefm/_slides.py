@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sagefm import _keys
+from sagefm._anndata import recorded_params
 from sagefm._types import Bools, Floats, Ints, Strings
 from sagefm._utils import check_key, shorten
 
@@ -104,6 +106,12 @@ class Libraries:
     def members(self, spots: slice | Ints = slice(None)) -> Floats:
         """Indicator of some spots' libraries, shape (libraries, spots); ``members @ values`` sums by library."""
         return (self.codes[spots] == np.arange(len(self.names))[:, None]).astype(float)
+
+
+def recorded_library_key(adata: AnnData) -> str | None:
+    """``library_key`` that the spatial graph was built with; None if it was built without, or others built it."""
+    key = recorded_params(adata, _keys.NEIGHBORS.format(_keys.GRAPH)).get("library_key")
+    return None if key is None else str(key)
 
 
 def split_libraries(

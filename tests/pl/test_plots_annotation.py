@@ -32,7 +32,8 @@ def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
     same = sure & (annotated.obs["sage_annotation"].astype(str) == annotated.obs["domain"].astype(str)).to_numpy()
     np.testing.assert_array_equal(known.get_facecolor()[same], predicted.get_facecolor()[same])
     assert (predicted.get_facecolor()[~sure] == predicted.get_facecolor()[~sure][0]).all()
-    assert f"{(~sure).sum()} of {len(sure)} spots unsure" in figure.axes[1].get_xlabel()
+    legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert legend[-1] == f"unsure ({(~sure).sum()} spots)"
     np.testing.assert_allclose(probability.get_array(), annotated.obsm["sage_annotation"].max(axis=1))
     assert len(sg.pl.annotation(annotated, return_fig=True).axes) == 3  # without known labels, with the colour bar
 

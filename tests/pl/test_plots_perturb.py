@@ -164,9 +164,10 @@ def test_sensitivity_heatmap_has_room_for_long_names(slide, tiny):
 def test_response_on_one_of_two_slides(slide, tiny):
     slide.obs["half"] = np.where(np.arange(slide.n_obs) % 2, "odd", "even")
     sg.tl.perturb_lr(slide, [("CXCL12", "CXCR4")], tiny, n_controls=0, store_spots=True)
-    with pytest.raises(ValueError, match="one slide at a time"):
-        sg.pl.perturbation_spatial(slide, "CXCL12|CXCR4", library_key="half")
-    sg.pl.perturbation_spatial(slide, "CXCL12|CXCR4", library_key="half", library_id="odd")
+    with pytest.raises(ValueError, match="ax is one panel, and there are 2 slides"):
+        sg.pl.perturbation_spatial(slide, "CXCL12|CXCR4", library_key="half", ax=plt.subplots()[1])
+    ax = sg.pl.perturbation_spatial(slide, "CXCL12|CXCR4", library_key="half", library_id="odd")
+    assert ax.get_title() == "odd\nCXCL12 → CXCR4"
 
 
 def test_lollipop_of_a_pair_without_reference(slide, tiny):

@@ -89,7 +89,8 @@ def simulated(blocks, n_genes, model, neighbors, rate=0.5, seed=0):
     depth = np.exp(rng.normal(6, 0.7, n))
     signal, *noise = rng.normal(size=(3, n, n_genes))
     truth = np.log1p(rng.poisson(rate * depth[:, None] / depth.mean() * np.exp(0.5 * signal - 0.125)))
-    scores = Scores(blocks, sparse.csr_matrix(truth), DepthSpline(depth)(depth))
+    slides = np.zeros(n, dtype=int)
+    scores = Scores(blocks, slides, sparse.csr_matrix(truth), DepthSpline(depth)(depth))
     log_depth = np.log(depth)[:, None]  # which all predictors know
     seen = (log_depth + weight * signal + e for weight, e in zip((model, neighbors), noise, strict=True))
     predictions = {"": next(seen), "depth_": np.broadcast_to(log_depth, signal.shape), "neighbors_": next(seen)}
@@ -151,6 +152,46 @@ def test_diffusion_is_scored_on_request(slide, tiny):
     assert whole["diffusion_r"][known].mean() == pytest.approx(
         compared.loc["depth-scaled diffusion", "r_within"], abs=0.01
     )
+
+
+def test_scores_of_several_slides_are_within_them(sage):
+    """A gene that only differs between slides is not predicted; the tables are those of each slide alone."""
+    import anndata as ad
+
+    depths = {"a": 2_000, "b": 9_000}
+    alone = {
+        name: sg.datasets.simulated_visium(14, 14, n_genes=9_000, depth=depth, rng=1) for name, depth in depths.items()
+    }
+    genes = ["KRT8", "COL1A1", "CD74", "ACTB"]
+    both = ad.concat(alone, label="slide", index_unique="-", merge="first")
+    sg.pp.neighborhood_graph(both, library_key="slide")
+    together = impute(both, sage, genes)
+    by_slide = both.uns["sage_imputed"]["reliability_by_slide"]
+    residual = np.zeros((3, len(together)))
+    for name, slide in alone.items():
+        sg.pp.neighborhood_graph(slide)
+        table = impute(slide, sage, genes)
+        part = by_slide[by_slide["slide"] == name].drop(columns="slide")
+        pd.testing.assert_frame_equal(part, table[part.columns], rtol=1e-4, atol=1e-5)
+        predicted, truth = slide[:, table.index].layers["sage_imputed"], np.log1p(slide[:, table.index].X.toarray())
+        folds = gene_folds(len(SYMBOLS), 4)
+        for at, gene in enumerate(table.index):
+            known = slide.var["sage_gene"].to_numpy()
+            shown = (known >= 0) & (folds[np.maximum(known, 0)] != folds[SYMBOLS.index(gene)])
+            depth = np.asarray(slide.X[:, np.flatnonzero(shown)].sum(axis=1), dtype=float).ravel()
+            basis = DepthSpline(depth)(depth)
+            p, t = (
+                values[:, at] - basis @ np.linalg.lstsq(basis, values[:, at], rcond=None)[0]
+                for values in (np.asarray(predicted, dtype=float), truth.astype(float))
+            )
+            residual[:, at] += (p * t).sum(), (p * p).sum(), (t * t).sum()
+    expected = residual[0] / np.sqrt(np.maximum(residual[1], 1e-12) * residual[2])  # 0 where a prediction is constant
+    np.testing.assert_allclose(together["r_beyond_depth"], expected, atol=1e-4)
+    one = impute(alone["a"], sage, genes)
+    assert "reliability_by_slide" not in alone["a"].uns["sage_imputed"]
+    assert one.index.equals(together.index)
+    with pytest.raises(KeyError, match="library_key='nothing'"):
+        impute(both, sage, genes, library_key="nothing")
 
 
 def test_each_key_has_its_reliability(slide):

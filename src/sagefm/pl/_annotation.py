@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm.pl._axes import finish, open_grid
-from sagefm.pl._spatial import draw_groups, draw_values, get_coordinates
+from sagefm.pl._spatial import draw_groups, draw_values, get_slides
 from sagefm.pl._tables import get_spot_table
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def annotation(
     *,
     merge: Mapping[str, str | None] | None = None,
     key: str = _keys.ANNOTATION,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = "table",
     show: bool | None = None,
@@ -44,11 +46,13 @@ def annotation(
     Parameters
     ----------
     adata
-        One slide after :func:`sagefm.tl.annotate`; of several, pass one: ``adata[adata.obs["sample"] == "A1"]``.
+        Slide, or several, after :func:`sagefm.tl.annotate`. There is a row of panels for each slide.
     label_key
         Column of ``obs`` with known labels, such as a pathologist's.
     {merge}
     {key}
+    {drawn_library_key}
+    {drawn_library_id}
     {spatial_key}
     {table_key}
     {show}
@@ -59,7 +63,7 @@ def annotation(
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The panels are known
     labels (where ``label_key`` is given; grey where a spot has none), predicted labels in the same colours with
-    unsure spots in light grey, and the probability of the most probable class.
+    unsure spots in grey, and the probability of the most probable class.
 
     Raises
     ------
@@ -87,26 +91,28 @@ def annotation(
     probability = get_spot_table(adata, key, run)
     if label_key is not None and label_key not in adata.obs:
         raise KeyError(f"label_key={label_key!r} not in adata.obs.")
-    coordinates = get_coordinates(adata, spatial_key)
+    slides = get_slides(adata, spatial_key, library_key, library_id)
     classes = [str(name) for name in probability.columns]
     predicted = adata.obs[key].astype(str)
-    panels = [("predicted", pd.Series(pd.Categorical(predicted.where(predicted.isin(classes)), classes)))]
+    panels = [("predicted", "unsure", pd.Series(pd.Categorical(predicted.where(predicted.isin(classes)), classes)))]
     if label_key is not None:
-        panels.insert(0, (label_key, _known(adata.obs[label_key], merge, classes)))
+        panels.insert(0, (label_key, "no label", _known(adata.obs[label_key], merge, classes)))
+    highest = probability.to_numpy(dtype=float).max(axis=1)
 
-    (axes,) = open_grid(1, len(panels) + 1, PANEL)
-    for ax, (title, groups) in zip(axes, panels, strict=False):
-        draw_groups(ax, coordinates, groups, title=title)
-    if n_unsure := int((~predicted.isin(classes)).sum()):
-        axes[-2].set_xlabel(f"grey: {n_unsure} of {len(predicted)} spots unsure")
-    draw_values(
-        axes[-1],
-        coordinates,
-        probability.to_numpy(dtype=float).max(axis=1),
-        title="probability of the predicted class",
-        limits=(1 / len(classes), 1.0),
-    )
-    return finish(axes, show, save, return_fig)
+    rows = open_grid(len(slides), len(panels) + 1, PANEL)
+    for axes, slide in zip(rows, slides, strict=True):
+        for ax, (title, missing, groups) in zip(axes, panels, strict=False):
+            part = groups.iloc[slide.rows]
+            note = f"{missing} ({part.isna().sum()} spots)"
+            draw_groups(ax, slide.coordinates, part, title=slide.title(title), missing=note)
+        draw_values(
+            axes[-1],
+            slide.coordinates,
+            highest[slide.rows],
+            title=slide.title("probability of the predicted class"),
+            limits=(1 / len(classes), 1.0),
+        )
+    return finish([ax for axes in rows for ax in axes], show, save, return_fig)
 
 
 @fill_docstring
@@ -115,6 +121,8 @@ def composition(
     target_key: str | None = None,
     *,
     key: str = _keys.COMPOSITION,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = "table",
     show: bool | None = None,
@@ -126,10 +134,12 @@ def composition(
     Parameters
     ----------
     adata
-        One slide after :func:`sagefm.tl.composition`.
+        Slide, or several, after :func:`sagefm.tl.composition`. There is a row of panels for each slide.
     target_key
         Known likelihoods in ``obsm``.
     {key}
+    {drawn_library_key}
+    {drawn_library_id}
     {spatial_key}
     {table_key}
     {show}
@@ -165,15 +175,17 @@ def composition(
     predicted = get_spot_table(adata, key, "sg.tl.composition(adata, ...)")
     if target_key is not None and target_key not in adata.obsm:
         raise KeyError(f"target_key={target_key!r} not in adata.obsm.")
-    coordinates = get_coordinates(adata, spatial_key)
+    slides = get_slides(adata, spatial_key, library_key, library_id)
     classes = [str(name) for name in predicted.columns]
-    panels = [("predicted", predicted)]
+    panels = [("predicted", _likeliest(predicted, classes))]
     if target_key is not None:
-        panels.insert(0, (target_key, adata.obsm[target_key]))
-    (axes,) = open_grid(1, len(panels), PANEL)
-    for ax, (title, likelihoods) in zip(axes, panels, strict=True):
-        draw_groups(ax, coordinates, _likeliest(likelihoods, classes), title=f"{title}, likeliest")
-    return finish(axes, show, save, return_fig)
+        panels.insert(0, (target_key, _likeliest(adata.obsm[target_key], classes)))
+    rows = open_grid(len(slides), len(panels), PANEL)
+    for axes, slide in zip(rows, slides, strict=True):
+        for ax, (title, groups) in zip(axes, panels, strict=True):
+            part = groups.iloc[slide.rows]
+            draw_groups(ax, slide.coordinates, part, title=slide.title(f"{title}, likeliest"))
+    return finish([ax for axes in rows for ax in axes], show, save, return_fig)
 
 
 def _known(labels: pd.Series, merge: Mapping[str, str | None] | None, classes: list[str]) -> pd.Series:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
 from sagefm._types import Array, Floats
 from sagefm.pl._axes import BLUE, ORANGE, finish, legend_beside, open_axes, open_grid, palette, tidy
-from sagefm.pl._spatial import draw_groups, get_coordinates
+from sagefm.pl._spatial import draw_groups, get_slides, open_panels
 from sagefm.pl._tables import choose
 
 if TYPE_CHECKING:
@@ -29,19 +29,23 @@ def cluster(
     adata: AnnData | SpatialData,
     key: str = _keys.CLUSTER,
     *,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = "table",
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
 ) -> list[Axes] | Figure | None:
-    """Show clusters on the tissue, and the silhouette by which their number was chosen.
+    """Show clusters on the tissue, one panel for each slide.
 
     Parameters
     ----------
     adata
-        Slide after :func:`sagefm.tl.cluster`.
+        Slide, or several, after :func:`sagefm.tl.cluster`.
     {key}
+    {drawn_library_key}
+    {drawn_library_id}
     {spatial_key}
     {table_key}
     {show}
@@ -50,8 +54,8 @@ def cluster(
 
     Returns
     -------
-    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The silhouette has a
-    panel where several numbers of clusters were tried.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The last panel is the
+    silhouette of each number of clusters, where several were tried and there is one slide.
 
     Raises
     ------
@@ -73,14 +77,17 @@ def cluster(
         raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
     scores = get_result(adata, (key, "scores"), pd.DataFrame, ["silhouette"], run)
     params = get_result(adata, (key, "params"), Mapping, ["use_rep", "n_clusters"], run)
-    coordinates = get_coordinates(adata, spatial_key)
-    if len(scores) > 1:
+    slides = get_slides(adata, spatial_key, library_key, library_id)
+    if len(slides) > 1 or len(scores) == 1:
+        axes = open_panels(len(slides), (4.4, 4.2))
+    else:
         (axes,) = open_grid(1, 2, (4.75, 4.2), width_ratios=[1.5, 1])
         _draw_choice(axes[1], scores["silhouette"], params["n_clusters"])
-    else:
-        (axes,) = open_grid(1, 1, (5.5, 4.2))
     colors = list(adata.uns.get(f"{key}_colors", ())) or None  # scanpy's, once it has drawn them
-    draw_groups(axes[0], coordinates, adata.obs[key], title=f"clusters of {params['use_rep']}", colors=colors)
+    groups = adata.obs[key].astype("category")
+    for number, (ax, slide) in enumerate(zip(axes, slides, strict=False), start=1):
+        title, last = slide.title(f"clusters of {params['use_rep']}"), number == len(slides)
+        draw_groups(ax, slide.coordinates, groups.iloc[slide.rows], title=title, colors=colors, legend=last)
     return finish(axes, show, save, return_fig)
 
 

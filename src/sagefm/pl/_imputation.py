@@ -13,10 +13,11 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
+from sagefm._stats import pearson
 from sagefm._types import Floats, Ints
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import ORANGE, finish, open_grid, tidy, write_instead
-from sagefm.pl._spatial import draw_gene, get_coordinates
+from sagefm.pl._spatial import Slide, draw_gene, get_slides
 from sagefm.pp._counts import Counts
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def imputation(
     genes: str | Sequence[str],
     *,
     key: str = _keys.IMPUTED,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
     cmap: str = "viridis",
     table_key: str = "table",
@@ -48,10 +51,12 @@ def imputation(
     Parameters
     ----------
     adata
-        Slide after :func:`sagefm.tl.impute`.
+        Slide, or several, after :func:`sagefm.tl.impute`.
     genes
         Genes that were predicted, by any name that :func:`sagefm.tl.impute` takes.
     {key}
+    {drawn_library_key}
+    {drawn_library_id}
     {spatial_key}
     {cmap}
     {table_key}
@@ -62,7 +67,8 @@ def imputation(
     Returns
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. There is a row for each
-    gene, with its measured and its predicted log1p counts, and both against each other.
+    gene and slide, with the measured and the predicted log1p counts, and both against each other. Of several slides
+    the correlation within the slide stands over them; the scores of all together are in the table.
 
     Raises
     ------
@@ -81,17 +87,23 @@ def imputation(
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty: name at least one.")
-    coordinates = get_coordinates(adata, spatial_key)
-    found = [_values(adata, name, key) for name in names]
-    rows = open_grid(len(names), 3, (4.3, 3.8))
-    for axes, name, (symbol, measured, predicted) in zip(rows, names, found, strict=True):
+    slides = get_slides(adata, spatial_key, library_key, library_id)
+    found = [(name, slide, *_values(adata, name, key)) for name in names for slide in slides]
+    rows = open_grid(len(found), 3, (4.3, 3.8))
+    for axes, (name, slide, symbol, measured, predicted) in zip(rows, found, strict=True):
         both = [values for values in (measured, predicted) if values is not None]
         limits = (0.0, max(float(np.percentile(values, 99)) for values in both) or 1.0)
-        draw_gene(axes[:2], coordinates, name, measured, predicted, limits=limits, cmap=cmap)
-        if measured is None:
+        known = None if measured is None else measured[slide.rows]
+        draw_gene(
+            *(axes[:2], slide.coordinates, name, known, predicted[slide.rows]),
+            limits=limits,
+            cmap=cmap,
+            slide=slide.name,
+        )
+        if known is None:
             write_instead(axes[2], _expectation(adata.uns[key], symbol))
         else:
-            _scatter(axes[2], adata, key, symbol, measured, predicted)
+            _scatter(axes[2], adata, key, symbol, slide, known, predicted[slide.rows])
     return finish([ax for axes in rows for ax in axes], show, save, return_fig)
 
 
@@ -107,14 +119,16 @@ def _expectation(recorded: Mapping[str, Any], symbol: str) -> str:
     )
 
 
-def _scatter(ax: Axes, adata: AnnData, key: str, symbol: str, measured: Floats, predicted: Floats) -> None:
-    """Measured against predicted values, over the intervals."""
+def _scatter(
+    ax: Axes, adata: AnnData, key: str, symbol: str, slide: Slide, measured: Floats, predicted: Floats
+) -> None:
+    """Measured against predicted values of a slide, over the intervals."""
     recorded = adata.uns[key]
     lower, upper = (adata.obsm.get(template.format(key)) for template in (_keys.LOWER, _keys.UPPER))
     has_interval = lower is not None and symbol in lower
     if has_interval:
         level = recorded["intervals"].loc[symbol, "level"]
-        ends = [np.minimum(end[symbol].to_numpy(dtype=float), 1e3) for end in (lower, upper)]
+        ends = [np.minimum(end[symbol].to_numpy(dtype=float)[slide.rows], 1e3) for end in (lower, upper)]
         ax.vlines(predicted, *ends, color="0.88", linewidth=2, zorder=0, label=f"{level:.0%} interval", rasterized=True)
     ax.scatter(predicted, measured, s=8, color=ORANGE, linewidth=0, alpha=0.6, rasterized=True, label="spots")
     top = 1.05 * max(float(measured.max()), float(predicted.max()), 0.5)
@@ -122,7 +136,9 @@ def _scatter(ax: Axes, adata: AnnData, key: str, symbol: str, measured: Floats, 
     ax.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top), aspect="equal")
     ax.set(xlabel="predicted log1p counts", ylabel="measured")
     table = recorded.get("reliability")
-    if table is not None and symbol in table.index:
+    if table is not None and slide.name:
+        ax.set_title(f"{slide.name}\nr = {pearson(predicted, measured):.2f} within the slide", fontsize="medium")
+    elif table is not None and symbol in table.index:
         row = table.loc[symbol]
         called = "reliable" if row["reliable"] else "not reliable" if row["testable"] else "too few spots to tell"
         beyond = f"beyond depth {row['r_beyond_depth']:.2f} of {max(row['attainable_r'], 0):.2f} attainable"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from sagefm._docs import fill_docstring
 from sagefm._types import Floats
 from sagefm.pl._axes import finish, open_axes
 from sagefm.pl._perturb.recorded import RUN, arrow
-from sagefm.pl._spatial import get_coordinates
+from sagefm.pl._spatial import Slide, get_slides, open_panels
 from sagefm.pl._tables import choose, get_spot_table
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def perturbation_spatial(
     pair: str,
     *,
     key: str = _keys.PERTURB_LR,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = "table",
     ax: Axes | None = None,
@@ -37,16 +40,19 @@ def perturbation_spatial(
     save: str | Path | None = None,
     return_fig: bool | None = None,
     **kwargs: Any,
-) -> Axes | Figure | None:
+) -> Axes | list[Axes] | Figure | None:
     """Show the response of every spot on the tissue, through :func:`squidpy.pl.spatial_scatter`.
 
     Parameters
     ----------
     adata
-        Slide after :func:`sagefm.tl.perturb_lr` with ``store_spots=True``, or :func:`sagefm.tl.gene_sensitivity`.
+        Slide, or several, after :func:`sagefm.tl.perturb_lr` with ``store_spots=True``, or
+        :func:`sagefm.tl.gene_sensitivity`.
     pair
         Column of ``obsm[key]``, ``LIGAND|RECEPTOR``.
     {key}
+    {drawn_library_key}
+    {drawn_library_id}
     {spatial_key}
     {table_key}
     {ax}
@@ -54,17 +60,19 @@ def perturbation_spatial(
     {save}
     {return_fig}
     kwargs
-        More options of :func:`squidpy.pl.spatial_scatter`, such as ``library_id``.
+        More options of :func:`squidpy.pl.spatial_scatter`.
 
     Returns
     -------
-    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Colours are centred on
-    no change.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``; a list of axes
+    for several slides. Colors are centered on no change, and the same for all slides.
 
     Raises
     ------
     KeyError
         If responses by spot are missing, or no such pair is among them.
+    ValueError
+        If several slides are to be drawn into ``ax``.
 
     Examples
     --------
@@ -74,49 +82,47 @@ def perturbation_spatial(
     >>> sg.tl.perturb_lr(adata, [("CXCL12", "CXCR4")], "sagefm-mini", n_controls=0, store_spots=True)
     >>> ax = sg.pl.perturbation_spatial(adata, "CXCL12|CXCR4", show=False)
     """
-    import squidpy as sq
-
     adata = get_anndata(adata, table_key)
     run = RUN.get(key, RUN[_keys.PERTURB_LR]).replace("...", "..., store_spots=True")
     table = get_spot_table(adata, key, run)
     choose(pair, table.columns, "pair", f"adata.obsm[{key!r}]")
-    coordinates = get_coordinates(adata, spatial_key)
-    drawn = _copy_for_squidpy(adata, table[pair], coordinates, spatial_key, kwargs.get("library_key"))
-    if "library_key" in kwargs:
-        _check_one_slide(adata, kwargs["library_key"], kwargs.get("library_id"))
-    if "spatial" not in adata.uns:
-        kwargs.setdefault("shape", None)  # points, as there is no image to scale spots by
-    if kwargs.get("shape", "circle") is None:
-        kwargs.setdefault("size", _point_size(coordinates))
-        if "library_key" not in kwargs:
-            kwargs.setdefault("library_id", "")  # squidpy's own value where there is none; it would warn
+    slides = get_slides(adata, spatial_key, library_key, library_id)
     largest = float(np.abs(table[pair]).max()) or 1.0
-    options = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest, **kwargs}
-    ax, show = open_axes(ax, (5.2, 4.4), show)
-    sq.pl.spatial_scatter(drawn, color=arrow(pair), spatial_key=spatial_key, ax=ax, **options)
-    ax.set(xlabel="", ylabel="")
-    return finish(ax, show, save, return_fig)
+    options: dict[str, Any] = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest, **kwargs}
+    if len(slides) == 1:
+        first, show = open_axes(ax, (5.2, 4.4), show)
+        axes = [first]
+    elif ax is not None:
+        raise ValueError(f"ax is one panel, and there are {len(slides)} slides. Set library_id to one of them.")
+    else:
+        axes = open_panels(len(slides), (5.2, 4.4))
+    for axis, slide in zip(axes, slides, strict=True):
+        _draw(axis, adata, table[pair], slide, spatial_key, options)
+    if len(slides) > 1:
+        return finish(axes, show, save, return_fig)
+    return finish(axes[0], show, save, return_fig)
 
 
-def _copy_for_squidpy(
-    adata: AnnData, values: pd.Series, coordinates: Floats, spatial_key: str, library_key: str | None
-) -> AnnData:
-    """Small object with what squidpy reads, so that the slide isn't touched."""
+def _draw(
+    ax: Axes, adata: AnnData, values: pd.Series, slide: Slide, spatial_key: str, options: Mapping[str, Any]
+) -> None:
+    """Draw a slide by squidpy, from a small object, so that the user's isn't touched."""
+    import squidpy as sq
     from anndata import AnnData
 
-    drawn = AnnData(obs=values.astype(float).to_frame(arrow(str(values.name))), obsm={spatial_key: coordinates})
-    if "spatial" in adata.uns:
-        drawn.uns["spatial"] = adata.uns["spatial"]
-    if library_key is not None:
-        drawn.obs[library_key] = adata.obs[library_key].to_numpy()
-    return drawn
-
-
-def _check_one_slide(adata: AnnData, library_key: str, library_id: Any) -> None:
-    """Refuse to draw several slides into one panel."""
-    libraries = list(dict.fromkeys(adata.obs[library_key]))
-    if len(libraries) > 1 and (library_id is None or (not isinstance(library_id, str) and len(library_id) != 1)):
-        raise ValueError(f"one slide at a time: set library_id to one of {libraries}.")
+    obs = values.iloc[slide.rows].astype(float).to_frame(arrow(str(values.name)))
+    drawn, options = AnnData(obs=obs, obsm={spatial_key: slide.coordinates}), dict(options)
+    images = adata.uns.get("spatial")
+    if images:  # the image of the slide, if it is there by name; else that of the only slide
+        drawn.uns["spatial"] = {slide.name: images[slide.name]} if slide.name in images else dict(images)
+    if not images or (slide.name and slide.name not in images):
+        options.setdefault("shape", None)  # points, as there is no image to scale spots by
+    if options.get("shape", "circle") is None:
+        options.setdefault("size", _point_size(slide.coordinates))
+        options.setdefault("library_id", "")  # squidpy's own value where there is none; it would warn
+        drawn.uns.pop("spatial", None)
+    sq.pl.spatial_scatter(drawn, color=obs.columns[0], spatial_key=spatial_key, ax=ax, **options)
+    ax.set(xlabel="", ylabel="", title=slide.title(obs.columns[0]))
 
 
 def _point_size(coordinates: Floats) -> float:

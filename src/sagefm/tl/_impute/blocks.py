@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm import _keys
+from sagefm._slides import Libraries
 from sagefm._types import Ints
 from sagefm._utils import shorten
 from sagefm.pp._graph import check_coordinates, find_coordinates
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 BLOCK_SPOTS, MAX_BLOCKS = 49, 32
 
 
-def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> Ints:
-    """Square tile of every spot, apart for parts of the slide that the graph doesn't connect.
+def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix, slides: Libraries | None = None) -> Ints:
+    """Square tile of every spot, apart for slides, and for parts of a slide that the graph doesn't connect.
 
     Raises
     ------
@@ -59,6 +60,8 @@ def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix) -> Ints:
             f"obsm[{_keys.SPATIAL!r}], or pass reliability=False and no intervals."
         )
     _, part = connected_components(graph, directed=False)
+    if slides is not None:
+        part = np.unique(np.column_stack([slides.codes, part]), axis=0, return_inverse=True)[1].ravel()
     low = np.array([position[part == i].min(axis=0) for i in range(part.max() + 1)])
     high = np.array([position[part == i].max(axis=0) for i in range(part.max() + 1)])
     # Numbered by place, so that the order of the spots doesn't matter.

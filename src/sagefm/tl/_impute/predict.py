@@ -11,6 +11,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
+from sagefm._slides import recorded_library_key, split_libraries
 from sagefm._types import Floats, Floats32, Ints, Precision
 from sagefm._utils import check_choice, check_whole
 from sagefm.models import available
@@ -42,6 +43,7 @@ def impute(
     reliability: bool | Literal["diffusion"] = True,
     intervals: float | None = None,
     key_added: str = _keys.IMPUTED,
+    library_key: str | None = None,
     layer: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     device: str = "auto",
@@ -78,6 +80,7 @@ def impute(
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
     {key_added}
+    {recorded_library_key}
     {layer}
     {connectivity_key}
     {device}
@@ -117,6 +120,8 @@ def impute(
           ``diffusion_r_beyond_depth``: of the plain predictors.
         - ``attainable_r``: the ``r_beyond_depth`` of a perfect predictor, which counting noise limits. ``share``:
           ``r_beyond_depth / attainable_r``; NaN where nothing is attainable beyond chance.
+          Of several slides ``r_beyond_depth`` and ``attainable_r`` are within slides: each has its own regression, and
+          differences between slides don't count.
         - ``beyond_pval``: one-sided, from the same draws, that ``r_beyond_depth`` isn't above 0, above that of the
           depth and above that of the neighbors. ``beyond_padj``: adjusted over the genes that have a ``share``, as
           there is nothing to predict of the others.
@@ -124,6 +129,9 @@ def impute(
           nothing is known.
         - ``reliable``: ``beyond_padj`` < 0.05. The model knows more of this gene on this slide than its depth and its
           neighbors do, which may be little: read ``share`` too.
+    ``uns["sage_imputed"]["reliability_by_slide"]``
+        Of several slides, ``r``, ``r_beyond_depth``, ``attainable_r`` and ``share`` within each; one row a gene and
+        ``slide``.
     ``var["sage_reliability"]``
         ``r_beyond_depth`` of each column's gene; NaN where it was not asked for or doesn't vary. Of another
         ``key_added``, ``var[f"{{key_added}}_reliability"]``.
@@ -206,14 +214,15 @@ def impute(
     if not run.sink.name and len(request.measured):
         _check_memory(run.adata)
     scored = bool(len(request.measured)) and (bool(reliability) or intervals is not None)
-    tiles = spatial_blocks(run.adata, run.engine.graph) if scored else None
+    slides = split_libraries(run.adata, library_key or recorded_library_key(run.adata))
+    tiles = spatial_blocks(run.adata, run.engine.graph, slides) if scored else None
     conformal.check(intervals, genes, len(request.absent), run.adata, tiles, run.model)
 
     targets = [run.engine.target(target, read=scored) for target in request.targets]
     scores = None
     if reliability and tiles is not None:
         scores = HeldOut(
-            *(tiles, run.engine, request.folds, targets),
+            *(tiles, slides, run.engine, request.folds, targets),
             neighbors_show=mask == "center",
             diffusion=reliability == "diffusion",
         )
@@ -224,14 +233,14 @@ def impute(
             written["layers", key_added] = layer_
         if len(request.absent):
             written["obsm", key_added] = _spot_table(run, absent, request.absent)
-        tables = _tables(run, request, scores, expected=bool(reliability))
+        tables = _tables(run, request, scores, expected=bool(reliability), by_slide=len(slides) > 1)
         if scores is not None:
             beyond = tables["reliability"]["r_beyond_depth"].to_numpy()
             written[column] = _by_column(run.alignment.index, request.measured, beyond)
         if intervals is not None:
             ends = conformal.compute(run, request, found, absent, targets, tiles, intervals)
             written[lower], written[upper], tables["intervals"] = ends
-        result = run.commit(written, {"mask": mask, "n_folds": n_folds}, **tables)
+        result = run.commit(written, {"mask": mask, "n_folds": n_folds, "library_key": slides.key}, **tables)
     _report(run, request, written, tables, mask)
     return result
 
@@ -279,12 +288,16 @@ def _predict(
     return layer, kept, absent
 
 
-def _tables(run: SlideRun, request: Request, scores: HeldOut | None, *, expected: bool) -> dict[str, pd.DataFrame]:
+def _tables(
+    run: SlideRun, request: Request, scores: HeldOut | None, *, expected: bool, by_slide: bool
+) -> dict[str, pd.DataFrame]:
     """Scores of measured genes, and what to expect of absent ones where the model knows."""
     import pandas as pd
 
     symbols, calibration = run.model.vocabulary.symbols, run.model.calibration
     tables = {} if scores is None else {"reliability": scores.table(symbols)}
+    if scores is not None and by_slide:
+        tables["reliability_by_slide"] = scores.by_slide(symbols)
     if expected and len(request.absent):
         if calibration is None:
             logger.info("%s carries no calibration, so absent genes come without a prior.", run.model.name)

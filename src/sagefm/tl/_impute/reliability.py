@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from sagefm._depth import N_COLUMNS, DepthSpline, attainable, invert, partial_pearson
+from sagefm._depth import N_COLUMNS, DepthSpline, attainable, correlate_residuals, invert, residual_sums
+from sagefm._slides import Libraries
 from sagefm._stats import MIN_VARIANCE, adjust_pvalues, draw_blocks, pearson_from_moments, pearson_pvalue
 from sagefm._types import Array, Floats, Floats32, Ints
 from sagefm.models._canonical import depth_ratio
@@ -38,6 +39,8 @@ class HeldOut:
     ----------
     blocks
         Block of the tissue that each spot lies in.
+    slides
+        Slide of each spot.
     engine
         What the predictions come from.
     folds
@@ -53,6 +56,7 @@ class HeldOut:
     def __init__(
         self,
         blocks: Ints,
+        slides: Libraries,
         engine: Engine,
         folds: Sequence[Ints],
         targets: Sequence[Target],
@@ -64,8 +68,11 @@ class HeldOut:
         self._log_counts = [target.log_counts for target in targets if target.log_counts is not None]
         self._genes = np.concatenate([target.genes.cpu().numpy() for target in targets])
         self._totals, counts = visible_totals(engine, folds)
-        bases = [DepthSpline(depth)(depth) for depth in counts.T]
-        self._scores = [Scores(blocks, values, basis) for values, basis in zip(self._log_counts, bases, strict=True)]
+        self._slides = slides
+        self._scores = [
+            Scores(blocks, slides.codes, values, _depth_basis(depth, slides))
+            for values, depth in zip(self._log_counts, counts.T, strict=True)
+        ]
         self._diffused = [
             _diffuse(engine, hidden, values, total)
             for hidden, values, total in zip(folds, self._log_counts, self._totals.T, strict=True)
@@ -96,6 +103,26 @@ class HeldOut:
         table = pd.concat([scores.table() for scores in self._scores])
         table.index = pd.Index([symbols[gene] for gene in self._genes])
         return call_reliable(table.iloc[np.argsort(self._genes)])
+
+    def by_slide(self, symbols: Sequence[str]) -> pd.DataFrame:
+        """Scores of every gene within each slide, see :func:`sagefm.tl.impute`."""
+        import pandas as pd
+
+        parts = []
+        for name, rows in self._slides.rows():
+            table = pd.concat([scores.of_slide(rows) for scores in self._scores])
+            table.index = pd.Index([symbols[gene] for gene in self._genes])
+            table.insert(0, "slide", name)
+            parts.append(table.iloc[np.argsort(self._genes)])
+        return pd.concat(parts)
+
+
+def _depth_basis(depth: Floats, slides: Libraries) -> Floats:
+    """Spline of depth, with knots of each slide's own."""
+    basis = np.zeros((len(depth), N_COLUMNS))
+    for _, rows in slides.rows():
+        basis[rows] = DepthSpline(depth[rows])(depth[rows])
+    return basis
 
 
 def _diffuse(engine: Engine, hidden: Ints, values: csr_matrix, total: Floats) -> Array:
@@ -142,17 +169,19 @@ class Scores:
 
     Parameters
     ----------
-    blocks
-        Block of every spot.
+    blocks, slides
+        Block and slide of every spot. No block is of two slides.
     log_counts
         What was measured, shape (spots, genes).
     basis
         Spline of the depth that the fold leaves, see :class:`sagefm._depth.DepthSpline`.
     """
 
-    def __init__(self, blocks: Ints, log_counts: csr_matrix, basis: Floats) -> None:
-        self._blocks, self._log_counts, self._basis = blocks, log_counts, basis
+    def __init__(self, blocks: Ints, slides: Ints, log_counts: csr_matrix, basis: Floats) -> None:
+        self._blocks, self._slides, self._log_counts, self._basis = blocks, slides, log_counts, basis
         self._n_blocks = int(blocks.max()) + 1
+        self._slide_of_block = np.zeros(self._n_blocks, dtype=np.int64)
+        self._slide_of_block[blocks] = slides
         self._truth = self._empty()
         self._predictors: dict[str, _Sums] = {}
         rows = np.arange(len(basis))
@@ -160,7 +189,7 @@ class Scores:
         self._gram = np.asarray(design @ basis).reshape(self._n_blocks, N_COLUMNS, N_COLUMNS)
 
     def _empty(self) -> _Sums:
-        return _Sums(self._n_blocks, self._log_counts.shape[1])
+        return _Sums(self._n_blocks, int(self._slides.max()) + 1, self._log_counts.shape[1])
 
     def _design(self, rows: Ints) -> csr_matrix:
         """Basis of some spots in the columns of their blocks, transposed."""
@@ -175,23 +204,25 @@ class Scores:
         design, t = self._design(spots), self._log_counts[rows].toarray().astype(np.float64)
         kept = self._basis[spots].sum(axis=1)
         member = csr_matrix((kept, (self._blocks[spots], np.arange(len(spots)))), (self._n_blocks, len(spots)))
-        self._truth.add(design, member, t, t)
+        of_slide = self._slides[spots]
+        self._truth.add(design, member, of_slide, t, t)
         for name, prediction in predictions.items():
-            self._predictors.setdefault(name, self._empty()).add(design, member, prediction.astype(np.float64), t)
+            sums = self._predictors.setdefault(name, self._empty())
+            sums.add(design, member, of_slide, prediction.astype(np.float64), t)
 
     def table(self) -> pd.DataFrame:
         """Scores of each gene, see :func:`sagefm.tl.impute`; which are reliable takes all folds together."""
         import pandas as pd
 
         n = len(self._blocks)
-        t, tt, _ = self._truth.plain
-        _, pp, pt = self._predictors[MODEL].plain
-        r = {name: pearson_from_moments(*_moments(sums, self._truth, n)) for name, sums in self._predictors.items()}
+        truth = self._truth.plain.sum(axis=0)
+        (t, tt, _), (_, pp, pt) = truth, self._predictors[MODEL].plain.sum(axis=0)
+        r = {name: _pearson(sums.plain.sum(axis=0), truth, n) for name, sums in self._predictors.items()}
         squares, errors = tt - t * t / n, pp - 2 * pt + tt
         with np.errstate(invalid="ignore", divide="ignore"):
             r2 = np.where(squares > MIN_VARIANCE * n, 1 - errors / squares, np.nan)
         beyond = {name: sums[0] for name, sums in self._beyond(np.ones((1, self._n_blocks))).items()}
-        best = attainable(self._log_counts, self._basis)
+        best = attainable(self._log_counts, self._basis, self._slides)
         spread, pval = self._test(beyond)
         columns = {"r": r[MODEL], "pval": pearson_pvalue(r[MODEL], n), "r2": r2}
         columns |= {"rmse": np.sqrt(np.maximum(errors, 0) / n)}
@@ -201,15 +232,34 @@ class Scores:
         columns |= {"attainable_r": best.r_beyond_depth, "share": best.share(beyond[MODEL]), "beyond_pval": pval}
         return pd.DataFrame(columns)
 
+    def of_slide(self, rows: Ints) -> pd.DataFrame:
+        """Scores of each gene within one slide, of which these are the spots."""
+        import pandas as pd
+
+        slide, model = self._slides[rows[0]], self._predictors[MODEL]
+        r = _pearson(model.plain[slide], self._truth.plain[slide], len(rows))
+        beyond = self._beyond((self._slide_of_block == slide)[None].astype(float))[MODEL][0]
+        best = attainable(self._log_counts[rows], self._basis[rows])
+        found = {"r": r, "r_beyond_depth": beyond, "attainable_r": best.r_beyond_depth, "share": best.share(beyond)}
+        return pd.DataFrame(found)
+
     def _beyond(self, drawn: Floats, genes: slice = slice(None)) -> dict[str, Floats]:
-        """Partial r of every predictor given depth, for draws of the blocks, shape (draws, genes)."""
-        inverse = invert(np.tensordot(drawn, self._gram, 1))
-        by, yy, _ = self._truth.drawn(drawn, genes)
-        found = {}
-        for name, sums in self._predictors.items():
-            bx, xx, xy = sums.drawn(drawn, genes)
-            found[name] = partial_pearson(inverse, bx, by, xx, yy, xy)
-        return found
+        """Partial r of every predictor given depth, for draws of the blocks, shape (draws, genes).
+
+        Each slide has a regression of its own, so differences between slides don't count.
+        """
+        found: dict[str, list[Floats]] = {}
+        for slide in np.unique(self._slide_of_block):
+            weights = drawn * (self._slide_of_block == slide)
+            inverse = invert(np.tensordot(weights, self._gram, 1))
+            by, yy, _ = self._truth.drawn(weights, genes)
+            for name, sums in self._predictors.items():
+                bx, xx, xy = sums.drawn(weights, genes)
+                parts = (*residual_sums(inverse, bx, by, xx, yy, xy), xx, yy)
+                total = found.setdefault(name, [np.zeros_like(yy) for _ in parts])
+                for whole, part in zip(total, parts, strict=True):
+                    whole += part
+        return {name: correlate_residuals(*total) for name, total in found.items()}
 
     def _test(self, beyond: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         """Standard error of the model's partial r; and p-value, that it isn't above 0 and above every rival's.
@@ -239,14 +289,16 @@ class Scores:
 class _Sums:
     """Sums of x and its products over the spots of each block, where x is a predictor or what was measured."""
 
-    def __init__(self, n_blocks: int, n_genes: int) -> None:
-        self.plain = np.zeros((3, n_genes))  # of all spots: x, x², xy
+    def __init__(self, n_blocks: int, n_slides: int, n_genes: int) -> None:
+        self.plain = np.zeros((n_slides, 3, n_genes))  # of all spots of a slide: x, x², xy
         self.by_basis = np.zeros((n_blocks, N_COLUMNS, n_genes))
         self.squares, self.products = np.zeros((2, n_blocks, n_genes))  # x², xy of the spots that have a depth
 
-    def add(self, design: csr_matrix, member: csr_matrix, x: Floats, y: Floats) -> None:
+    def add(self, design: csr_matrix, member: csr_matrix, slides: Ints, x: Floats, y: Floats) -> None:
         xx, xy = x * x, x * y
-        self.plain += np.stack([part.sum(axis=0) for part in (x, xx, xy)])
+        for slide in np.unique(slides):
+            here = slides == slide
+            self.plain[slide] += np.stack([part[here].sum(axis=0) for part in (x, xx, xy)])
         self.by_basis += (design @ x).reshape(self.by_basis.shape)
         self.squares += member @ xx
         self.products += member @ xy
@@ -260,9 +312,9 @@ class _Sums:
         )
 
 
-def _moments(x: _Sums, y: _Sums, n: int) -> tuple[Floats, ...]:
-    """Means of x, y, their squares and their product."""
-    return tuple(part / n for part in (x.plain[0], y.plain[0], x.plain[1], y.plain[1], x.plain[2]))
+def _pearson(x: Floats, y: Floats, n: int) -> Floats:
+    """Pearson correlation of n spots from sums of x, its square, and its product with y."""
+    return pearson_from_moments(*(part / n for part in (x[0], y[0], x[1], y[1], x[2])))
 
 
 def _deviation(r: Floats) -> Floats:
