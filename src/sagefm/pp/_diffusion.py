@@ -28,8 +28,9 @@ def similar_components(log_counts: csr_matrix, n_components: int = N_COMPONENTS,
     normalize_total(slide)
     sc.pp.log1p(slide)
     n_components = min(n_components, *(size - 1 for size in slide.shape))
-    if n_components < 1:
-        return np.zeros((len(slide), 1), dtype=np.float32)
+    spread = slide.X.max(axis=0).toarray() - slide.X.min(axis=0).toarray()
+    if n_components < 1 or not spread.any():  # all spots are alike
+        return np.zeros((slide.n_obs, 1), dtype=np.float32)
     sc.pp.pca(slide, n_comps=n_components, random_state=rng)
     return np.asarray(slide.obsm["X_pca"], dtype=np.float32)
 
