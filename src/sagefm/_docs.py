@@ -34,9 +34,6 @@ TEXTS = {
     the diagonal are ignored.""",
     "library_key": """library_key
     Column of ``obs`` with the slide of each spot. By default, each object is one slide.""",
-    "recorded_library_key": """library_key
-    Column of ``obs`` with the slide of each spot. By default, the ``library_key`` of
-    :func:`sagefm.pp.neighborhood_graph`.""",
     "drawn_library_key": """library_key
     Column of ``obs`` with the slide of each spot; there is a panel for each slide. By default, the ``library_key`` of
     :func:`sagefm.pp.neighborhood_graph`.""",

@@ -80,7 +80,9 @@ def impute(
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
     {key_added}
-    {recorded_library_key}
+    library_key
+        Column of ``obs`` with the slide of each spot, to score genes within slides. By default, the ``library_key`` of
+        :func:`sagefm.pp.neighborhood_graph`.
     {layer}
     {connectivity_key}
     {device}
