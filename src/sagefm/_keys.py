@@ -117,7 +117,7 @@ IMPUTED = "sage_imputed"
 """
 layers : predicted ``log1p`` counts of measured genes, each made with the gene hidden at the spot; NaN if not asked for
 obsm : predicted ``log1p`` counts of genes that the slide lacks, a data frame (spots, genes)
-uns : ``params``; ``reliability`` of each measured gene, ``prior`` of each absent one, ``intervals`` and their coverage
+uns : ``params``; ``reliability`` of measured genes, ``reliability_by_slide``; ``prior`` of absent ones; ``intervals``
 """
 LOWER = "{}_lower"
 """

@@ -9,6 +9,7 @@ from sagefm._io import download as _download
 WORSE = [name for name, way in vars(Worse).items() if callable(way) and name not in ("do_GET", "answer")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [*WORSE, "html", "cut", "missing"])
 def test_servers_that_go_wrong(server, narrow, monkeypatch, mode):
     slow, right_after_all, n_tries = mode in ("stall", "silent"), mode in ("packed", "moved"), 3

@@ -143,26 +143,8 @@ def test_filling_changes_the_docstring_alone():
     assert result.stdout.strip() == "None cluster"
 
 
-SLOW_EXAMPLES = {
-    "benchmark.missingness_curve",
-    "benchmark.run_protocol",
-    "pl.annotation",
-    "pl.missingness_curve",
-    "pl.perturbation_spatial",
-    "pl.predicted_expression",
-    "tl.embed_sections",
-    "tl.predict_expression",
-    "tl.superresolve_expression",
-    "train.calibrate",
-    "train.pretrain",
-    "train.pretrain_histology",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_EXAMPLES else []) for name in [*FUNCTIONS, *CLASSES]],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_examples_run(name):
     function = FUNCTIONS.get(name) or CLASSES[name]
     finder = doctest.DocTestFinder(recurse=False)

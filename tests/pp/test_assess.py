@@ -79,6 +79,7 @@ SHIFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "verdict", "because"), SHIFTS.values(), ids=SHIFTS)
 def test_shifts_are_seen(known_slide, judge, shift, verdict, because):
     adata = shift(known_slide.copy())

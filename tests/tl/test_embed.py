@@ -59,12 +59,8 @@ CONTAINERS = {
 }
 
 
-SLOW = {"csr_array", "fortran", "uint16", "float64", "int64 indices", "dask of dense"}  # others say nearly the same
-
-
-@pytest.mark.parametrize(
-    "container", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONTAINERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_containers(slide, model, expected, container):
     slide.X = CONTAINERS[container](slide.X)
     before = slide.X.copy()
@@ -126,7 +122,8 @@ def test_spatialdata(slide, model, expected):
         sg.tl.sage_embed(data, model)
 
 
-@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 7, 110, 100_000])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 7, 110, 100_000])
 def test_batch_size(slide, model, expected, batch_size):
     for found, value in zip(embed_and_impute(slide, model, batch_size=batch_size), expected, strict=True):
         assert_close(found, value)
@@ -146,6 +143,7 @@ def test_order_of_spots_and_genes(slide, model, expected):
     assert_close(imputed, expected[1][spots][:, genes])
 
 
+@pytest.mark.slow
 def test_alone_or_among_other_slides(slide, model, expected):
     import anndata as ad
 

@@ -33,6 +33,7 @@ def test_every_spot_once_an_epoch_in_an_order_of_the_seed(corpus):
     assert numbers(stream(corpus, seed=1)) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle_spots", [10_000, 150, 37])
 def test_neighborhoods_are_whole_whatever_is_in_memory(corpus, shuffle_spots):
     """Windows of a part of a section read the neighbours beyond it."""
