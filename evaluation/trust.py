@@ -22,7 +22,7 @@ from train_mini import record_digest
 
 import sagefm as sg
 from sagefm.train._calibrate import CAUTION, combine, find_limits, is_ahead
-from sagefm.train._left_out import measure
+from sagefm.train._left_out import LeftOut, measure
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "src/sagefm/models/weights/sagefm-mini.safetensors"
@@ -77,6 +77,7 @@ def main() -> None:
                 intervals += [{"donor": donor, "section": name, **row} for row in found]
                 priors.append({"donor": donor, "section": name, **prior})
             print(donor, flush=True)
+    prior_agreement(measured).to_csv(arguments.out / "prior_given_depth.csv", index=False)
     table = pd.DataFrame(intervals)
     by_donor = table.groupby(["donor", "source", "level"], sort=False).mean(numeric_only=True).round(3).reset_index()
     by_donor.to_csv(arguments.out / "intervals.csv", index=False)
@@ -155,6 +156,19 @@ def tried(adata: ad.AnnData, model: sg.models.Model) -> tuple[list[dict[str, obj
         "mean error": error,
         "mean error, one prior for all": flat,
     }
+
+
+def prior_agreement(measured: dict[str, LeftOut]) -> pd.DataFrame:
+    """Mean r of each donor's hidden genes, with depth and beyond it, and how the other donors' mean agrees with it."""
+    rows: dict[str, dict[str, float]] = {donor: {} for donor in measured}
+    for name in ("r", "r_beyond_depth"):
+        found = pd.DataFrame({donor: getattr(part, name)[0] for donor, part in measured.items()})
+        for donor, row in rows.items():
+            prior = found.drop(columns=donor).mean(axis=1)
+            known = found[donor].notna() & prior.notna()
+            row[name] = found.loc[known, donor].mean()
+            row[f"{name}, correlation with the prior"] = found.loc[known, donor].corr(prior[known])
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("donor").reset_index().round(3)
 
 
 def write_views(out: Path) -> None:

@@ -7,7 +7,7 @@ spline of log depth, and correlate what is left: the partial r given depth.
 How high that can get is limited by counting noise. Counts of a spot vary as Poisson's do around what the spot holds,
 so nothing can predict part of a gene's variance. We estimate that part from the counts themselves; the rest is
 attainable. The assumption is that of count splitting (Neufeld et al. 2024, 10.1093/biostatistics/kxac047). But nothing
-is drawn at random, and no formula has to lead from half a count to a whole one, which overstates r by up to 0.04.
+is drawn at random, and no formula has to lead from half a count to a whole one, which overstates r.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A spot with fewer counts says nothing about its own depth.
 MIN_COUNTS = 10
-# On sections with near-empty spots a quadratic in log depth leaves depth alone at r = 0.14, this spline at 0.00.
+# A quadratic is not enough: on sections with near-empty spots it leaves depth alone with a correlation.
 N_KNOTS, DEGREE = 6, 3
 N_COLUMNS = N_KNOTS + DEGREE - 1
 # Share of the mean square that has to be left for a residual to count as varying; float32 rounding leaves less.
