@@ -112,10 +112,18 @@ TEXTS = {
     Return the figure instead of showing it.""",
     "ax": """ax
     Axes to draw into. By default, a new figure is created.""",
+    "figsize": """figsize
+    Width and height of the figure in inches.""",
+    "title": """title
+    Title of the figure, or of its only panel in place of the usual one.""",
     "cmap": """cmap
     Color map of matplotlib.""",
-    "library_id": """library_id
-    Slide to show. It has to be given if there are several.""",
+    "palette": """palette
+    Colors of the groups: a list, or a color map of matplotlib. By default, the colors that scanpy has stored for
+    them, if any.""",
+    "map_options": """kwargs
+    Further options of :func:`squidpy.pl.spatial_scatter`, such as ``size``, ``alpha``, ``img=False`` (without the image
+    of the slide) or ``scalebar_dx`` (µm per pixel; by default of Visium).""",
     "metric": """metric
     Column to show.""",
     "n_pairs": """n_pairs

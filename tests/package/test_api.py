@@ -32,7 +32,7 @@ CLASSES = {
 }
 ON_A_TABLE = {"pl.missingness_curve", "pl.centroid_distances", "pl.distance_error", "pl.benchmark_violin"}
 PLOTS = {name: function for name, function in FUNCTIONS.items() if name.startswith("pl.")}
-HAS_PANELS = {"pl.annotation", "pl.cluster", "pl.composition", "pl.histology_patches", "pl.imputation"}
+HAS_PANELS = {"pl.annotation", "pl.composition", "pl.histology_patches", "pl.imputation"}
 HAS_PANELS |= {"pl.predicted_expression", "pl.superresolved_expression"}
 HAS_A_FIGURE = HAS_PANELS | {"pl.centroid_distances"}  # of its own, so no axes can be given
 MAKES_ANOTHER = {"pp.pseudospots", "tl.superresolve_expression"}
@@ -73,13 +73,18 @@ def test_signatures(name, function):
 def test_plots_have_one_contract(name, function):
     """That of scanpy; what they return is tested on their examples."""
     signature = inspect.signature(function)
-    options = {"show": "bool | None", "save": "str | Path | None", "return_fig": "bool | None"}
+    options = {"show": "bool | None", "save": "str | Path | None", "return_fig": "bool | None", "title": "str | None"}
+    options["figsize"] = "tuple[float, float] | None"
     if name not in HAS_A_FIGURE:
         options["ax"] = "Axes | None"
     for option, annotation in options.items():
         parameter = signature.parameters[option]
         assert (parameter.default, parameter.annotation) == (None, annotation)
         assert parameter.kind is parameter.KEYWORD_ONLY
+    if "spatial_key" in signature.parameters:  # maps, which squidpy draws
+        assert {"library_key", "library_id"} <= set(signature.parameters)
+        assert {"cmap", "palette"} & set(signature.parameters)
+        assert list(signature.parameters)[-1] == "kwargs"
     panels = "list[Axes]" if name in HAS_PANELS else "Axes"
     if name not in HAS_PANELS and "library_id" in signature.parameters:  # one panel a slide
         panels = "Axes | list[Axes]"

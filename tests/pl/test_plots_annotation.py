@@ -58,7 +58,10 @@ def test_volcano_colours_and_names_the_genes(slide):
     ax = sg.pl.cluster_markers(slide, "immune", n_labels=5)
     part = slide.uns["sage_cluster_markers"]["results"].query("cluster == 'immune'")
     up = ((part["padj"] <= 0.05) & (part["log2_fold_change"] >= 1)).sum()
-    assert len(ax.collections[1].get_offsets()) == up
+    drawn = {points.get_label(): len(points.get_offsets()) for points in ax.collections}
+    assert sum(drawn.values()) == len(part)
+    assert sum(n for label, n in drawn.items() if label.startswith("up")) == up
+    assert all(label.endswith(f"({n:,})") for label, n in drawn.items())
     hits = part[(part["padj"] <= 0.05) & (part["log2_fold_change"] >= 1)]
     assert {text.get_text() for text in ax.texts} == set(hits["gene"].head(5))
     with pytest.raises(KeyError, match="no cluster 'bone'"):

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
+from maps import places
 from scanpy.get import obs_df
 
 import sagefm as sg
@@ -48,7 +49,7 @@ def test_imputation_shows_measured_beside_predicted(done):
     np.testing.assert_allclose(spots(panels[3]).get_array(), values(done, "COL1A1", "sage_imputed"))
     for measured, predicted in zip(panels[::2], panels[1::2], strict=True):
         assert spots(measured).get_clim() == spots(predicted).get_clim()
-    np.testing.assert_allclose(spots(panels[0]).get_offsets(), done.obsm["spatial"])
+    np.testing.assert_allclose(places(panels[0]), done.obsm["spatial"], atol=1e-6)
     assert panels[0].yaxis_inverted()  # as images are
 
 
@@ -146,21 +147,14 @@ def test_imputation_shows_what_was_read(done, tiny):
         sg.pl.imputation(done, "KRT8")
 
 
-def test_cluster_shows_groups_and_the_choice(done, tmp_path):
-    figure = sg.pl.cluster(done, return_fig=True, save=tmp_path / "figure.png")
-    tissue, choice = figure.axes
+def test_cluster_shows_groups(done, tmp_path):
+    (tissue,) = sg.pl.cluster(done, return_fig=True, save=tmp_path / "figure.png").axes
     groups = done.obs["sage_cluster"]
     assert [text.get_text() for text in tissue.get_legend().get_texts()] == groups.cat.categories.tolist()
     colors = spots(tissue).get_facecolor()
     for name in groups.cat.categories:
         assert len(np.unique(colors[groups == name], axis=0)) == 1
-    np.testing.assert_allclose(choice.lines[0].get_ydata(), done.uns["sage_cluster"]["scores"]["silhouette"])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-def test_cluster_of_a_given_number_has_one_panel(done):
-    sg.tl.cluster(done, n_clusters=3)
-    assert len(sg.pl.cluster(done, return_fig=True).axes) == 1
 
 
 def test_cluster_takes_scanpys_colors(done):

@@ -62,11 +62,11 @@ def test_lollipop_chooses_the_largest_effects(perturbed):
 def test_overlap_shows_the_counts(perturbed):
     ax = sg.pl.perturbation_overlap(perturbed)
     counts = perturbed.uns["perturb_lr"]["overlap"]["counts"]
-    texts = [text.get_text() for text in ax.texts]
-    assert texts[0] == str(counts["significant_1"] - counts["significant_both"])
-    assert texts[1] == str(counts["significant_2"] - counts["significant_both"])
-    assert texts[2].startswith(str(counts["significant_both"]))
-    assert {"down", "up"} <= set(texts)
+    both = counts["significant_both"]
+    numbers = {text.get_text() for text in ax.texts if text.get_text()}
+    assert numbers == {str(counts[name] - both) for name in ("significant_1", "significant_2")} | {str(both)}
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == [f"down ({counts['significant_1']})", f"up ({counts['significant_2']})"]
     ax = sg.pl.perturbation_scatter(perturbed)
     pairs = perturbed.uns["perturb_lr"]["overlap"]["pairs"]
     assert sum(len(points.get_offsets()) for points in ax.collections) == len(pairs) == 4
@@ -178,3 +178,23 @@ def test_lollipop_of_a_pair_without_reference(slide, tiny):
     sg.tl.perturb_lr(slide, [("CXCL12", "CXCR4"), ("CSF1", "CSF1R")], tiny, n_controls=0)
     labels = [label.get_text() for label in sg.pl.perturbation_lollipop(slide).get_yticklabels()]
     assert sum("(?)" in label for label in labels) == 1
+
+
+def test_lollipop_shows_the_verdict(perturbed):
+    """Grey is a pair like its controls; without controls there is no verdict, and nothing is grey."""
+    names = ["CXCL12|CXCR4", "TGFB1|TGFBR2", "CSF1|CSF1R"]
+    results = perturbed.uns["perturb_lr"]["results"]
+    results.loc[names, "verdict"] = ["responds", "not distinguishable from controls", "not testable"]
+    del perturbed.uns["perturb_lr"]["libraries"]
+    ax = sg.pl.perturbation_lollipop(perturbed, names)
+    up = next(points for points in ax.collections if len(points.get_facecolor()) == 3)
+    colors = up.get_edgecolor()
+    assert not (colors[0] == colors[1]).all()
+    np.testing.assert_array_equal(colors[1], colors[2])
+    assert [label.get_text().split(") ")[-1][-1:] for label in ax.get_yticklabels()] == ["*", ")", "†"]
+    legend = "\n".join(text.get_text() for text in ax.get_legend().get_texts())
+    assert "more than control genes" in legend
+    assert "could not be tested" in legend
+    results["verdict"] = "not testable"
+    ax = sg.pl.perturbation_lollipop(perturbed, names)
+    assert "no controls, so no verdict" in [text.get_text() for text in ax.get_legend().get_texts()]

@@ -16,7 +16,7 @@ def test_scatter_sets_what_was_reached_against_what_is_attainable(slide, sage, t
     for points, chosen in zip(ax.collections, groups, strict=True):
         expected = np.column_stack([table["attainable_r"].clip(lower=0), table["r_beyond_depth"]])[chosen]
         np.testing.assert_allclose(points.get_offsets(), expected)
-        assert points.get_label().startswith(f"{chosen.sum():,} ")
+        assert points.get_label().endswith(f" ({chosen.sum():,} genes)")
     assert "beyond depth" in ax.get_ylabel()
 
 
@@ -24,6 +24,10 @@ def test_few_genes_are_all_named(slide, sage):
     sg.tl.impute(slide, ["KRT8", "COL1A1", "CD74"], sage)
     ax = sg.pl.reliability(slide)
     assert {text.get_text() for text in ax.texts} == {"KRT8", "COL1A1", "CD74"}
+    ax = sg.pl.reliability(slide, genes="CD74")
+    assert [text.get_text() for text in ax.texts] == ["CD74"]
+    with pytest.raises(KeyError, match="no gene 'ERBB2'"):
+        sg.pl.reliability(slide, genes="ERBB2")
 
 
 @pytest.mark.parametrize("mask", ["center", "everywhere"])

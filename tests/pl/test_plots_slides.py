@@ -4,7 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import EllipseCollection
+from maps import places
 from matplotlib.colors import to_rgba
 
 import sagefm as sg
@@ -41,11 +41,6 @@ PLOTS = {
 }
 
 
-def spots(ax):
-    """Coordinates that a panel draws."""
-    return max((c.get_offsets() for c in ax.collections), key=len)
-
-
 @pytest.mark.parametrize("name", PLOTS)
 def test_each_slide_has_its_own_panels(three, name):
     plot, n_panels = PLOTS[name]
@@ -55,8 +50,8 @@ def test_each_slide_has_its_own_panels(three, name):
         rows = (three.obs["slide"] == slide).to_numpy()
         for ax in axes[number * n_panels : (number + 1) * n_panels]:
             assert ax.get_title().startswith(f"{slide}\n")
-            assert len(spots(ax)) == rows.sum()
-        np.testing.assert_allclose(spots(axes[number * n_panels]), three.obsm["spatial"][rows])
+            if not ax.get_xlabel():  # a map
+                np.testing.assert_allclose(places(ax), three.obsm["spatial"][rows], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PLOTS)
@@ -95,13 +90,13 @@ def test_library_id_needs_slides_to_tell_apart(slide, tiny):
         sg.pl.imputation(slide, "KRT8", library_id="A1")
 
 
-def test_r_is_within_the_slide(three):
+def test_scores_are_within_the_slide(three):
     axes = sg.pl.imputation(three, "KRT8", show=False)
     for number, slide in enumerate(NAMES):
         part = three[three.obs["slide"] == slide]
         measured = np.log1p(part[:, "KRT8"].X.toarray().ravel())
         r = np.corrcoef(measured, np.asarray(part[:, "KRT8"].layers["sage_imputed"]).ravel())[0, 1]
-        assert axes[3 * number + 2].get_title() == f"{slide}\nr = {r:.2f} within the slide"
+        assert axes[3 * number + 2].get_title().startswith(f"{slide}\nr = {r:.2f}, beyond depth ")
 
 
 def test_all_slides_share_their_colors(three):
@@ -111,7 +106,7 @@ def test_all_slides_share_their_colors(three):
     legend = axes[-1].get_legend()
     named = {t.get_text(): line.get_color() for t, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     for ax, slide in zip(axes, NAMES, strict=True):
-        (drawn,) = (c for c in ax.collections if isinstance(c, EllipseCollection))
+        (drawn,) = ax.collections
         groups = three.obs["sage_cluster"][three.obs["slide"] == slide].astype(str).to_numpy()
         for group in np.unique(groups):
             (color,) = np.unique(drawn.get_facecolor()[groups == group], axis=0)

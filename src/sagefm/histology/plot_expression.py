@@ -13,10 +13,9 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
-from sagefm._slides import split_libraries
-from sagefm._types import Floats, Ints
+from sagefm._types import Floats
 from sagefm.pl._axes import finish, open_grid
-from sagefm.pl._spatial import draw_gene, get_coordinates
+from sagefm.pl._spatial import draw_bar, draw_gene, get_slides
 from sagefm.pl._tables import choose, get_spot_table
 from sagefm.pp._counts import Counts
 
@@ -37,13 +36,16 @@ def predicted_expression(
     expression_key: str = _keys.HISTOLOGY_EXPRESSION,
     layer: str | None = None,
     library_key: str | None = None,
-    library_id: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
     cmap: str = "viridis",
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
+    **kwargs: Any,
 ) -> list[Axes] | Figure | None:
     """Show measured genes beside what the histology says of them, on the tissue.
 
@@ -62,13 +64,16 @@ def predicted_expression(
         Layer with raw counts. By default, the one that the prediction was trained on.
     library_key
         Column of ``obs`` with the slide of each spot. By default, the one that the prediction used.
-    {library_id}
+    {drawn_library_id}
     {spatial_key}
     {cmap}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
+    {map_options}
 
     Returns
     -------
@@ -80,8 +85,6 @@ def predicted_expression(
     ------
     KeyError
         If a gene was not predicted, there is no such slide, or the coordinates or counts are missing.
-    ValueError
-        If there are several slides and none was chosen.
 
     Examples
     --------
@@ -99,21 +102,21 @@ def predicted_expression(
     table = get_spot_table(adata, expression_key, run)
     scores = adata.uns[expression_key].get("scores", pd.DataFrame({"r": np.nan}, index=table.columns))
     names = _choose_genes(genes, scores["r"], f"adata.obsm[{expression_key!r}]")
-    rows = _find_slide(adata, library_key or params.get("library_key"), library_id)
-    coordinates = get_coordinates(adata, spatial_key)[rows]
+    slides = get_slides(adata, spatial_key, library_key or params.get("library_key"), library_id)
     layer = params.get("layer") if layer is None else layer
     measured = _measured(adata, [name for name in names if name in adata.var_names], layer, params["depth"])
     of = ", reference" if params.get("scored_on") == "reference" else ""
 
-    grid = open_grid(len(names), 2, (4.5, 3.8))
-    for axes, name in zip(grid, names, strict=True):
-        predicted = table[name].to_numpy(dtype=float)[rows]
-        counted = measured[name][rows] if name in measured else np.full(len(rows), np.nan)
-        known = counted if np.isfinite(counted).any() else None
+    drawn = [(name, slide) for name in names for slide in slides]
+    grid = open_grid(len(drawn), 2, (4.5, 3.8), figsize)
+    for axes, (name, slide) in zip(grid, drawn, strict=True):
+        predicted = table[name].to_numpy(dtype=float)
+        counted = measured.get(name, np.full(adata.n_obs, np.nan))
+        known = counted if np.isfinite(counted[slide.rows]).any() else None
         note = f" ({_quality(scores['r'][name])}{of})"
         limits = _limits(np.concatenate([counted, predicted]))
-        draw_gene(axes, coordinates, name, known, predicted, limits=limits, cmap=cmap, note=note)
-    return finish(_titled(grid, library_id), show, save, return_fig)
+        draw_gene(axes, slide, name, known, predicted, limits=limits, note=note, cmap=cmap, **kwargs)
+    return finish([ax for axes in grid for ax in axes], title, show, save, return_fig)
 
 
 @fill_docstring
@@ -123,9 +126,11 @@ def superresolved_expression(
     *,
     key: str = _keys.SUPERRESOLVED,
     library_key: str | None = None,
-    library_id: str | None = None,
+    library_id: str | Sequence[str] | None = None,
     cmap: str = "viridis",
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -141,10 +146,12 @@ def superresolved_expression(
     {key}
     library_key
         Column of ``obs`` with the slide of each point.
-    {library_id}
+    {drawn_library_id}
     {cmap}
     table_key
         Table to use in ``SpatialData`` objects, such as ``"superresolved"``.
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -159,8 +166,6 @@ def superresolved_expression(
     ------
     KeyError
         If the table is no dense map, or there is no such gene or slide.
-    ValueError
-        If there are several slides and none was chosen.
 
     Examples
     --------
@@ -183,39 +188,27 @@ def superresolved_expression(
     steps = params["stride"] / np.atleast_1d(np.asarray(params["microns_per_unit"], dtype=float))
     library_key = library_key or params.get("library_key")
     if library_key is None and len(steps) > 1:
-        raise ValueError(f"the map is of {len(steps)} slides: set library_key to their column of obs, and library_id.")
-    points = adata[_find_slide(adata, library_key, library_id)]
-    coordinates = get_coordinates(points, _keys.SPATIAL)
+        raise ValueError(f"the map is of {len(steps)} slides: set library_key to their column of obs.")
+    slides = get_slides(adata, _keys.SPATIAL, library_key, library_id)
+    values = obs_df(adata, names)
 
-    n_columns = min(len(names), N_GENES)
-    grid = open_grid(-(-len(names) // n_columns), n_columns, (4.6, 4.2))
-    axes = _titled(grid, library_id)
-    for ax in axes:
-        ax.axis("off")
-    for ax, name in zip(axes, names, strict=False):
-        _draw_grid(ax, coordinates, obs_df(points, [name])[name].to_numpy(dtype=float), steps, cmap)
-        ax.set_title(f"{name}\n{_quality(r[name])}")
+    rows = open_grid(len(slides), len(names), (4.6, 4.2), figsize)
+    for axes, slide in zip(rows, slides, strict=True):
+        for ax, name in zip(axes, names, strict=True):
+            found = values[name].to_numpy(dtype=float)
+            _draw_grid(ax, slide.coordinates, found[slide.rows], steps, cmap, _limits(found))
+            ax.set_title(slide.title(f"{name}\n{_quality(r[name])}"))
+            ax.axis("off")
     about = ["Predicted from the histology. Between the spots nothing was measured:", "r is that of held-out spots."]
-    figure: Any = axes[0].figure
-    figure.supxlabel(("\n" if n_columns == 1 else " ").join(about), fontsize="small")
-    return finish(axes[: len(names)], show, save, return_fig)
+    figure: Any = rows[0][0].figure
+    figure.supxlabel(("\n" if len(names) == 1 else " ").join(about), fontsize="small")
+    return finish([ax for axes in rows for ax in axes], title, show, save, return_fig)
 
 
 def _choose_genes(genes: str | Sequence[str] | None, r: pd.Series, where: str) -> list[str]:
     """Those asked for, or the best predicted."""
     best = r.sort_values(ascending=False, kind="stable").index.astype(str)
     return choose(best[:N_GENES].tolist() if genes is None else genes, r.index, "gene", where)
-
-
-def _find_slide(adata: AnnData, library_key: str | None, library_id: str | None) -> Ints:
-    """Rows of one slide."""
-    if library_key is None and library_id is not None:
-        raise ValueError(f"library_id={library_id!r} is one of which column of obs? Set library_key.")
-    slides = dict(split_libraries(adata, library_key).rows())
-    if library_id is None and len(slides) > 1:
-        raise ValueError(f"one slide at a time: set library_id to one of {list(slides)}.")
-    wanted = None if library_id is None else str(library_id)
-    return slides[choose(wanted, slides, "slide", f"adata.obs[{library_key!r}]")[0]]
 
 
 def _measured(adata: AnnData, genes: list[str], layer: str | None, depth: float) -> dict[str, Floats]:
@@ -242,15 +235,9 @@ def _quality(r: float) -> str:
     return f"held-out r = {r:.2f}" if np.isfinite(r) else "held-out r not known"
 
 
-def _titled(grid: list[list[Axes]], library_id: str | None) -> list[Axes]:
-    """Return all axes of a grid, whose figure gets the slide's name."""
-    figure: Any = grid[0][0].figure
-    if library_id is not None:
-        figure.suptitle(str(library_id))
-    return [ax for axes in grid for ax in axes]
-
-
-def _draw_grid(ax: Axes, coordinates: Floats, values: Floats, steps: Floats, cmap: str) -> None:
+def _draw_grid(
+    ax: Axes, coordinates: Floats, values: Floats, steps: Floats, cmap: str, limits: tuple[float, float]
+) -> None:
     """Draw points of a square grid as the pixels of an image, y downwards."""
     from scipy.spatial import cKDTree
 
@@ -262,6 +249,5 @@ def _draw_grid(ax: Axes, coordinates: Floats, values: Floats, steps: Floats, cma
     raster[rows, columns] = values
     left, top = low - step / 2
     extent = (left, left + step * raster.shape[1], top + step * raster.shape[0], top)
-    vmin, vmax = _limits(values)
-    image = ax.imshow(raster, extent=extent, vmin=vmin, vmax=vmax, cmap=cmap, interpolation="nearest")
-    ax.figure.colorbar(image, ax=ax, shrink=0.7, label="log1p counts")
+    image = ax.imshow(raster, extent=extent, vmin=limits[0], vmax=limits[1], cmap=cmap, interpolation="nearest")
+    draw_bar(ax, image, "log1p counts", values[np.isfinite(values)])

@@ -37,6 +37,8 @@ def histology_patches(
     histology_key: str = _keys.HISTOLOGY,
     rng: int | np.random.Generator = 0,
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -57,6 +59,8 @@ def histology_patches(
     {histology_key}
     {rng}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -94,7 +98,7 @@ def histology_patches(
     column = adata.obs.get(_keys.HISTOLOGY_TISSUE.format(histology_key))
     tissue = np.ones(len(picked)) if column is None else column.to_numpy()[picked]
 
-    grid = open_grid(len(lines), max(map(len, lines)), (1.7, 2.0))
+    grid = open_grid(len(lines), max(map(len, lines)), (1.7, 2.0), figsize)
     for axes in grid:
         for ax in axes:
             ax.axis("off")
@@ -104,7 +108,7 @@ def histology_patches(
         ax.imshow(pixels[i])
         title = "\n".join([titles[picked[i]], *marks])
         ax.set_title(title, fontsize="x-small", color="tab:red" if marks else "black")
-    return finish(used, show, save, return_fig)
+    return finish(used, title, show, save, return_fig)
 
 
 def _choose(

@@ -14,7 +14,7 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm.pl._axes import finish, open_grid
-from sagefm.pl._spatial import draw_groups, draw_values, get_slides
+from sagefm.pl._spatial import draw_map, get_slides, stored_colors
 from sagefm.pl._tables import get_spot_table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 PANEL = (4.9, 4.0)
+SURE = "probability of the predicted class"
 
 
 @fill_docstring
@@ -36,10 +37,14 @@ def annotation(
     library_key: str | None = None,
     library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
+    palette: str | Sequence[str] | None = None,
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
+    **kwargs: Any,
 ) -> list[Axes] | Figure | None:
     """Show predicted labels on the tissue, beside known ones and how probable the predicted ones are.
 
@@ -54,10 +59,14 @@ def annotation(
     {drawn_library_key}
     {drawn_library_id}
     {spatial_key}
+    {palette}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
+    {map_options}
 
     Returns
     -------
@@ -97,22 +106,16 @@ def annotation(
     panels = [("predicted", "unsure", pd.Series(pd.Categorical(predicted.where(predicted.isin(classes)), classes)))]
     if label_key is not None:
         panels.insert(0, (label_key, "no label", _known(adata.obs[label_key], merge, classes)))
-    highest = probability.to_numpy(dtype=float).max(axis=1)
+    highest = pd.Series(probability.to_numpy(dtype=float).max(axis=1))
 
-    rows = open_grid(len(slides), len(panels) + 1, PANEL)
+    colors = stored_colors(adata, key) if palette is None else palette
+    rows = open_grid(len(slides), len(panels) + 1, PANEL, figsize)
     for axes, slide in zip(rows, slides, strict=True):
-        for ax, (title, missing, groups) in zip(axes, panels, strict=False):
-            part = groups.iloc[slide.rows]
-            note = f"{missing} ({part.isna().sum()} spots)"
-            draw_groups(ax, slide.coordinates, part, title=slide.title(title), missing=note)
-        draw_values(
-            axes[-1],
-            slide.coordinates,
-            highest[slide.rows],
-            title=slide.title("probability of the predicted class"),
-            limits=(1 / len(classes), 1.0),
-        )
-    return finish([ax for axes in rows for ax in axes], show, save, return_fig)
+        for ax, (what, missing, groups) in zip(axes, panels, strict=False):
+            note = f"{missing} ({groups.iloc[slide.rows].isna().sum()} spots)"
+            draw_map(ax, slide, groups, title=what, colors=colors, missing=note, **kwargs)
+        draw_map(axes[-1], slide, highest, title=SURE, limits=(1 / len(classes), 1.0), **kwargs)
+    return finish([ax for axes in rows for ax in axes], title, show, save, return_fig)
 
 
 @fill_docstring
@@ -124,10 +127,14 @@ def composition(
     library_key: str | None = None,
     library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
+    palette: str | Sequence[str] | None = None,
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
+    **kwargs: Any,
 ) -> list[Axes] | Figure | None:
     """Show the likeliest class of each spot on the tissue, predicted beside known.
 
@@ -141,10 +148,14 @@ def composition(
     {drawn_library_key}
     {drawn_library_id}
     {spatial_key}
+    {palette}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
+    {map_options}
 
     Returns
     -------
@@ -180,12 +191,12 @@ def composition(
     panels = [("predicted", _likeliest(predicted, classes))]
     if target_key is not None:
         panels.insert(0, (target_key, _likeliest(adata.obsm[target_key], classes)))
-    rows = open_grid(len(slides), len(panels), PANEL)
+    colors = stored_colors(adata, key) if palette is None else palette
+    rows = open_grid(len(slides), len(panels), PANEL, figsize)
     for axes, slide in zip(rows, slides, strict=True):
-        for ax, (title, groups) in zip(axes, panels, strict=True):
-            part = groups.iloc[slide.rows]
-            draw_groups(ax, slide.coordinates, part, title=slide.title(f"{title}, likeliest"))
-    return finish([ax for axes in rows for ax in axes], show, save, return_fig)
+        for ax, (what, groups) in zip(axes, panels, strict=True):
+            draw_map(ax, slide, groups, title=f"{what}, likeliest", colors=colors, **kwargs)
+    return finish([ax for axes in rows for ax in axes], title, show, save, return_fig)
 
 
 def _known(labels: pd.Series, merge: Mapping[str, str | None] | None, classes: list[str]) -> pd.Series:

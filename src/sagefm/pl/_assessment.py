@@ -37,6 +37,8 @@ def assessment(
     key: str = _keys.ASSESSMENT,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -50,6 +52,8 @@ def assessment(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -78,7 +82,7 @@ def assessment(
     found = get_result(adata, (key,), Mapping, PARTS, run)
     checks = get_result(adata, (key, "checks"), pd.DataFrame, COLUMNS, run)
     notes = "\n".join(textwrap.fill(line, LETTERS + 28) for line in remarks(dict(found)))
-    ax, show = open_axes(ax, (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)), show)
+    ax, show = open_axes(ax, figsize or (9.0, 0.62 * len(checks) + 0.9 + 0.17 * (notes.count("\n") + 1)), show)
     for y, (name, row) in enumerate(checks.iterrows()):
         _draw_check(ax, y, str(name), row)
     for at, level in enumerate(LEVELS):
@@ -87,7 +91,7 @@ def assessment(
     ax.set_title(headline(dict(found)), loc="left", weight="bold", color=COLORS[found["verdict"]], parse_math=False)
     ax.text(0, -0.01, notes, transform=ax.transAxes, va="top", fontsize="small", color="0.3", parse_math=False)
     ax.axis("off")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 def _draw_check(ax: Axes, y: int, name: str, row: pd.Series) -> None:

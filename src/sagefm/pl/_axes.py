@@ -7,7 +7,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from sagefm._io.files import atomic
+from sagefm._types import Floats
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -22,34 +25,42 @@ ORANGE, BLUE, PALE_BLUE = "#b35806", "#2166ac", "#92c5de"
 MARKERS = "osD^vP"
 
 
-def open_axes(ax: Axes | None, size: tuple[float, float], show: bool | None) -> tuple[Axes, bool | None]:
+def open_axes(ax: Axes | None, figsize: tuple[float, float], show: bool | None) -> tuple[Axes, bool | None]:
     """Return new axes of a size in inches, or the caller's, which are the caller's to show as well."""
     import matplotlib.pyplot as plt
 
     if ax is None:
-        return plt.subplots(figsize=size, layout="constrained")[1], show
+        return plt.subplots(figsize=figsize, layout="constrained")[1], show
     return ax, bool(show)
 
 
-def open_grid(n_rows: int, n_columns: int, panel: tuple[float, float], **options: Any) -> list[list[Axes]]:
-    """Rows of new axes, each of a size in inches."""
+def open_grid(
+    n_rows: int, n_columns: int, panel: tuple[float, float], figsize: tuple[float, float] | None = None
+) -> list[list[Axes]]:
+    """Rows of new axes, each of a size in inches, unless the figure has a size."""
     import matplotlib.pyplot as plt
 
-    size = (panel[0] * n_columns, panel[1] * n_rows)
-    axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", **options)[1]
+    figsize = figsize or (panel[0] * n_columns, panel[1] * n_rows)
+    axes = plt.subplots(n_rows, n_columns, figsize=figsize, squeeze=False, layout="constrained")[1]
     return [list(row) for row in axes]
 
 
-def finish(axes: Drawn, show: bool | None, save: str | Path | None, return_fig: bool | None) -> Drawn | Figure | None:
-    """Save the figure, and show or return it, as scanpy does.
+def finish(
+    axes: Drawn, title: str | None, show: bool | None, save: str | Path | None, return_fig: bool | None
+) -> Drawn | Figure | None:
+    """Give the figure its title, save it, and show or return it, as scanpy does.
 
-    The figure stays open, so that ``plt.savefig`` and notebooks find it.
+    The figure stays open, so that ``plt.savefig`` and notebooks find it. The title of several panels stands over all.
     """
     import matplotlib.pyplot as plt
 
     first = axes[0] if isinstance(axes, list) else axes
     figure = first.get_figure(root=True)
     assert figure is not None
+    if title is not None and axes is first:
+        first.set_title(title)
+    elif title is not None:
+        figure.suptitle(title)
     if save is not None:
         save_figure(figure, save, dpi=150, bbox_inches="tight")
     if return_fig:
@@ -92,24 +103,53 @@ def name_columns(ax: Axes, names: Sequence[object]) -> None:
     ax.set_xticks(range(len(names)), [str(name) for name in names], rotation=45, ha="right", rotation_mode="anchor")
 
 
-def name_points(ax: Axes, points: Iterable[Sequence[float]], names: Iterable[object]) -> None:
-    """Name points on their upper right, further up where another name is in the way; set the limits before."""
+def name_points(
+    ax: Axes, points: Floats, names: Iterable[object], *, beside: Floats | None = None, **style: Any
+) -> None:
+    """Name points, shape (points, 2), where no other name and none of the points ``beside`` is in the way.
+
+    Call it last: places depend on the limits and the layout.
+    """
+    from adjustText import adjust_text
+
+    texts = [ax.text(x, y, str(name), fontsize="x-small", **style) for (x, y), name in zip(points, names, strict=True)]
+    if not texts:
+        return
     figure: Any = ax.get_figure(root=True)
-    figure.draw_without_rendering()  # lays the axes out, so that places in pixels are known
-    taken: list[Any] = []
-    for (x, y), name in sorted(zip(points, names, strict=True), key=lambda named: named[0][1]):
-        text = ax.annotate(str(name), (x, y), (4, 2), textcoords="offset points", fontsize="x-small")
-        box = text.get_window_extent()
-        while blocking := [other.y1 for other in taken if box.overlaps(other)]:
-            text.xyann = (4, text.xyann[1] + 72 / figure.dpi * (max(blocking) - box.y0 + 1))
-            box = text.get_window_extent()
-        taken.append(box)
+    figure.draw_without_rendering()
+    x, y = np.asarray(points if beside is None else beside, dtype=float).T
+    lines = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5}
+    adjust_text(
+        texts,
+        x,
+        y,
+        target_x=points[:, 0],
+        target_y=points[:, 1],
+        ax=ax,
+        expand=(1.1, 1.3),
+        iter_lim=1000,
+        arrowprops=lines,
+    )
 
 
 def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None, title: str | None = None) -> None:
     """Draw a legend on the right of the axes, of what was drawn with a label unless told otherwise."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     ax.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), title=title)
+
+
+def legend_below(ax: Axes, handles: Sequence[Artist] | None = None, n_columns: int = 2) -> None:
+    """Draw a legend below the axes and their labels, so that they stay as wide as they are."""
+    from matplotlib.transforms import ScaledTranslation
+
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    figure: Any = ax.get_figure(root=True)
+    figure.draw_without_rendering()  # lays the labels out, so that their height is known
+    outer: Any = ax.get_tightbbox()
+    height = (ax.get_window_extent().y0 - outer.y0) / figure.dpi
+    place = ax.transAxes + ScaledTranslation(0, -height, figure.dpi_scale_trans)
+    options: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": place, "ncols": n_columns}
+    ax.legend(handles=handles, frameon=False, fontsize="small", **options)
 
 
 def legend_entry(label: object, marker: str = "", color: Any = "0.3") -> Line2D:
@@ -119,9 +159,10 @@ def legend_entry(label: object, marker: str = "", color: Any = "0.3") -> Line2D:
     return Line2D([], [], linestyle="", marker=marker, color=color, label=str(label))
 
 
-def palette(n: int) -> list[str]:
-    """Colours of ``n`` groups."""
+def palette_of(n: int, colors: str | Sequence[str] | None = None) -> list[str]:
+    """Colors of ``n`` groups: of a color map of matplotlib, or the given ones, in turn where there are fewer."""
     import matplotlib as mpl
 
-    colors = mpl.colormaps["tab20" if n > 10 else "tab10"].colors  # type: ignore[attr-defined]
+    if colors is None or isinstance(colors, str):
+        colors = mpl.colormaps[colors or ("tab20" if n > 10 else "tab10")].colors  # type: ignore[attr-defined]
     return [mpl.colors.to_hex(color) for color in islice(cycle(colors), n)]

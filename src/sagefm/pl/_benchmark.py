@@ -18,7 +18,7 @@ from sagefm.pl._axes import (
     legend_beside,
     legend_entry,
     open_axes,
-    palette,
+    palette_of,
     tidy,
 )
 from sagefm.pl._tables import check_columns, choose
@@ -57,6 +57,8 @@ def benchmark_violin(
     by: str = "classifier",
     representations: Sequence[str] | None = None,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -73,6 +75,8 @@ def benchmark_violin(
     representations
         Which to show, in this order; all by default.
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -102,8 +106,8 @@ def benchmark_violin(
     check_columns(data, ["representation", metric], "sg.benchmark.evaluate_annotation")
     names = choose(representations, data["representation"], "representation", "the table")
     shades = list(dict.fromkeys(data[by])) if by in data else [None]
-    ax, show = open_axes(ax, (7.0, 0.42 * len(names) * max(1, 0.75 * len(shades)) + 1.1), show)
-    colors, height = palette(len(shades)), 0.8 / len(shades)
+    ax, show = open_axes(ax, figsize or (7.0, 0.42 * len(names) * max(1, 0.75 * len(shades)) + 1.1), show)
+    colors, height = palette_of(len(shades)), 0.8 / len(shades)
     for number, name in enumerate(names):
         for shade_number, (shade, color) in enumerate(zip(shades, colors, strict=True)):
             part = data[data["representation"] == name]
@@ -116,7 +120,7 @@ def benchmark_violin(
         handles = [legend_entry(shade, "o", color) for shade, color in zip(shades, colors, strict=True)]
         legend_beside(ax, handles, title=by)
     tidy(ax, grid="x")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -126,6 +130,8 @@ def missingness_curve(
     *,
     predictors: Sequence[str] | None = None,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -140,6 +146,8 @@ def missingness_curve(
     predictors
         Which predictors to show; all by default.
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -169,7 +177,7 @@ def missingness_curve(
     """
     choose(metric, [name for name in ERRORS if name in curve], "metric", "the table")
     names = choose(predictors, curve["predictor"], "predictor", "the table")
-    ax, show = open_axes(ax, (6.4, 3.8), show)
+    ax, show = open_axes(ax, figsize or (6.4, 3.8), show)
     for number, name in enumerate(names):
         part = curve[(curve["predictor"] == name) & (curve["task"] == "everywhere")].sort_values("fraction")
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
@@ -182,7 +190,7 @@ def missingness_curve(
     ax.set(xlabel="genes missing, %", ylabel=ERRORS[metric], xlim=(0, 100))
     legend_beside(ax)
     tidy(ax, grid="y")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 def _draw_violin(ax: Axes, part: pd.DataFrame, metric: str, y: float, height: float, color: str) -> None:

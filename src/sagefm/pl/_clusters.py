@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,8 @@ import pandas as pd
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
-from sagefm._types import Array, Floats
-from sagefm.pl._axes import BLUE, ORANGE, finish, legend_beside, open_axes, open_grid, palette, tidy
-from sagefm.pl._spatial import draw_groups, get_slides, open_panels
+from sagefm.pl._axes import BLUE, ORANGE, finish, legend_below, legend_beside, name_points, open_axes, palette_of, tidy
+from sagefm.pl._spatial import draw_map, finish_maps, get_slides, open_maps, stored_colors
 from sagefm.pl._tables import choose
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
+
+
+MAX_FOLD_CHANGE, MIN_PADJ = 8.0, 1e-300  # ends of the volcano's axes
 
 
 @fill_docstring
@@ -32,11 +34,16 @@ def cluster(
     library_key: str | None = None,
     library_id: str | Sequence[str] | None = None,
     spatial_key: str = _keys.SPATIAL,
+    palette: str | Sequence[str] | None = None,
     table_key: str = "table",
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
-) -> list[Axes] | Figure | None:
+    **kwargs: Any,
+) -> Axes | list[Axes] | Figure | None:
     """Show clusters on the tissue, one panel for each slide.
 
     Parameters
@@ -47,20 +54,27 @@ def cluster(
     {drawn_library_key}
     {drawn_library_id}
     {spatial_key}
+    {palette}
     {table_key}
+    {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
+    {map_options}
 
     Returns
     -------
-    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The last panel is the
-    silhouette of each number of clusters, where several were tried and there is one slide.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``; a list of axes for several
+    slides.
 
     Raises
     ------
     KeyError
         If there are no clusters, or the coordinates are missing.
+    ValueError
+        If several slides are to be drawn into ``ax``.
 
     Examples
     --------
@@ -69,26 +83,21 @@ def cluster(
     >>> sg.pp.neighborhood_graph(adata)
     >>> sg.tl.sage_embed(adata, "sagefm-mini")
     >>> sg.tl.cluster(adata)
-    >>> axes = sg.pl.cluster(adata, show=False)
+    >>> ax = sg.pl.cluster(adata, show=False)
     """
     adata = get_anndata(adata, table_key)
     run = "sg.tl.cluster(adata)"
     if key not in adata.obs:
         raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
-    scores = get_result(adata, (key, "scores"), pd.DataFrame, ["silhouette"], run)
-    params = get_result(adata, (key, "params"), Mapping, ["use_rep", "n_clusters"], run)
+    params = get_result(adata, (key, "params"), Mapping, ["use_rep"], run)
     slides = get_slides(adata, spatial_key, library_key, library_id)
-    if len(slides) > 1 or len(scores) == 1:
-        axes = open_panels(len(slides), (4.4, 4.2))
-    else:
-        (axes,) = open_grid(1, 2, (4.75, 4.2), width_ratios=[1.5, 1])
-        _draw_choice(axes[1], scores["silhouette"], params["n_clusters"])
-    colors = list(adata.uns.get(f"{key}_colors", ())) or None  # scanpy's, once it has drawn them
+    axes, show = open_maps(ax, len(slides), figsize, show)
+    colors = stored_colors(adata, key) if palette is None else palette
     groups = adata.obs[key].astype("category")
-    for number, (ax, slide) in enumerate(zip(axes, slides, strict=False), start=1):
-        title, last = slide.title(f"clusters of {params['use_rep']}"), number == len(slides)
-        draw_groups(ax, slide.coordinates, groups.iloc[slide.rows], title=title, colors=colors, legend=last)
-    return finish(axes, show, save, return_fig)
+    for number, (axis, slide) in enumerate(zip(axes, slides, strict=True), start=1):
+        legend = number == len(slides)  # one for all
+        draw_map(axis, slide, groups, title=f"clusters of {params['use_rep']}", colors=colors, legend=legend, **kwargs)
+    return finish_maps(axes, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -102,6 +111,8 @@ def cluster_markers(
     key: str = _keys.CLUSTER_MARKERS,
     ax: Axes | None = None,
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -123,14 +134,16 @@ def cluster_markers(
     {key}
     {ax}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
 
     Returns
     -------
-    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Fold changes are drawn
-    up to 8, p-values down to 1e-300.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Dotted lines are the two
+    thresholds. Triangles at the edges are genes with a fold change beyond 8 or an adjusted p-value below 1e-300.
 
     Raises
     ------
@@ -154,20 +167,29 @@ def cluster_markers(
     wanted = None if cluster is None else str(cluster)
     cluster = choose(wanted, results["cluster"], "cluster", f"adata.uns[{key!r}]")[0]
     part = results[results["cluster"] == cluster]
-    x = part["log2_fold_change"].clip(-8, 8).to_numpy()
-    y = -np.log10(part["padj"].clip(lower=1e-300).to_numpy())
-    hit = (part["padj"].to_numpy() <= max_padj) & (np.abs(x) >= min_log2_fold_change)
-    up, down = hit & (x > 0), hit & (x < 0)
-    ax, show = open_axes(ax, (5.6, 4.4), show)
-    for chosen, color, label in ((~hit, "0.8", None), (up, ORANGE, "up"), (down, BLUE, "down")):
-        ax.scatter(x[chosen], y[chosen], s=7, color=color, linewidths=0, label=label)
-    best = np.argsort(-np.where(up, part["score"].to_numpy(), -np.inf))[: min(n_labels, up.sum())]
-    _name_on_the_right(ax, x[best], y[best], part["gene"].to_numpy()[best])
-    title = f"cluster {cluster}: {up.sum()} genes up, {down.sum()} down"
-    ax.set(xlabel="log2 fold change", ylabel="−log10 adjusted p", title=title)
-    ax.legend(frameon=False, fontsize="small", loc="upper left", markerscale=2)
+    fold, p = part["log2_fold_change"].to_numpy(), part["padj"].to_numpy()
+    hit = (p <= max_padj) & (np.abs(fold) >= min_log2_fold_change)
+    up, down = hit & (fold > 0), hit & (fold < 0)
+    beyond = (np.abs(fold) > MAX_FOLD_CHANGE) | (p < MIN_PADJ)
+    x, y = fold.clip(-MAX_FOLD_CHANGE, MAX_FOLD_CHANGE), -np.log10(p.clip(MIN_PADJ))
+    ax, show = open_axes(ax, figsize or (5.6, 4.6), show)
+    for chosen, color, label in ((~hit, "0.8", "neither"), (up, ORANGE, "up"), (down, BLUE, "down")):
+        for marker, edge, note in (("o", ~beyond, ""), ("^", beyond, ", beyond the axis")):
+            drawn = chosen & edge
+            if drawn.any() or not note:
+                style: dict[str, Any] = {"s": 18 if note else 8, "color": color, "marker": marker, "linewidths": 0}
+                ax.scatter(x[drawn], y[drawn], label=f"{label}{note} ({drawn.sum():,})", rasterized=True, **style)
+    ax.axhline(-np.log10(max_padj), color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+    for limit in (-min_log2_fold_change, min_log2_fold_change):
+        ax.axvline(limit, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+    ax.set(xlabel="log2 fold change", ylabel="−log10 adjusted p", title=f"cluster {cluster}")
+    ax.margins(0.12)
+    legend_below(ax, n_columns=3)
     tidy(ax)
-    return finish(ax, show, save, return_fig)
+    best = np.argsort(-np.where(up, part["score"].to_numpy(), -np.inf))[: min(n_labels, up.sum())]
+    points = np.column_stack([x, y])
+    name_points(ax, points[best], part["gene"].to_numpy()[best], beside=points[up])
+    return finish(ax, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -177,6 +199,8 @@ def cluster_proportions(
     key: str = _keys.CLUSTER_PROPORTIONS,
     ax: Axes | None = None,
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -190,6 +214,8 @@ def cluster_proportions(
     {key}
     {ax}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -221,33 +247,10 @@ def cluster_proportions(
     results = get_result(get_anndata(adata, table_key), (key, "results"), pd.DataFrame, columns, run)
     sizes = results.groupby("cluster", sort=False, observed=True)["n_spots"].sum()
     shares = results.pivot(index="cluster", columns="group", values="share").loc[sizes.index]
-    ax, show = open_axes(ax, (6.4, 0.34 * len(sizes) + 1.2), show)
-    shares.plot.barh(stacked=True, width=0.8, color=palette(shares.shape[1]), ax=ax)
-    ax.set(xlabel="share of the cluster's spots", ylabel="", xlim=(0, 1), ylim=(len(sizes) - 0.5, -0.5))
+    ax, show = open_axes(ax, figsize or (6.4, 0.34 * len(sizes) + 1.2), show)
+    shares.plot.barh(stacked=True, width=0.8, color=palette_of(shares.shape[1]), ax=ax)
+    ax.set(xlabel="share of the cluster's spots", ylabel="cluster (spots)", xlim=(0, 1), ylim=(len(sizes) - 0.5, -0.5))
     ax.set_yticks(range(len(sizes)), [f"{name} ({size})" for name, size in sizes.items()])
     legend_beside(ax)
     tidy(ax)
-    return finish(ax, show, save, return_fig)
-
-
-def _draw_choice(ax: Axes, silhouette: pd.Series, chosen: int) -> None:
-    """Draw the silhouette of each number of clusters, and mark the one that was chosen."""
-    k = silhouette.index.astype(int)
-    ax.plot(k, silhouette, marker="o", color="0.3")
-    ax.plot(chosen, silhouette.max(), marker="o", markersize=11, color="tab:red")
-    ax.set(xlabel="number of clusters", ylabel="silhouette", title="choice of the number", xticks=k)
-    ax.set_box_aspect(0.8)
-    tidy(ax)
-
-
-def _name_on_the_right(ax: Axes, x: Floats, y: Floats, names: Array) -> None:
-    """Name points in a column on the right, each name a line below the one above it where they crowd."""
-    if not len(x):
-        return
-    low, high = ax.get_ylim()
-    step, last = 0.045 * (high - low), np.inf
-    column = max(x) + 0.04 * np.ptp(ax.get_xlim())
-    for i in np.argsort(-y):
-        last = min(y[i], last - step)
-        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "relpos": (0, 0.5)}
-        ax.annotate(names[i], (x[i], y[i]), (column, last), fontsize="small", va="center", arrowprops=line)
+    return finish(ax, title, show, save, return_fig)

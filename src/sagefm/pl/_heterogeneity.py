@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm._docs import fill_docstring
-from sagefm.pl._axes import finish, legend_beside, open_axes, palette, tidy
+from sagefm.pl._axes import finish, legend_beside, open_axes, palette_of, tidy
 from sagefm.pl._tables import check_columns, choose
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def centroid_distances(
     data: pd.DataFrame,
     representation: str | None = None,
     *,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -37,6 +39,8 @@ def centroid_distances(
     {distances}
     representation
         Which representation to show; the first by default.
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -78,7 +82,7 @@ def centroid_distances(
     matrix[:] = values
     tree = linkage(squareform((values + values.T) / 2, checks=False), method="average")
     kinds = part.drop_duplicates("sample").set_index("sample")["kind"].reindex(matrix.index)
-    colors = dict(zip(sorted(kinds.unique()), palette(kinds.nunique()), strict=True))
+    colors = dict(zip(sorted(kinds.unique()), palette_of(kinds.nunique()), strict=True))
     side = max(4.0, 0.22 * len(matrix) + 2.5)
     grid = sns.clustermap(
         matrix,
@@ -100,7 +104,7 @@ def centroid_distances(
         handles = [Patch(color=color, label=kind) for kind, color in colors.items()]
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}
         grid.ax_col_dendrogram.legend(handles=handles, frameon=False, fontsize="small", **above)
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -109,6 +113,8 @@ def distance_error(
     representations: Sequence[str] | None = None,
     *,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -121,6 +127,8 @@ def distance_error(
     representations
         Which to show; all by default.
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -151,8 +159,8 @@ def distance_error(
     import seaborn as sns
 
     names = _names(data, representations)
-    ax, show = open_axes(ax, (6.6, 3.8), show)
-    colors = palette(10)
+    ax, show = open_axes(ax, figsize or (6.6, 3.8), show)
+    colors = palette_of(10)
     for number, name in enumerate(names):
         error = data.loc[data["representation"] == name, "error"]
         color, style = colors[number % 10], ("-", "--", ":")[number // 10 % 3]
@@ -165,7 +173,7 @@ def distance_error(
     ax.set(xlabel="absolute error of the scaled distance", ylabel="density", xlim=(0, None), ylim=(0, None))
     legend_beside(ax, title="mean error")
     tidy(ax, grid="x")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 def _names(data: pd.DataFrame, wanted: str | Sequence[str] | None) -> list[str]:

@@ -13,7 +13,6 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
-from sagefm._stats import pearson
 from sagefm._types import Floats, Ints
 from sagefm.models._vocabulary import hest1k
 from sagefm.pl._axes import ORANGE, finish, open_grid, tidy, write_instead
@@ -38,15 +37,18 @@ def imputation(
     spatial_key: str = _keys.SPATIAL,
     cmap: str = "viridis",
     table_key: str = "table",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
+    **kwargs: Any,
 ) -> list[Axes] | Figure | None:
     """Show measured genes beside their predictions, on the tissue and against each other.
 
-    Both maps of a gene share one colour scale, up to the 99th percentile of the measured values or of the
-    predicted ones, whichever is larger. The third panel sets each spot's measured value against the one predicted
-    without it, over the intervals, if there are any. Of a gene that the slide lacks it says what to expect.
+    Both maps of a gene share one color scale, the same for all slides. It ends at the 99th percentile of the measured
+    values or of the predicted ones, whichever is larger. The third panel shows the measured value of each spot against
+    the prediction, over the intervals, if there are any. For a gene that the slide lacks, it says what to expect.
 
     Parameters
     ----------
@@ -60,15 +62,18 @@ def imputation(
     {spatial_key}
     {cmap}
     {table_key}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
+    {map_options}
 
     Returns
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. There is a row for each
-    gene and slide, with the measured and the predicted log1p counts, and both against each other. Of several slides
-    the correlation within the slide stands over them; the scores of all together are in the table.
+    gene and slide, with the measured and the predicted log1p counts, and both against each other. Over
+    these stand the scores within the slide, from ``uns[key]["reliability_by_slide"]``, and the verdict.
 
     Raises
     ------
@@ -89,22 +94,16 @@ def imputation(
         raise ValueError("genes is empty: name at least one.")
     slides = get_slides(adata, spatial_key, library_key, library_id)
     found = [(name, slide, *_values(adata, name, key)) for name in names for slide in slides]
-    rows = open_grid(len(found), 3, (4.3, 3.8))
+    rows = open_grid(len(found), 3, (3.9, 3.8), figsize)
     for axes, (name, slide, symbol, measured, predicted) in zip(rows, found, strict=True):
         both = [values for values in (measured, predicted) if values is not None]
         limits = (0.0, max(float(np.percentile(values, 99)) for values in both) or 1.0)
-        known = None if measured is None else measured[slide.rows]
-        draw_gene(
-            *(axes[:2], slide.coordinates, name, known, predicted[slide.rows]),
-            limits=limits,
-            cmap=cmap,
-            slide=slide.name,
-        )
-        if known is None:
+        draw_gene(axes[:2], slide, name, measured, predicted, limits=limits, cmap=cmap, **kwargs)
+        if measured is None:
             write_instead(axes[2], _expectation(adata.uns[key], symbol))
         else:
-            _scatter(axes[2], adata, key, symbol, slide, known, predicted[slide.rows])
-    return finish([ax for axes in rows for ax in axes], show, save, return_fig)
+            _scatter(axes[2], adata, key, symbol, slide, measured[slide.rows], predicted[slide.rows])
+    return finish([ax for axes in rows for ax in axes], title, show, save, return_fig)
 
 
 def _expectation(recorded: Mapping[str, Any], symbol: str) -> str:
@@ -135,17 +134,27 @@ def _scatter(
     ax.plot([0, top], [0, top], color="0.4", linewidth=0.8)
     ax.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top), aspect="equal")
     ax.set(xlabel="predicted log1p counts", ylabel="measured")
-    table = recorded.get("reliability")
-    if table is not None and slide.name:
-        ax.set_title(f"{slide.name}\nr = {pearson(predicted, measured):.2f} within the slide", fontsize="medium")
-    elif table is not None and symbol in table.index:
-        row = table.loc[symbol]
-        called = "reliable" if row["reliable"] else "not reliable" if row["testable"] else "too few spots to tell"
-        beyond = f"beyond depth {row['r_beyond_depth']:.2f} of {max(row['attainable_r'], 0):.2f} attainable"
-        ax.set_title(f"r = {row['r']:.2f}, {beyond}\n({called})", fontsize="medium")
+    ax.set_title(_scores(recorded, symbol, slide), fontsize="medium")
     if has_interval:
         ax.legend(frameon=False, fontsize="small", loc="upper left")
     tidy(ax)
+
+
+def _scores(recorded: Mapping[str, Any], symbol: str, slide: Slide) -> str:
+    """How well a gene was predicted on a slide, and the verdict, which is that of all slides together."""
+    table = recorded.get("reliability")
+    if table is None or symbol not in table.index:
+        return slide.name
+    row = table.loc[symbol]
+    verdict = "reliable" if row["reliable"] else "not reliable" if row["testable"] else "too few spots to tell"
+    if slide.name:
+        verdict += " on all slides together"
+        by_slide = recorded.get("reliability_by_slide")
+        if by_slide is None or slide.name not in by_slide["slide"].to_numpy():  # groups of another key
+            return slide.title(verdict)
+        row = by_slide[by_slide["slide"] == slide.name].loc[symbol]
+    beyond = f"beyond depth {row['r_beyond_depth']:.2f} of {max(row['attainable_r'], 0):.2f} attainable"
+    return slide.title(f"r = {row['r']:.2f}, {beyond}\n({verdict})")
 
 
 def _values(adata: AnnData, gene: str, key: str) -> tuple[str, Floats | None, Floats]:

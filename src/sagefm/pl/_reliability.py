@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,8 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
 from sagefm._utils import check_choice
-from sagefm.pl._axes import BLUE, ORANGE, finish, name_points, open_axes, tidy
+from sagefm.pl._axes import BLUE, ORANGE, finish, legend_below, name_points, open_axes, tidy
+from sagefm.pl._tables import choose
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,10 +28,13 @@ def reliability(
     adata: AnnData | SpatialData,
     kind: Literal["scatter", "distribution"] = "scatter",
     *,
+    genes: str | Sequence[str] | None = None,
     n_labels: int = 5,
     key: str = _keys.IMPUTED,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -45,11 +49,15 @@ def reliability(
         Each gene's correlation beyond depth against the attainable one (``"scatter"``); or how the correlations of the
         model, of the neighbors and of depth alone are spread over the genes that have something to predict
         (``"distribution"``).
+    genes
+        Genes of a scatter to name.
     n_labels
-        How many genes of a scatter to name: all if there are no more, else the reliable ones predicted best.
+        How many to name if ``genes`` is not given: all if there are no more, else the reliable ones predicted best.
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -84,14 +92,15 @@ def reliability(
     table = table.dropna(subset=["r_beyond_depth", "attainable_r"])
     if not len(table):
         raise ValueError("no gene varies beyond depth on the slide, so none has a correlation.")
+    named = None if genes is None else choose(genes, table.index, "gene", f"adata.uns[{key!r}]['reliability']")
     if kind == "distribution":
-        ax, show = open_axes(ax, (5.0, 3.4), show)
+        ax, show = open_axes(ax, figsize or (5.0, 3.4), show)
         _draw_distribution(ax, table, str(params["model"]))
     else:
-        ax, show = open_axes(ax, (4.8, 4.8), show)
-        _draw_scatter(ax, table, n_labels)
+        ax, show = open_axes(ax, figsize or (4.8, 4.8), show)
+        _draw_scatter(ax, table, named, n_labels)
     tidy(ax)
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 def _draw_distribution(ax: Axes, table: pd.DataFrame, model: str) -> None:
@@ -112,23 +121,27 @@ def _draw_distribution(ax: Axes, table: pd.DataFrame, model: str) -> None:
     ax.legend(frameon=False, fontsize="small")
 
 
-def _draw_scatter(ax: Axes, table: pd.DataFrame, n_labels: int) -> None:
+def _draw_scatter(ax: Axes, table: pd.DataFrame, named: list[str] | None, n_labels: int) -> None:
     """Draw what was reached against what is attainable, and name some genes."""
     x, y = table["attainable_r"].clip(lower=0), table["r_beyond_depth"]
     known = table["share"].notna() & table["testable"]
     reliable = table["reliable"].astype(bool)
     top = 1.05 * max(float(x.max()), float(y.max()), 0.2)
-    ax.plot([0, top], [0, top], color="0.5", linewidth=0.8, zorder=0)
+    ax.plot([0, top], [0, top], color="0.5", linewidth=0.8, zorder=0, label="all that is attainable")
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     for chosen, size, color, edge, label in (
         (~known, 3, "0.8", "none", "not tested"),
         (known & ~reliable, 12, "none", "0.5", "not reliable"),
         (reliable, 12, ORANGE, ORANGE, "reliable"),
     ):
-        points = ax.scatter(x[chosen], y[chosen], s=size, facecolor=color, edgecolor=edge, linewidth=0.5)
-        points.set(label=f"{int(chosen.sum()):,} {label}", rasterized=True)
+        drawn = ax.scatter(x[chosen], y[chosen], s=size, facecolor=color, edgecolor=edge, linewidth=0.5)
+        drawn.set(label=f"{label} ({int(chosen.sum()):,} genes)", rasterized=True)
     ax.set(xlim=(-0.02 * top, top), ylim=(min(-0.1, float(y.min())) - 0.02, top))
     ax.set(xlabel="attainable r beyond depth", ylabel="r beyond depth")
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
-    named = table if len(table) <= n_labels else table[reliable].nlargest(n_labels, "r_beyond_depth")
-    name_points(ax, np.column_stack([x[named.index], y[named.index]]), named.index)
+    legend_below(ax)
+    if named is None:
+        named = list(
+            table.index if len(table) <= n_labels else table[reliable].nlargest(n_labels, "r_beyond_depth").index
+        )
+    points = np.column_stack([x, y])
+    name_points(ax, points[table.index.get_indexer(named)], named, beside=points[reliable])

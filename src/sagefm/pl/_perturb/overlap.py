@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
-from sagefm.pl._axes import BLUE, ORANGE, finish, name_points, open_axes, tidy
-from sagefm.pl._perturb.recorded import overlap_in
+from sagefm.pl._axes import BLUE, ORANGE, finish, legend_below, name_points, open_axes, tidy, write_instead
+from sagefm.pl._perturb.recorded import arrow, overlap_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,8 @@ def perturbation_scatter(
     key: str = _keys.PERTURB_LR,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -42,6 +44,8 @@ def perturbation_scatter(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -75,11 +79,11 @@ def perturbation_scatter(
     overlap = overlap_in(get_anndata(adata, table_key), key, [*columns, "agrees", "reproduced"], [])
     pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
     agrees, reproduced = pairs["agrees"], pairs["reproduced"]
-    ax, show = open_axes(ax, (5.0, 4.6), show)
+    ax, show = open_axes(ax, figsize or (5.0, 4.6), show)
     styles: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
         ("not significant in both", pairs[~agrees], {"marker": ".", "color": "0.75", "s": 25}),
-        ("reproduced", pairs[reproduced], {"color": ORANGE, "edgecolor": "k", "linewidth": 0.5, "s": 42}),
-        ("not reproduced", pairs[agrees & ~reproduced], {"marker": "x", "color": BLUE, "s": 42}),
+        ("reproduced by the model", pairs[reproduced], {"color": ORANGE, "edgecolor": "k", "linewidth": 0.5, "s": 42}),
+        ("not reproduced by the model", pairs[agrees & ~reproduced], {"marker": "x", "color": BLUE, "s": 42}),
     ]
     for label, part, style in styles:
         ax.scatter(part[columns[0]], part[columns[1]], label=f"{label} ({len(part)})", **style)
@@ -87,12 +91,12 @@ def perturbation_scatter(
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel=f"measured correlation, {one}", ylabel=f"measured correlation, {two}")
     ax.margins(0.12)
-    ax.legend(frameon=False, fontsize="small", title="model")
+    legend_below(ax)
     tidy(ax)
     size = pairs.loc[reproduced, columns].abs().sum(axis=1)
     named = pairs.loc[size.sort_values(ascending=False).index[:n_labels], columns].astype(float)
-    name_points(ax, named.to_numpy(), [name.replace("|", "–") for name in named.index])
-    return finish(ax, show, save, return_fig)
+    name_points(ax, named.to_numpy(), map(arrow, named.index), beside=pairs[columns].dropna().to_numpy(dtype=float))
+    return finish(ax, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -102,6 +106,8 @@ def perturbation_overlap(
     key: str = _keys.PERTURB_LR,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -115,14 +121,16 @@ def perturbation_overlap(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
 
     Returns
     -------
-    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. Two circles of a Venn
-    diagram are the pairs with a significant measured correlation.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The circles of
+    a Venn diagram are the pairs with a significant measured correlation; areas are proportional to their number.
 
     Raises
     ------
@@ -131,7 +139,7 @@ def perturbation_overlap(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 5b. Circles are of one size, whatever the counts.
+    SAGE-FM (arXiv 2601.15504), Figure 5b.
 
     Examples
     --------
@@ -146,30 +154,31 @@ def perturbation_overlap(
     shown = ["n_pairs", "significant_1", "significant_2", "significant_both", "agrees", "reproduced"]
     overlap = overlap_in(get_anndata(adata, table_key), key, [], shown)
     counts = {name: int(overlap["counts"][name]) for name in shown}
-    ax, show = open_axes(ax, (5.4, 4.0), show)
-    _draw_circles(ax)
+    ax, show = open_axes(ax, figsize or (5.4, 4.0), show)
     both = counts["significant_both"]
     one, two = counts["significant_1"] - both, counts["significant_2"] - both
-    inside = f"{both}\n\nof one sign {counts['agrees']}\nreproduced {counts['reproduced']}"
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0, "alpha": 0.85}
-    for x, text, size in ((-1.05, str(one), "x-large"), (1.05, str(two), "x-large"), (0, inside, "medium")):
-        ax.text(x, 0, text, ha="center", va="center", fontsize=size, bbox=box)
-    for x, name in zip((-0.75, 0.75), overlap["params"]["groups"], strict=True):
-        ax.text(x, 1.08, name, ha="center", va="bottom")
-    rest = f"{counts['n_pairs'] - one - two - both} of {counts['n_pairs']} pairs in neither"
-    ax.text(0, -1.12, rest, ha="center", va="top", color="0.35")
-    ax.set_title("pairs with a significant measured correlation", fontsize="medium")
-    return finish(ax, show, save, return_fig)
+    if one + two + both:
+        _draw_circles(ax, (one, two, both), list(overlap["params"]["groups"]))
+    else:
+        write_instead(ax, "no pair has a significant correlation")
+    lines = [
+        f"of the {both} in both, {counts['agrees']} have one sign; the model reproduces {counts['reproduced']}",
+        f"{counts['n_pairs'] - one - two - both} of {counts['n_pairs']} pairs are significant in neither",
+    ]
+    ax.set_title("\n".join(["pairs with a significant measured correlation", *lines]), fontsize="small")
+    return finish(ax, title, show, save, return_fig)
 
 
-def _draw_circles(ax: Axes) -> None:
-    """Draw two circles that overlap, told apart by hatches as well."""
+def _draw_circles(ax: Axes, sizes: tuple[int, int, int], names: list[str]) -> None:
+    """Draw two circles whose areas, and that of their overlap, are the numbers of pairs."""
     from matplotlib.colors import to_rgba
-    from matplotlib.patches import Circle
+    from matplotlib.patches import Patch
+    from matplotlib_venn import venn2
 
-    for x, color, hatch in ((-0.55, ORANGE, "///"), (0.55, BLUE, "\\\\\\")):
-        pale = to_rgba(color, 0.25)
-        ax.add_patch(Circle((x, 0), 1.0, facecolor=pale, edgecolor=color, linewidth=1.5))
-        ax.add_patch(Circle((x, 0), 1.0, fill=False, edgecolor=pale, hatch=hatch, linewidth=0))
-    ax.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal")
-    ax.axis("off")
+    venn = venn2(sizes, None, (ORANGE, BLUE), alpha=0.35, ax=ax)
+    for part, hatch in (("10", "///"), ("01", "\\\\\\")):  # told apart in greyscale too
+        if (patch := venn.get_patch_by_id(part)) is not None:
+            patch.set_hatch(hatch)
+    totals = (sizes[0] + sizes[2], sizes[1] + sizes[2])
+    colors = (to_rgba(ORANGE, 0.35), to_rgba(BLUE, 0.35))
+    legend_below(ax, [Patch(color=c, label=f"{name} ({n})") for c, name, n in zip(colors, names, totals, strict=True)])

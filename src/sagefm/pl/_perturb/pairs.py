@@ -12,18 +12,21 @@ import pandas as pd
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
-from sagefm._types import Bools, Floats
+from sagefm._types import Bools
 from sagefm._utils import shorten
-from sagefm.pl._axes import BLUE, MARKERS, ORANGE, PALE_BLUE, finish, legend_beside, legend_entry, open_axes, tidy
+from sagefm.pl._axes import BLUE, MARKERS, ORANGE, finish, legend_below, legend_beside, legend_entry, open_axes, tidy
 from sagefm.pl._perturb.recorded import arrow, choose_pairs, run_pairs, sign_of, table_in
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from spatialdata import SpatialData
 
 SHARES = ["frac_up", "frac_down"]
+RESPONDS, NOT_TESTABLE = "responds", "not testable"  # verdicts of sg.tl.perturb_lr
+GREY = "0.7"
 
 
 @fill_docstring
@@ -35,6 +38,8 @@ def perturbation_lollipop(
     key: str = _keys.PERTURB_LR,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -42,8 +47,9 @@ def perturbation_lollipop(
     """Show the share of spots where each receptor goes up or down.
 
     A line to the right is the share that goes up, one to the left the share that goes down; what is missing to 1
-    stays as it is. Markers are the slide groups where results are by library. Names of pairs have the sign
-    of the reference correlation, in its colour, and a star where the verdict is that the pair responds.
+    stays as it is. Pairs that respond more than their control genes have colors and a star, all others are grey.
+    Names of pairs have the sign of the measured correlation. Each slide has a marker of its own where results are by
+    library; the verdict is that of all slides together.
 
     Parameters
     ----------
@@ -55,6 +61,8 @@ def perturbation_lollipop(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -84,21 +92,15 @@ def perturbation_lollipop(
     results = run_pairs(table_in(adata, key, [*SHARES, "status", "effect", "reference_r"]))
     results = choose_pairs(results, pairs, n_pairs, key)
     parts = _by_library(adata, key, results)
-    ax, show = open_axes(ax, (5.6, 1.2 + 0.28 * len(results) * max(1, len(parts) / 2)), show)
-    _draw_shares(ax, parts)
-    reference = results["reference_r"].to_numpy(dtype=float)
-    responds = results.get("verdict", pd.Series("", results.index)).eq("responds").to_numpy()
-    _name_pairs(ax, results.index, reference, responds)
-    handles = []
-    if len(parts) > 1:
-        handles = [legend_entry(name, MARKERS[i % len(MARKERS)]) for i, name in enumerate(parts)]
-    unknown = ", (?) none" if np.isnan(reference).any() else ""
-    handles.append(legend_entry(f"(+) (−): measured correlation{unknown}"))
-    if responds.any():
-        handles.append(legend_entry("*  more than controls"))
-    legend_beside(ax, handles)
+    ax, show = open_axes(ax, figsize or (5.6, 1.2 + 0.28 * len(results) * max(1, len(parts) / 2)), show)
+    verdicts = results.get("verdict", pd.Series(NOT_TESTABLE, results.index))
+    tested = verdicts.ne(NOT_TESTABLE).any()
+    colored = verdicts.eq(RESPONDS) | (not tested)  # grey is a verdict, so nothing is grey without one
+    _draw_shares(ax, parts, colored.to_numpy())
+    _name_pairs(ax, results, verdicts if tested else None)
+    legend_below(ax, _legend(parts, colored.to_numpy(), verdicts if tested else None, results["reference_r"]))
     tidy(ax, grid="x")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -110,6 +112,8 @@ def dose_response(
     key: str = _keys.PERTURB_LR,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -126,6 +130,8 @@ def dose_response(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -156,7 +162,7 @@ def dose_response(
     shown = choose_pairs(results, pairs, n_pairs, key, by="mean_delta").index
     if lacking := [name for name in shown if not (doses["pair"] == name).any()]:
         raise KeyError(f"there are no doses of {shorten(lacking)}. Run sg.tl.perturb_lr again.")
-    ax, show = open_axes(ax, (5.4, 3.8), show)
+    ax, show = open_axes(ax, figsize or (5.4, 3.8), show)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(shown), 2)))
     for number, name in enumerate(shown):
@@ -164,10 +170,10 @@ def dose_response(
         change = part["mean"].to_numpy() - part["mean"].iloc[0]
         marker = MARKERS[number % len(MARKERS)]
         ax.plot(part["dose"], change, marker=marker, color=colors[number], label=arrow(name))
-    ax.set(xlabel="ligand in the neighbours, log1p counts", ylabel="change of the predicted receptor")
-    legend_beside(ax)
+    ax.set(xlabel="ligand in the neighbors, log1p counts", ylabel="change of the receptor, log1p counts")
+    legend_beside(ax, title="ligand → receptor")
     tidy(ax, grid="y")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)
 
 
 def _by_library(adata: AnnData, key: str, results: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -179,28 +185,51 @@ def _by_library(adata: AnnData, key: str, results: pd.DataFrame) -> dict[str, pd
     return {str(name): part.set_index("pair").reindex(results.index) for name, part in parts}
 
 
-def _draw_shares(ax: Axes, parts: dict[str, pd.DataFrame]) -> None:
-    """Draw a row of each pair, the libraries below each other; full markers are up, open ones down."""
-    at = np.arange(len(next(iter(parts.values()))))[::-1]
+def _draw_shares(ax: Axes, parts: dict[str, pd.DataFrame], colored: Bools) -> None:
+    """Draw a row of each pair, the libraries below each other; filled markers are up, open ones down."""
+    at = np.arange(len(colored))[::-1]
     offsets = np.linspace(0.25, -0.25, len(parts)) if len(parts) > 1 else [0.0]
     for number, (part, offset) in enumerate(zip(parts.values(), offsets, strict=True)):
         marker = MARKERS[number % len(MARKERS)]
-        for column, sign, color, fill in (("frac_up", 1, ORANGE, ORANGE), ("frac_down", -1, PALE_BLUE, "white")):
+        for column, sign, color in (("frac_up", 1, ORANGE), ("frac_down", -1, BLUE)):
             share = sign * part[column].to_numpy(dtype=float)
-            ax.hlines(at + offset, 0, share, color=color, linewidth=2.2, zorder=1)
-            ax.scatter(share, at + offset, marker=marker, s=34, color=fill, edgecolor=color, linewidth=1.4, zorder=2)
+            edges = np.where(colored, color, GREY)
+            ax.hlines(at + offset, 0, share, color=edges, linewidth=2.2, zorder=1)
+            fill = edges if sign > 0 else "white"
+            ax.scatter(share, at + offset, marker=marker, s=34, color=fill, edgecolor=edges, linewidth=1.4, zorder=2)
     ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
-    ax.set(xlim=(-1.08, 1.08), ylim=(-0.8, len(at) - 0.2), yticks=at, xlabel="share of spots")
+    ax.set(xlim=(-1.08, 1.08), ylim=(-0.8, len(at) - 0.2), yticks=at)
     ticks = np.linspace(-1, 1, 5)
     ax.set_xticks(ticks, [f"{abs(tick):g}" for tick in ticks])
-    ax.set_title("receptor goes down   |   receptor goes up", fontsize="medium")
+    ax.set_xlabel("share of spots\n← receptor goes down      receptor goes up →")
 
 
-def _name_pairs(ax: Axes, names: pd.Index, reference: Floats, responds: Bools) -> None:
-    """Name the rows, with the sign of the measured correlation in its colour, and a star where the pair responds."""
-    labels = [
-        f"{arrow(name)} ({sign_of(r)}){' *' if star else ''}"
-        for name, r, star in zip(names, reference, responds, strict=True)
-    ]
-    for label, r in zip(ax.set_yticklabels(labels), reference, strict=True):
-        label.set_color("#7f3b08" if r > 0 else BLUE if r < 0 else "0.4")
+def _name_pairs(ax: Axes, results: pd.DataFrame, verdicts: pd.Series | None) -> None:
+    """Name the rows, with the sign of the measured correlation and a mark of the verdict."""
+    marks = {RESPONDS: " *", NOT_TESTABLE: " †"}
+    names = [f"{arrow(name)} ({sign_of(r)})" for name, r in results["reference_r"].items()]
+    if verdicts is not None:
+        names = [f"{name}{marks.get(verdict, '')}" for name, verdict in zip(names, verdicts, strict=True)]
+    ax.set_yticklabels(names)
+
+
+def _legend(
+    parts: dict[str, pd.DataFrame], colored: Bools, verdicts: pd.Series | None, reference: pd.Series
+) -> list[Line2D]:
+    """Entries for each library, color, mark and sign that is drawn."""
+    handles = [legend_entry(name, MARKERS[i % len(MARKERS)]) for i, name in enumerate(parts) if name]
+    if colored.any():
+        down = legend_entry("receptor goes down", "o", BLUE)
+        down.set_markerfacecolor("white")
+        handles += [legend_entry("receptor goes up", "o", ORANGE), down]
+    if verdicts is None:
+        handles.append(legend_entry("no controls, so no verdict"))
+    else:
+        if verdicts.eq(RESPONDS).any():
+            handles.append(legend_entry("*  responds more than control genes"))
+        if not colored.all():
+            handles.append(legend_entry("no more than control genes", "o", GREY))
+        if verdicts.eq(NOT_TESTABLE).any():
+            handles.append(legend_entry("†  could not be tested"))
+    unknown = ", (?) unknown" if reference.isna().any() else ""
+    return [*handles, legend_entry(f"(+) (−)  measured correlation{unknown}")]

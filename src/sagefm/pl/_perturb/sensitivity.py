@@ -30,11 +30,13 @@ def sensitivity_heatmap(
     key: str = _keys.SENSITIVITY,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
 ) -> Axes | Figure | None:
-    """Show the mean derivatives of predicted genes by genes in the neighbours.
+    """Show the mean derivatives of predicted genes by genes in the neighbors.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ def sensitivity_heatmap(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -69,7 +73,7 @@ def sensitivity_heatmap(
     table = table_in(adata, key, [], default=_keys.SENSITIVITY)
     params = get_result(adata, (key, "params"), Mapping, ["wrt"], RUN[_keys.SENSITIVITY])
     longest = max(map(len, map(str, table.index)))
-    size = (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0])
+    size = figsize or (2.6 + 0.09 * longest + 0.42 * table.shape[1], 1.6 + 0.34 * table.shape[0])
     ax, show = open_axes(ax, size, show)
     values = table.to_numpy(dtype=float)
     largest = float(np.abs(values).max()) or 1.0
@@ -80,7 +84,7 @@ def sensitivity_heatmap(
             ax.text(column, row, sign_of(value), ha="center", va="center", color=color, fontsize="small")
     name_columns(ax, table.columns)
     ax.set_yticks(range(table.shape[0]), table.index)
-    where = "in the neighbours" if params["wrt"] == "neighbors" else "in the spot"
+    where = "in the neighbors" if params["wrt"] == "neighbors" else "in the spot"
     ax.set(xlabel="predicted gene", ylabel=f"gene {where}")
     ax.figure.colorbar(image, ax=ax, shrink=0.8, label="mean derivative")
-    return finish(ax, show, save, return_fig)
+    return finish(ax, title, show, save, return_fig)

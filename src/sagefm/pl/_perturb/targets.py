@@ -13,7 +13,7 @@ from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm._types import Floats
 from sagefm._utils import shorten
-from sagefm.pl._axes import ORANGE, finish, name_columns, open_axes, tidy
+from sagefm.pl._axes import ORANGE, finish, legend_below, name_columns, open_axes, tidy
 from sagefm.pl._perturb.recorded import overlap_in, run_pairs, table_in
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def target_effects(
     key: str = _keys.PERTURB_TARGETS,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -45,6 +47,8 @@ def target_effects(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -76,19 +80,21 @@ def target_effects(
     results = table_in(adata, key, ["gene", "status", "effect"], default=_keys.PERTURB_TARGETS)
     if "overlap" in adata.uns[key]:
         overlap = overlap_in(adata, key, ["effect_1", "effect_2"], ["effect_r"])
-        ax, show = open_axes(ax, (4.6, 4.4), show)
+        ax, show = open_axes(ax, figsize or (4.6, 4.4), show)
         _draw_groups(ax, overlap)
-        return finish(ax, show, save, return_fig)
+        return finish(ax, title, show, save, return_fig)
     results = run_pairs(results)
     genes = list(dict.fromkeys(results["gene"]))
-    ax, show = open_axes(ax, (max(3.2, 1.6 + 0.6 * len(genes)), 4.0), show)
+    ax, show = open_axes(ax, figsize or (max(3.2, 1.6 + 0.6 * len(genes)), 4.0), show)
     for x, gene in enumerate(genes):
         effects = results.loc[results["gene"] == gene, "effect"].to_numpy(dtype=float)
         points = ax.scatter(x + _spread(len(effects)), effects, s=22, color="0.45", zorder=3)
         bar = ax.hlines(effects.mean(), x - 0.32, x + 0.32, color=ORANGE, linewidth=3, zorder=2)
     _finish_genes(ax, genes, "effect E on the targets", 1.08)
-    _legend_below(ax, {"targets": points, "their mean": bar})
-    return finish(ax, show, save, return_fig)
+    for drawn, label in ((points, "a target"), (bar, "mean of the targets")):
+        drawn.set_label(label)
+    legend_below(ax)
+    return finish(ax, title, show, save, return_fig)
 
 
 @fill_docstring
@@ -98,6 +104,8 @@ def target_controls(
     key: str = _keys.PERTURB_TARGETS,
     table_key: str = "table",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool | None = None,
@@ -111,6 +119,8 @@ def target_controls(
     {key}
     {table_key}
     {ax}
+    {figsize}
+    {title}
     {show}
     {save}
     {return_fig}
@@ -146,18 +156,20 @@ def target_controls(
     pooled, replicates = tests[is_pooled].drop_duplicates("gene").set_index("gene"), tests[~is_pooled]
     if lacking := [gene for gene in genes if gene not in pooled.index]:
         raise KeyError(f"the tests have no pooled row of {shorten(lacking)}. Run sg.tl.perturb_targets again.")
-    ax, show = open_axes(ax, (2.0 + 0.65 * len(genes), 4.0), show)
+    ax, show = open_axes(ax, figsize or (2.0 + 0.65 * len(genes), 4.0), show)
     for x, gene in enumerate(genes):
         controls = replicates.loc[replicates["gene"] == gene, "mean_control"].to_numpy(dtype=float)
         at = x + _spread(len(controls))
         circles = ax.scatter(at, controls, s=26, facecolor="none", edgecolor="0.4", zorder=2)
         mean, p = pooled.loc[gene, ["mean_target", "pval"]]
         diamond = ax.scatter(x, mean, marker="D", s=60, color=ORANGE, edgecolor="k", zorder=3)
-        text = "" if np.isnan(p) else f"p {p:.2f}" if p >= 0.01 else f"p {p:.0e}"
+        text = "" if np.isnan(p) else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.0e}"
         ax.text(x, 1.1, text, ha="center", va="bottom", fontsize="x-small")
     _finish_genes(ax, genes, "mean effect E", 1.25)
-    _legend_below(ax, {"random genes, by replicate": circles, "targets": diamond})
-    return finish(ax, show, save, return_fig)
+    for drawn, label in ((circles, "random genes (a replicate)"), (diamond, "targets")):
+        drawn.set_label(label)
+    legend_below(ax)
+    return finish(ax, title, show, save, return_fig)
 
 
 def _finish_genes(ax: Axes, genes: list[str], label: str, top: float) -> None:
@@ -166,12 +178,6 @@ def _finish_genes(ax: Axes, genes: list[str], label: str, top: float) -> None:
     name_columns(ax, genes)
     ax.set(ylim=(-1.08, top), ylabel=label, xlim=(-0.6, len(genes) - 0.4), yticks=TICKS)
     tidy(ax, grid="y")
-
-
-def _legend_below(ax: Axes, drawn: Mapping[str, Any]) -> None:
-    """Draw a legend of two columns below slanted names."""
-    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.22), "ncols": 2}
-    ax.legend(list(drawn.values()), list(drawn), frameon=False, fontsize="small", **options)
 
 
 def _draw_groups(ax: Axes, overlap: Mapping[str, Any]) -> None:
