@@ -33,12 +33,10 @@ TEXTS = {
     Spatial graph in ``obsp``, with or without the suffix ``_connectivities``. Only its pattern is used: weights and
     the diagonal are ignored.""",
     "library_key": """library_key
-    Column of ``obs`` with the slide of each spot. By default, each object is one slide.""",
-    "drawn_library_key": """library_key
-    Column of ``obs`` with the slide of each spot; there is a panel for each slide. By default, the ``library_key`` of
+    Column of ``obs`` with the slide of each spot. By default, the ``library_key`` of
     :func:`sagefm.pp.neighborhood_graph`.""",
-    "drawn_library_id": """library_id
-    Slides to draw, one name or several. By default, all slides.""",
+    "library_id": """library_id
+    Slides to draw, one name or several, with a panel for each. By default, all slides.""",
     "group_key": """group_key
     Column of ``obs`` with the groups that are held out together, ideally donors. By default, ``library_key``.""",
     "label_key": """label_key

@@ -108,10 +108,13 @@ class Libraries:
         return (self.codes[spots] == np.arange(len(self.names))[:, None]).astype(float)
 
 
-def recorded_library_key(adata: AnnData) -> str | None:
-    """``library_key`` that the spatial graph was built with; None if it was built without, or others built it."""
-    key = recorded_params(adata, _keys.NEIGHBORS.format(_keys.GRAPH)).get("library_key")
-    return None if key is None else str(key)
+def find_library_key(adata: AnnData, library_key: str | None, connectivity_key: str = _keys.GRAPH) -> str | None:
+    """Return the user's ``library_key``, else that of the spatial graph; None if it was built without one."""
+    if library_key is None:
+        graph = connectivity_key.removesuffix("_connectivities")
+        recorded = recorded_params(adata, _keys.NEIGHBORS.format(graph)).get("library_key")
+        return None if recorded is None else str(recorded)
+    return library_key
 
 
 def split_libraries(
@@ -159,3 +162,8 @@ def split_libraries(
     if twice := repeated(names):
         raise ValueError(f"obs[{library_key!r}] has values of different types that are named {shorten(twice)}.")
     return Libraries(names, codes.astype(np.int64), library_key)
+
+
+def find_libraries(adata: AnnData, library_key: str | None, connectivity_key: str = _keys.GRAPH) -> Libraries:
+    """Slide of every spot by the user's ``library_key``, else by that of the spatial graph."""
+    return split_libraries(adata, find_library_key(adata, library_key, connectivity_key))

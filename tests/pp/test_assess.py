@@ -134,6 +134,14 @@ def test_the_worst_of_several_slides_counts(known_slide, judge):
     found = card(two_slides(good, bad), judge)
     assert found["verdict"] == "outside what the model knows"
     assert found["checks"].loc["depth", "text"].endswith("(slide 'bad', the worst of 2)")
+    for name, slide in (("good", good), ("bad", bad)):
+        sg.pp.neighborhood_graph(slide)
+        alone, of_slide = card(slide, judge), found["slides"].loc[name]
+        assert of_slide["verdict"] == alone["verdict"]
+        for check in ("depth", "neighbors", "lattice", "expression"):
+            assert of_slide[f"{check}_verdict"] == alone["checks"].loc[check, "verdict"]
+            assert of_slide[f"{check}_value"] == pytest.approx(alone["checks"].loc[check, "value"], abs=5e-3)
+    assert f"{found['slides'].loc['bad', 'verdict'].capitalize()}: 'bad'." in found["text"]
     alone = card(known_slide.copy(), judge)["checks"]["value"]
     both = card(two_slides(good, known_slide.copy()), judge)["checks"]["value"]
     np.testing.assert_allclose(alone, both, atol=5e-3)

@@ -19,7 +19,7 @@ from sagefm._depth import Attainable, DepthSpline, attainable_by_fold
 from sagefm._docs import fill_docstring
 from sagefm._io.scratch import Scratch
 from sagefm._settings import ROWS_AT_A_TIME
-from sagefm._slides import split_libraries
+from sagefm._slides import find_libraries
 from sagefm._types import Ints
 from sagefm._utils import check_choice, check_whole, get_device, progress
 from sagefm.models import _baselines
@@ -152,7 +152,10 @@ def read_slides(
         adata = get_anndata(data, table_key)
         counts = Counts(adata, get_alignment(adata, model.vocabulary)[0].index, layer)
         log_counts = counts.log1p(np.arange(len(model.vocabulary)), ROWS_AT_A_TIME)
-        graph, libraries = get_graph(adata, connectivity_key), split_libraries(adata, library_key).codes
+        graph, libraries = (
+            get_graph(adata, connectivity_key),
+            find_libraries(adata, library_key, connectivity_key).codes,
+        )
         for library in np.unique(libraries):
             rows = np.flatnonzero(libraries == library)
             best = attainable_by_fold(log_counts[rows], fold_of)

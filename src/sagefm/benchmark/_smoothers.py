@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from sagefm._anndata import get_anndata
 from sagefm._depth import DepthSpline, attainable_by_fold
 from sagefm._docs import fill_docstring
 from sagefm._settings import ROWS_AT_A_TIME
+from sagefm._slides import find_libraries
 from sagefm._types import Array, Floats, Floats32
 from sagefm._utils import check_whole, progress
 from sagefm.benchmark._imputation import as_list, tabulate
@@ -51,6 +52,7 @@ def compare_imputation(
     n_neighbors: int = N_NEIGHBORS,
     n_steps: int = N_STEPS,
     layer: str | None = None,
+    library_key: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     table_key: str = "table",
     rng: int = 0,
@@ -75,6 +77,7 @@ def compare_imputation(
     n_steps
         Steps of the diffusion.
     {layer}
+    {library_key}
     {connectivity_key}
     {table_key}
     {seed}
@@ -110,8 +113,7 @@ def compare_imputation(
     fold_of = gene_folds(len(loaded.vocabulary), n_folds)
     similarity = {"n_components": n_components, "n_neighbors": n_neighbors, "n_steps": n_steps, "rng": rng}
     found: dict[str, Summary] = {}
-    for data in progress(as_list(sections), "Comparing", unit="section"):
-        adata = get_anndata(data, table_key)
+    for adata in _split(sections, library_key, connectivity_key, table_key):
         if adata.n_obs <= max(n_components, n_neighbors + 1):
             raise ValueError(
                 f"a slide has {adata.n_obs} spots, too few for n_components={n_components} and "
@@ -153,6 +155,20 @@ def compare_imputation(
     if not found:
         raise ValueError("no section was given.")
     return tabulate(found, loaded.vocabulary.symbols).astype({"n_spots": int, "n_genes": int})
+
+
+def _split(
+    sections: AnnData | SpatialData | Iterable[AnnData | SpatialData],
+    library_key: str | None,
+    connectivity_key: str,
+    table_key: str,
+) -> Iterator[AnnData]:
+    """Every slide as an object of its own."""
+    for data in progress(as_list(sections), "Comparing", unit="section"):
+        adata = get_anndata(data, table_key)
+        libraries = find_libraries(adata, library_key, connectivity_key)
+        for _, rows in libraries.rows():
+            yield adata if len(libraries) == 1 else adata[rows].copy()
 
 
 def _like(adata: AnnData, layer: str | None) -> AnnData:

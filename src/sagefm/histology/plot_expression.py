@@ -64,7 +64,7 @@ def predicted_expression(
         Layer with raw counts. By default, the one that the prediction was trained on.
     library_key
         Column of ``obs`` with the slide of each spot. By default, the one that the prediction used.
-    {drawn_library_id}
+    {library_id}
     {spatial_key}
     {cmap}
     {table_key}
@@ -146,7 +146,7 @@ def superresolved_expression(
     {key}
     library_key
         Column of ``obs`` with the slide of each point.
-    {drawn_library_id}
+    {library_id}
     {cmap}
     table_key
         Table to use in ``SpatialData`` objects, such as ``"superresolved"``.

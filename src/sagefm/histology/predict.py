@@ -14,6 +14,7 @@ from sagefm._anndata import get_anndata, open_run, recorded_params
 from sagefm._docs import fill_docstring
 from sagefm._io.scratch import Scratch
 from sagefm._settings import logger
+from sagefm._slides import find_library_key
 from sagefm._types import Array
 from sagefm._utils import check_choice, check_positive, check_whole, progress
 from sagefm.histology.embed import TEXTURE, check_size
@@ -141,7 +142,7 @@ def predict_expression(
     query = run.adata
     source = query if reference is None else get_anndata(reference, table_key)
     expression = read_expression(source, genes, layer)
-    group_column = group_key or library_key
+    group_column = group_key or find_library_key(source, library_key)
     groups = get_column(source, "group_key", group_column)
     if method == "ridge":
         regressor: ExpressionRegressor = RidgeRegressor()
@@ -177,7 +178,7 @@ def predict_expression(
         "depth": expression.depth,
         "reference": source is not query,
         "layer": layer,
-        "library_key": library_key,
+        "library_key": find_library_key(query, library_key),
         "group_key": group_key,
         "scored_on": None if scores is None else prediction.scored_on,
     }
@@ -196,7 +197,8 @@ def read_features(adata: AnnData, scale: str, use_rep: str, library_key: str | N
     if use_rep == _keys.HISTOLOGY_EMBEDDING and use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} not in adata.obsm. Run sg.tl.histology_embed(adata) first.")
     points = get_points(adata, use_rep)
-    return standardize(points, get_column(adata, "library_key", library_key)) if scale == "slide" else points
+    key = find_library_key(adata, library_key)
+    return standardize(points, get_column(adata, "library_key", key)) if scale == "slide" else points
 
 
 def _load_trainable(model: str | Path | Encoder | None) -> Encoder:

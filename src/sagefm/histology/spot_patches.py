@@ -13,7 +13,7 @@ from sagefm import _keys
 from sagefm._anndata import open_run, recorded_params
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import split_libraries
+from sagefm._slides import find_library_key, split_libraries
 from sagefm._types import Floats, Ints
 from sagefm._utils import check_positive, check_whole, progress
 from sagefm.histology.alignment import LEAST_PIXELS, check_place, check_tissue
@@ -130,6 +130,7 @@ def histology_patches(
     adata = run.adata
     if sdata is not None and library_key is None:
         library_key = region_library(adata)
+    library_key = find_library_key(adata, library_key)
     slides = find_slides(adata, sdata, library_key, spatial_key)
     sources = _find_sources(adata, sdata, slides, image, library_key)
     scales: list[Any] = [None] * len(slides)

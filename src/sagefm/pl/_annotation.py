@@ -56,8 +56,8 @@ def annotation(
         Column of ``obs`` with known labels, such as a pathologist's.
     {merge}
     {key}
-    {drawn_library_key}
-    {drawn_library_id}
+    {library_key}
+    {library_id}
     {spatial_key}
     {palette}
     {table_key}
@@ -145,8 +145,8 @@ def composition(
     target_key
         Known likelihoods in ``obsm``.
     {key}
-    {drawn_library_key}
-    {drawn_library_id}
+    {library_key}
+    {library_id}
     {spatial_key}
     {palette}
     {table_key}

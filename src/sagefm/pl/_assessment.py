@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHADES = {"fine": "#d1e5f0", "with care": "#fee0b6", "outside what the model knows": "#f4a582"}
 LEVELS = list(SHADES)
 LETTERS = 92
-PARTS = ["verdict", "checks", "expected_r", "expected_r_sd", "expected_r_beyond_depth"]
+PARTS = ["verdict", "checks", "slides", "expected_r", "expected_r_sd", "expected_r_beyond_depth"]
 PARTS += ["markers_unknown", "markers_missing", "params"]
 COLUMNS = ("value", "care", "outside", "worse", "verdict", "text")
 

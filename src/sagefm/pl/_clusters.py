@@ -51,8 +51,8 @@ def cluster(
     adata
         Slide, or several, after :func:`sagefm.tl.cluster`.
     {key}
-    {drawn_library_key}
-    {drawn_library_id}
+    {library_key}
+    {library_id}
     {spatial_key}
     {palette}
     {table_key}

@@ -57,8 +57,8 @@ def imputation(
     genes
         Genes that were predicted, by any name that :func:`sagefm.tl.impute` takes.
     {key}
-    {drawn_library_key}
-    {drawn_library_id}
+    {library_key}
+    {library_id}
     {spatial_key}
     {cmap}
     {table_key}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sagefm import _keys
-from sagefm._slides import recorded_library_key, split_libraries
+from sagefm._slides import find_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pl._axes import finish, legend_beside, legend_entry, open_axes, open_grid, palette_of, write_instead
 from sagefm.pl._tables import choose
@@ -65,7 +65,7 @@ def get_slides(
     """Slides to draw, in the order asked for, else that of their names. Coordinates overlap, so each has a panel."""
     found, _ = find_coordinates(adata, spatial_key, None)
     coordinates = check_coordinates(adata, found, spatial_key, np.arange(adata.n_obs), "the slide")[:, :2]
-    libraries = split_libraries(adata, library_key or recorded_library_key(adata))
+    libraries = find_libraries(adata, library_key)
     rows = {name: at for name, at in libraries.rows() if len(at)}
     if library_id is not None and libraries.key is None:
         raise ValueError("library_id names slides, but nothing tells them apart. Pass library_key, a column of obs.")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
+from sagefm._slides import find_libraries
 from sagefm._types import Precision
+from sagefm._utils import check_choice
+from sagefm.tl._points import standardize_like
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +25,8 @@ def sage_embed(
     adata: AnnData | SpatialData,
     model: str | Path | Model = "sage-fm-hest1k",
     *,
+    scale: Literal["none", "slide"] = "none",
+    library_key: str | None = None,
     key_added: str = _keys.EMBEDDING,
     layer: str | None = None,
     connectivity_key: str = _keys.GRAPH,
@@ -38,6 +43,10 @@ def sage_embed(
     ----------
     {adata}
     {model}
+    scale
+        ``"slide"`` gives every dimension mean 0 and standard deviation 1 within each slide. This removes what only
+        distinguishes slides, such as depth, so that clusters can be found in several slides together.
+    {library_key}
     {key_added}
     {layer}
     {connectivity_key}
@@ -87,6 +96,7 @@ def sage_embed(
     """
     from sagefm.tl._run import open_slide  # brings torch, which takes seconds to import
 
+    check_choice("scale", scale, ("none", "slide"))
     run = open_slide(
         adata,
         model,
@@ -103,13 +113,18 @@ def sage_embed(
         table_key=table_key,
         copy=copy,
     )
+    slides = find_libraries(run.adata, library_key, connectivity_key)
     shape = (run.adata.n_obs, run.engine.canonical.embedding_dim)
     with run.writing() as sink:
         embedding = sink.empty("obsm", key_added, shape)
         projection = run.engine.project()
         for rows, found in projection.map(lambda rows: projection.embed(projection.state(rows)), "Embedding"):
             embedding[rows] = found
-        result = run.commit({("obsm", key_added): embedding}, {})
+        if scale == "slide":
+            for _, spots in slides.rows():
+                part = embedding[spots, :]
+                embedding[spots, :] = standardize_like(part, part)
+        result = run.commit({("obsm", key_added): embedding}, {"scale": scale, "library_key": slides.key})
     logger.info(
         "Embedded %d spots with %s; wrote obsm['%s'] %s%s.",
         *(run.adata.n_obs, run.model.name, key_added, shape),

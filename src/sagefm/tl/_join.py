@@ -11,7 +11,7 @@ from sagefm import _keys
 from sagefm._anndata import open_run
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import split_libraries
+from sagefm._slides import find_libraries
 from sagefm.tl._points import get_points, standardize
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def join_representations(
     use_reps
         Two or more representations in ``obsm``.
     library_key
-        Column of ``obs`` with the slide of each spot. Every dimension is then standardized within its slide.
+        Column of ``obs`` with the slide of each spot. Every dimension is standardized within its slide. By default, the
+        ``library_key`` of :func:`sagefm.pp.neighborhood_graph`.
     {key_added}
     {table_key}
     {copy}
@@ -82,11 +83,11 @@ def join_representations(
     if key_added in names:
         raise ValueError(f"key_added={key_added!r} would overwrite what is joined. Choose another one.")
     run = open_run(adata, "tl.join_representations", key_added, _keys.JOINED, ["obsm"], table_key=table_key, copy=copy)
-    slides = split_libraries(run.adata, library_key).codes
+    slides = find_libraries(run.adata, library_key)
     parts = []
     for name in names:
-        points = standardize(get_points(run.adata, name), slides)
+        points = standardize(get_points(run.adata, name), slides.codes)
         parts.append(points / np.sqrt(points.shape[1]).astype(np.float32))
     joined = np.hstack(parts)
     logger.info("Joined %s; wrote obsm['%s'] %s.", " and ".join(names), key_added, joined.shape)
-    return run.commit({("obsm", key_added): joined}, {"use_reps": names, "library_key": library_key})
+    return run.commit({("obsm", key_added): joined}, {"use_reps": names, "library_key": slides.key})

@@ -51,8 +51,8 @@ def perturbation_spatial(
     pair
         Column of ``obsm[key]``, ``LIGAND|RECEPTOR``.
     {key}
-    {drawn_library_key}
-    {drawn_library_id}
+    {library_key}
+    {library_id}
     {spatial_key}
     {cmap}
     {table_key}

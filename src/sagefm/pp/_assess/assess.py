@@ -15,11 +15,11 @@ from sagefm._anndata import open_run
 from sagefm._docs import fill_docstring
 from sagefm._io.files import atomic
 from sagefm._settings import ROWS_AT_A_TIME, logger
-from sagefm._slides import split_libraries
+from sagefm._slides import Libraries, find_libraries
 from sagefm._types import Floats, Ints
 from sagefm.pp._assess import card as _card
 from sagefm.pp._assess import checks as _checks
-from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, Distances, graph_params
+from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, Distances
 from sagefm.pp._assess.markers import MARKERS
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import Alignment, get_alignment
@@ -42,6 +42,7 @@ def assess(
     model: str | Path | Model = "sage-fm-hest1k",
     *,
     layer: str | None = None,
+    library_key: str | None = None,
     connectivity_key: str = _keys.GRAPH,
     key_added: str = _keys.ASSESSMENT,
     save: str | Path | None = None,
@@ -58,6 +59,7 @@ def assess(
     {adata}
     {model}
     {layer}
+    {library_key}
     {connectivity_key}
     {key_added}
     save
@@ -78,15 +80,17 @@ def assess(
         ``verdict`` and ``text``. One that can't be looked at is ``"unknown"``, and lets the slide pass with care only:
 
         - ``genes``: share of the vocabulary that the slide lacks.
-        - ``depth``: median counts of a spot in the model's genes (of each slide, if the graph knows several; here and
-          below the worst one is named); what a panel leaves out is made up for by the
-          share that its genes have of the counts in training.
+        - ``depth``: median counts of a spot in the model's genes; what a panel leaves out is made up for by the share
+          that its genes have of the counts in training. Of several slides, the worst one is named here and below.
         - ``neighbors``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
           many as in training.
         - ``lattice``: arrangement and spacing of the spots.
         - ``expression``: median cosine distance of the spots' neighbourhood means to the nearest of the training
           data's, over the genes that the slide has (of 1,000 spots a slide).
         - ``species``: only where genes were translated by a table of orthologs.
+    ``slides``
+        One row for each slide: its ``verdict``, and the value and verdict of each check that looks at slides, such as
+        ``depth_value`` and ``depth_verdict``.
     ``expected_r``, ``expected_r_sd``, ``expected_r_beyond_depth``
         Correlation to expect of a gene that the slide lacks, mean over those genes (all genes if none is lacking); its
         standard deviation between donors; and the same correlation given depth. NaN where the model carries no
@@ -124,23 +128,35 @@ def assess(
     loaded = models.load(model)
     # Panels are judged, not refused.
     alignment, _ = get_alignment(run.adata, loaded.vocabulary, min_coverage=0)
-    checks = [
-        _checks.genes(run.adata, alignment, loaded.calibration),
-        *_check_slides(run.adata, Counts(run.adata, alignment.index, layer), connectivity_key, alignment, loaded),
-    ]
+    of_all = [_checks.genes(run.adata, alignment, loaded.calibration)]
     if alignment.report.get("orthologs"):
-        checks.append(Check("species", np.nan, "genes of another species, by a table of orthologs", verdict=CARE))
-    # What couldn't be looked at is no reason for trust.
-    levels = [CARE if check.verdict == UNKNOWN else check.verdict for check in checks]
+        of_all.append(Check("species", np.nan, "genes of another species, by a table of orthologs", verdict=CARE))
+    libraries = find_libraries(run.adata, library_key, connectivity_key)
+    counts = Counts(run.adata, alignment.index, layer)
+    by_slide = _check_slides(run.adata, libraries, counts, connectivity_key, alignment, loaded)
+    worst = _worst_of(by_slide)
+    checks = [of_all[0], *worst, *of_all[1:]]
     params = {
         "model": loaded.name,
         "connectivity_key": connectivity_key,
         "n_spots": run.adata.n_obs,
         "layer": layer,
+        "library_key": libraries.key,
     }
     found = {
-        "verdict": UNKNOWN if loaded.calibration is None else max(levels, key=VERDICTS.index),
-        "checks": pd.DataFrame(checks, index=[check.name for check in checks])[COLUMNS],
+        "verdict": _verdict(checks, loaded),
+        "checks": _tabulate(checks),
+        "slides": pd.DataFrame(
+            {
+                "verdict": [_verdict([*of_all, *found], loaded) for found in by_slide.values()],
+                **{
+                    f"{check.name}_{what}": [getattr(found[i], what) for found in by_slide.values()]
+                    for i, check in enumerate(worst)
+                    for what in ("value", "verdict")
+                },
+            },
+            index=pd.Index(by_slide, name="slide"),
+        ),
         **_expected_r(alignment, loaded.calibration),
         **_markers(alignment, loaded),
     }
@@ -154,32 +170,43 @@ def assess(
     return run.commit({}, params, **found)
 
 
+def _verdict(checks: list[Check], model: Model) -> str:
+    """Worst of some checks; what couldn't be looked at is no reason for trust."""
+    levels = [CARE if check.verdict == UNKNOWN else check.verdict for check in checks]
+    return UNKNOWN if model.calibration is None else max(levels, key=VERDICTS.index)
+
+
+def _tabulate(checks: list[Check]) -> pd.DataFrame:
+    return pd.DataFrame(checks, index=[check.name for check in checks])[COLUMNS]
+
+
 def _check_slides(
-    adata: AnnData, counts: Counts, connectivity_key: str, alignment: Alignment, model: Model
-) -> list[Check]:
-    """Look at each slide, as the graph tells them apart, and return the worst of each check."""
-    graph = get_graph(adata, connectivity_key)
-    key = graph_params(adata, connectivity_key).get("library_key")
-    slides = dict(split_libraries(adata, key if isinstance(key, str) and key in adata.obs else None).rows())
+    adata: AnnData, libraries: Libraries, counts: Counts, connectivity_key: str, alignment: Alignment, model: Model
+) -> dict[str, list[Check]]:
+    """Look at each slide."""
+    graph, slides = get_graph(adata, connectivity_key), dict(libraries.rows())
     picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
     totals, means = _read(counts, graph, picked)
-    found_by_slide = []
-    for spots in slides.values():
+    found = {}
+    for name, spots in slides.items():
         distances = Distances(adata, spots, connectivity_key)
-        found_by_slide.append(
-            [
-                _checks.depth(totals[spots], alignment, model.calibration),
-                _checks.neighbors(graph, spots, distances, model),
-                _checks.lattice(distances, model.calibration),
-                _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
-            ]
-        )
+        found[name] = [
+            _checks.depth(totals[spots], alignment, model.calibration),
+            _checks.neighbors(graph, spots, distances, model),
+            _checks.lattice(distances, model.calibration),
+            _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
+        ]
+    return found
+
+
+def _worst_of(by_slide: dict[str, list[Check]]) -> list[Check]:
+    """Worst of the slides in each check, which names it."""
     checks = []
-    for found in zip(*found_by_slide, strict=True):
+    for found in zip(*by_slide.values(), strict=True):
         name, worst = max(
-            zip(slides, found, strict=True), key=lambda part: (VERDICTS.index(part[1].verdict), part[1].severity)
+            zip(by_slide, found, strict=True), key=lambda part: (VERDICTS.index(part[1].verdict), part[1].severity)
         )
-        where = f" (slide {name!r}, the worst of {len(slides)})" if len(slides) > 1 else ""
+        where = f" (slide {name!r}, the worst of {len(by_slide)})" if len(by_slide) > 1 else ""
         checks.append(replace(worst, text=worst.text + where))
     return checks
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sagefm._utils import shorten
+
 COLORS = {"fine": "#2166ac", "with care": "#b35806", "outside what the model knows": "#b2182b", "unknown": "#666666"}
 
 
@@ -57,6 +59,10 @@ def headline(found: dict[str, Any]) -> str:
 def remarks(found: dict[str, Any]) -> list[str]:
     """What to know besides the checks."""
     lines = []
+    verdicts = found["slides"]["verdict"]
+    if len(verdicts) > 1:
+        of_level = {level: verdicts.index[verdicts == level].astype(str).tolist() for level in COLORS}
+        lines += [f"{level.capitalize()}: {shorten(names)}." for level, names in of_level.items() if names]
     if np.isfinite(found["expected_r"]):
         lines.append(
             f"Genes missing from the slide are expected to be predicted with r ≈ {found['expected_r']:.2f} "

@@ -60,12 +60,13 @@ def spatial_blocks(adata: AnnData, graph: sparse.csr_matrix, slides: Libraries |
             f"obsm[{_keys.SPATIAL!r}], or pass reliability=False and no intervals."
         )
     _, part = connected_components(graph, directed=False)
-    if slides is not None:
-        part = np.unique(np.column_stack([slides.codes, part]), axis=0, return_inverse=True)[1].ravel()
+    codes = np.zeros(len(part), dtype=np.int64) if slides is None else slides.codes
+    pairs, part = np.unique(np.column_stack([codes, part]), axis=0, return_inverse=True)
+    part = part.ravel()
     low = np.array([position[part == i].min(axis=0) for i in range(part.max() + 1)])
     high = np.array([position[part == i].max(axis=0) for i in range(part.max() + 1)])
-    # Numbered by place, so that the order of the spots doesn't matter.
-    order = np.lexsort((np.bincount(part), *high.T, *low.T))
+    # Numbered by slide and place, so that neither the order of the spots matters nor where slides lie to each other.
+    order = np.lexsort((np.bincount(part), *high.T, *low.T, pairs[:, 0]))
     low, high, part = low[order], high[order], np.argsort(order)[part]
     spots = max(BLOCK_SPOTS, adata.n_obs / MAX_BLOCKS)
     side = np.sqrt(max(np.prod(high - low, axis=1).sum(), 1e-12) * spots / adata.n_obs)

@@ -11,7 +11,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import recorded_library_key, split_libraries
+from sagefm._slides import find_libraries
 from sagefm._types import Floats, Floats32, Ints, Precision
 from sagefm._utils import check_choice, check_whole
 from sagefm.models import available
@@ -80,9 +80,7 @@ def impute(
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
     {key_added}
-    library_key
-        Column of ``obs`` with the slide of each spot, to score genes within slides. By default, the ``library_key`` of
-        :func:`sagefm.pp.neighborhood_graph`.
+    {library_key}
     {layer}
     {connectivity_key}
     {device}
@@ -216,7 +214,7 @@ def impute(
     if not run.sink.name and len(request.measured):
         _check_memory(run.adata)
     scored = bool(len(request.measured)) and (bool(reliability) or intervals is not None)
-    slides = split_libraries(run.adata, library_key or recorded_library_key(run.adata))
+    slides = find_libraries(run.adata, library_key, connectivity_key)
     tiles = spatial_blocks(run.adata, run.engine.graph, slides) if scored else None
     conformal.check(intervals, genes, len(request.absent), run.adata, tiles, run.model)
 

@@ -74,7 +74,7 @@ class HeldOut:
             for values, depth in zip(self._log_counts, counts.T, strict=True)
         ]
         self._diffused = [
-            _diffuse(engine, hidden, values, total)
+            _diffuse(engine, slides, hidden, values, total)
             for hidden, values, total in zip(folds, self._log_counts, self._totals.T, strict=True)
             if diffusion
         ]
@@ -125,12 +125,14 @@ def _depth_basis(depth: Floats, slides: Libraries) -> Floats:
     return basis
 
 
-def _diffuse(engine: Engine, hidden: Ints, values: csr_matrix, total: Floats) -> Array:
-    """Mean of similar spots by the genes that are shown, times the depth, of the targets of a fold."""
-    shown = np.setdiff1d(np.arange(engine.canonical.n_genes), hidden)
-    similar = Diffusion(similar_components(engine.log_counts(shown)))
-    found = similar.fill(engine.scratch.empty(values.shape), values)
-    found *= _ratio(total[:, None], similar.mean(total[:, None]))
+def _diffuse(engine: Engine, slides: Libraries, hidden: Ints, values: csr_matrix, total: Floats) -> Array:
+    """Mean of a slide's similar spots by the genes that are shown, times the depth, of the targets of a fold."""
+    log_counts = engine.log_counts(np.setdiff1d(np.arange(engine.canonical.n_genes), hidden))
+    found = engine.scratch.empty(values.shape)
+    for _, rows in slides.rows():
+        similar, depth = Diffusion(similar_components(log_counts[rows])), total[rows][:, None]
+        mean = similar.fill(np.empty((len(rows), values.shape[1]), dtype=np.float32), values[rows])
+        found[rows] = mean * _ratio(depth, similar.mean(depth))
     return found
 
 

@@ -64,7 +64,10 @@ def fit(estimator: BaseEstimator, points: Array, labels: Strings) -> BaseEstimat
         return DummyClassifier().fit(points, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return estimator.fit(points, labels)
+        estimator.fit(points, labels)
+    if hasattr(estimator, "n_jobs"):  # threads would add up the trees in any order, which decides ties by chance
+        estimator.n_jobs = 1
+    return estimator
 
 
 def probabilities(estimator: BaseEstimator, points: Array, classes: list[str]) -> Floats:

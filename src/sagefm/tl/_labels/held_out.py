@@ -11,7 +11,7 @@ import pandas as pd
 
 from sagefm._anndata import recorded_params
 from sagefm._settings import logger
-from sagefm._slides import split_libraries
+from sagefm._slides import find_libraries, find_library_key
 from sagefm._types import Array, Bools, Floats, Strings
 from sagefm._utils import progress, shorten
 from sagefm.tl._labels import classifiers
@@ -76,9 +76,9 @@ class Task:
         group_key: str | None,
     ) -> None:
         def read(part: AnnData) -> dict[str, Array]:
-            return classifiers.views(get_points(part, use_rep), split_libraries(part, library_key).codes, scale)
+            return classifiers.views(get_points(part, use_rep), find_libraries(part, library_key).codes, scale)
 
-        self.adata, self.source, self.group_key = adata, source, group_key or library_key
+        self.adata, self.source, self.group_key = adata, source, group_key or find_library_key(source, library_key)
         self.known = is_known(truth)
         self.truth: Array = truth[self.known].to_numpy()
         views = self._query = read(source)

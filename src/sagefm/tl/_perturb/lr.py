@@ -10,7 +10,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import split_libraries
+from sagefm._slides import find_libraries
 from sagefm._utils import check_choice, check_whole
 from sagefm.tl._perturb.interactions import Interactions, read_interactions
 
@@ -92,7 +92,8 @@ def perturb_lr(
         on the neighbours it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
         the first run.
     library_key
-        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group.
+        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group. By
+        default, the ``library_key`` of :func:`sagefm.pp.neighborhood_graph`.
     store_spots
         Keep the response of every spot.
     {key_added}
@@ -187,7 +188,7 @@ def perturb_lr(
         table_key=table_key,
         copy=copy,
     )
-    libraries = split_libraries(run.adata, library_key)
+    libraries = find_libraries(run.adata, library_key, connectivity_key)
     screen = Screen(
         run.engine,
         resolve(pairs, run),
@@ -207,14 +208,14 @@ def perturb_lr(
         tables.add_shuffles(table, counts.mean_change, screen.shuffles(n_shuffles, libraries, generator))
     results = tables.add_verdict(tables.expand(screen, table, *SIDES))
     recorded: dict[str, Any] = {"results": results}
-    if library_key is not None:
+    if libraries.key is not None:
         recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, *SIDES)
     if n_levels > 2:
         recorded["doses"] = tables.doses(screen, counts)
     written = {} if counts.spots is None else {("obsm", key_added): _spot_table(run, screen, counts.spots)}
     params: dict[str, Any] = {"contrast": contrast, "n_levels": n_levels, "mask": mask, "n_controls": n_controls}
     params |= {"n_control_ligands": n_control_ligands, "n_shuffles": n_shuffles}
-    params |= {"control_spots": control_spots, "library_key": library_key}
+    params |= {"control_spots": control_spots, "library_key": libraries.key}
     verdicts = results["verdict"].value_counts()
     logger.info(
         "Perturbed %d spots with %s; wrote uns['%s']: %d pairs, of which %d respond, %d are like controls and %d "

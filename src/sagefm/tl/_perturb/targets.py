@@ -11,7 +11,7 @@ import numpy as np
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import split_libraries
+from sagefm._slides import find_libraries
 from sagefm._types import Floats, Ints
 from sagefm._utils import check_whole
 from sagefm.datasets import textbook_targets
@@ -63,7 +63,8 @@ def perturb_targets(
         Times that control genes are drawn; 0 for none. They are varying genes of the slide other than the genes
         and targets of the call.
     library_key
-        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group.
+        Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group. By
+        default, the ``library_key`` of :func:`sagefm.pp.neighborhood_graph`.
     {key_added}
     {rng}
     {layer}
@@ -135,12 +136,12 @@ def perturb_targets(
         table_key=table_key,
         copy=copy,
     )
-    libraries = split_libraries(run.adata, library_key)
+    libraries = find_libraries(run.adata, library_key, connectivity_key)
     screen = Screen(run.engine, resolve(pairs, run), run.alignment.measured)
     counts, moments = screen.run(libraries), screen.observed(libraries)
     results = tables.expand(screen, tables.describe(counts.total(), moments.total()), "gene", "target")
     recorded: dict[str, Any] = {"results": results}
-    if library_key is not None:
+    if libraries.key is not None:
         recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, "gene", "target")
     if n_controls and screen.pairs:
         recorded |= _compare(screen, run.alignment.measured, n_controls, generator, run.model.vocabulary.symbols)
@@ -148,7 +149,7 @@ def perturb_targets(
         "Perturbed %d spots with %s; wrote uns['%s']: %d genes and targets, of which %d could be run.",
         *(run.adata.n_obs, run.model.name, key_added, len(pairs), int((results["status"] == OK).sum())),
     )
-    return run.commit({}, {"n_controls": n_controls, "library_key": library_key}, **recorded)
+    return run.commit({}, {"n_controls": n_controls, "library_key": libraries.key}, **recorded)
 
 
 def _read_targets(targets: Targets | None) -> list[tuple[str, str]]:
