@@ -7,6 +7,8 @@ INPUTS = pyproject.toml constraints.txt
 
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
+	@cp docs/_static/real_section.png sagefm-demo/
+	@echo "  real_section.png  the same figures of a real section (docs/real_section.md)"
 
 # Tests run in as many processes as there are cores, one thread each. A process takes whole files, whose tests share
 # slides and models, and helps the others when it is done.

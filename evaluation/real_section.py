@@ -6,19 +6,17 @@ Trains mini's recipe on the other sections (3 minutes on 2 CPU cores), or takes 
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import anndata as ad
-import matplotlib as mpl
-import numpy as np
-from figures import save
 from left_out import model_without, section_files
-from matplotlib import pyplot as plt
-from PIL import Image
-from scanpy.get import obs_df
 
 import sagefm as sg
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from figures import overview, save
 
 GENES = ("EPCAM", "COL1A1")
 
@@ -40,6 +38,7 @@ def main() -> None:
     sg.tl.cluster(adata)
     sg.tl.cluster_markers(adata)
     sg.tl.impute(adata, None, model)
+    sg.tl.perturb_lr(adata, "paper", model)
     scores = adata.uns["sage_imputed"]["reliability"]
     markers = adata.uns["sage_cluster_markers"]["results"]
     found = (
@@ -53,29 +52,7 @@ def main() -> None:
     print(sg.benchmark.evaluate_imputation(adata, model)[["rmse", "r_within", "r_beyond_depth"]].round(3))
     print("silhouette", adata.uns["sage_cluster"]["scores"]["silhouette"].max().round(3))
 
-    mpl.use("agg")
-    figure, axes = plt.subplots(2, 3, figsize=(10, 6.4), dpi=110, layout="constrained")
-    x, y = adata.obsm["spatial"].T
-    clusters = adata.obs["sage_cluster"]
-    for i, cluster in enumerate(clusters.cat.categories):
-        inside = (clusters == cluster).to_numpy()
-        axes[0, 0].scatter(x[inside], y[inside], s=5, color=f"C{i}", label=cluster, linewidths=0)
-    axes[0, 0].legend(frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes[0, 0].set_title("clusters of the embedding")
-    shown = [(axes[0, 1], GENES[0], None), (axes[0, 2], GENES[0], "sage_imputed")]
-    shown += [(axes[1, 1], GENES[1], None), (axes[1, 2], GENES[1], "sage_imputed")]
-    for ax, gene, layer in shown:
-        values = obs_df(adata, [gene], layer=layer)[gene]
-        drawn = ax.scatter(x, y, c=values if layer else np.log1p(values), s=5, linewidths=0)
-        figure.colorbar(drawn, ax=ax, shrink=0.7, label="log1p counts")
-        ax.set_title(f"{gene}, {'predicted' if layer else 'measured'}")
-    for ax in (axes[0, 0], *(ax for ax, _, _ in shown)):
-        ax.set_aspect("equal")
-        ax.invert_yaxis()
-        ax.axis("off")
-    sg.pl.reliability(adata, n_labels=0, ax=axes[1, 0])
-    figure.canvas.draw()
-    save(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), arguments.out)
+    save(overview(adata, "COL1A1"), arguments.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python tools/figures.py DEMO_DIR OUT_DIR
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -15,7 +14,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from scanpy.get import obs_df
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_dense_adj
@@ -34,16 +32,9 @@ def main(demo: Path, out: Path) -> None:
     for name in SINGLE:
         image = Image.open(demo / name).convert("RGB")
         save(image.resize((WIDTH, round(image.height * WIDTH / image.width))), out / name)
-    figures: dict[str, Callable[[], Figure]] = {
-        "demo.png": lambda: overview(ad.read_h5ad(demo / "demo.h5ad")),
-        "collapse.png": collapse,
-        "neighborhoods.png": neighborhoods,
-    }
-    for name, draw in figures.items():
-        figure = draw()
-        figure.canvas.draw()
-        save(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), out / name)
-        plt.close(figure)
+    save(overview(ad.read_h5ad(demo / "demo.h5ad"), "CD74"), out / "demo.png")
+    save(to_image(collapse()), out / "collapse.png")
+    save(to_image(neighborhoods()), out / "neighborhoods.png")
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -51,33 +42,49 @@ def save(image: Image.Image, path: Path) -> None:
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def overview(adata: ad.AnnData, gene: str = "CD74") -> Figure:
-    """What comes out of a slide: clusters, a gene measured and predicted, reliability, ligands and receptors."""
-    figure = plt.figure(figsize=(11, 7.2), dpi=110, layout="constrained")
-    rows = figure.subfigures(2, height_ratios=(1, 1.2), hspace=0.05)
-    axes = dict(zip(("clusters", "measured", "predicted"), rows[0].subplots(1, 3), strict=True))
-    axes |= dict(zip(("reliability", "pairs"), rows[1].subplots(1, 2, width_ratios=(1, 1.1)), strict=True))
-    x, y = adata.obsm["spatial"].T
-    clusters = adata.obs["sage_cluster"]
-    for i, cluster in enumerate(clusters.cat.categories):
-        inside = (clusters == cluster).to_numpy()
-        axes["clusters"].scatter(x[inside], y[inside], s=17, color=f"C{i}", label=cluster, linewidths=0)
-    axes["clusters"].set_title("clusters of the embedding")
-    for name, layer in (("measured", None), ("predicted", "sage_imputed")):
-        values = obs_df(adata, [gene], layer=layer)[gene]
-        drawn = axes[name].scatter(x, y, c=values if layer else np.log1p(values), s=17, linewidths=0)
-        rows[0].colorbar(drawn, ax=axes[name], shrink=0.7, label="log1p counts")
-        axes[name].set_title(f"{gene}, {name}")
-    for name in ("clusters", "measured", "predicted"):
-        axes[name].set_aspect("equal")
-        axes[name].invert_yaxis()
-        axes[name].axis("off")
-    sg.pl.reliability(adata, n_labels=1, ax=axes["reliability"])
-    axes["reliability"].set_title("how well each gene is predicted")
-    results = adata.uns["perturb_lr"]["results"]
-    shown = results[results["status"] == "ok"].head(10)
-    sg.pl.perturbation_lollipop(adata, (shown["ligand"] + "|" + shown["receptor"]).tolist(), ax=axes["pairs"])
-    return figure
+def overview(adata: ad.AnnData, gene: str, n_pairs: int = 12) -> Image.Image:
+    """What comes out of a slide, as the plots show it: clusters, a gene, reliability, ligands and receptors."""
+    rows = [
+        [
+            sg.pl.cluster(adata, title="clusters of the embedding", figsize=(4.2, 3.6), return_fig=True),
+            sg.pl.imputation(adata, gene, figsize=(11, 3.6), return_fig=True),
+        ],
+        [
+            sg.pl.reliability(adata, genes=gene, title="how well each gene is predicted", return_fig=True),
+            sg.pl.perturbation_lollipop(
+                adata,
+                n_pairs=n_pairs,
+                figsize=(7, 4.8),
+                title="ligands of the neighbors, receptors of the spot",
+                return_fig=True,
+            ),
+        ],
+    ]
+    lines = [beside([to_image(figure) for figure in row]) for row in rows]
+    width = max(line.width for line in lines)
+    lines = [line.resize((width, round(line.height * width / line.width)), Image.Resampling.LANCZOS) for line in lines]
+    page = Image.new("RGB", (width, sum(line.height for line in lines)), "white")
+    for line, top in zip(lines, np.cumsum([0, *(line.height for line in lines)]), strict=False):
+        page.paste(line, (0, top))
+    return page
+
+
+def beside(images: list[Image.Image]) -> Image.Image:
+    """Put images of one height beside each other."""
+    height = max(image.height for image in images)
+    line = Image.new("RGB", (sum(image.width for image in images), height), "white")
+    for image, left in zip(images, np.cumsum([0, *(image.width for image in images)]), strict=False):
+        line.paste(image, (left, (height - image.height) // 2))
+    return line
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """Draw a figure."""
+    figure.set_dpi(110)
+    figure.canvas.draw()
+    drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    plt.close(figure)
+    return drawn
 
 
 def collapse(n_genes: int = 12) -> Figure:

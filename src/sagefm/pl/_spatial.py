@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,9 +169,12 @@ def draw_map(
     options
         More of squidpy's options.
     """
-    import squidpy as sq
     from anndata import AnnData
     from matplotlib.colors import Normalize
+
+    with warnings.catch_warnings():  # of a library of its own, on import
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import squidpy as sq
 
     is_groups, has_missing = isinstance(values.dtype, pd.CategoricalDtype), bool(values.isna().any())
     values = values.iloc[slide.rows]
