@@ -163,6 +163,12 @@ def test_examples_run(name):
         drawn = example.globs["axes"] if name in HAS_PANELS else [example.globs["ax"]]
         assert isinstance(drawn, list)
         assert all(ax.get_figure() is plt.gcf() for ax in drawn), "plt.savefig would miss the figure"
+        assert plt.gcf().get_suptitle() == "" or name == "pl.centroid_distances"
+        call = example.examples[-1].source.replace("show=False", "show=False, title='A title', figsize=(9, 8)")
+        exec(call, example.globs)
+        figure = plt.gcf()
+        assert "A title" in {figure.get_suptitle(), *(figure.axes[0].get_title(where) for where in ("left", "center"))}
+        assert tuple(figure.get_size_inches()) == (9, 8)
 
 
 def test_everything_public_is_in_the_docs():

@@ -9,6 +9,8 @@ from catalogue.slots import equal, get
 
 import sagefm as sg
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["B2", "A1", "C3"]
 LIGANDS = ["CXCL12", "TGFB1", "IL6"]
 # They read pixels at the spots' places, or are of other objects than slides.

@@ -106,8 +106,7 @@ def histology_patches(
     for i, ax in enumerate(used):
         marks = [f"{tissue[i]:.0%} tissue"] * bool(tissue[i] < LOW_TISSUE) + ["leaves the image"] * bool(padded[i])
         ax.imshow(pixels[i])
-        title = "\n".join([titles[picked[i]], *marks])
-        ax.set_title(title, fontsize="x-small", color="tab:red" if marks else "black")
+        ax.set_title("\n".join([titles[picked[i]], *marks]), fontsize="x-small", color="tab:red" if marks else "black")
     return finish(used, title, show, save, return_fig)
 
 

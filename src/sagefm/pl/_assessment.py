@@ -88,10 +88,11 @@ def assessment(
     for at, level in enumerate(LEVELS):
         ax.text(at + 0.5, -0.75, level.replace(" what the model knows", ""), ha="center", fontsize="small", color="0.4")
     ax.set(xlim=(-0.9, 6.4), ylim=(len(checks) - 0.4, -1.0))
-    ax.set_title(headline(dict(found)), loc="left", weight="bold", color=COLORS[found["verdict"]], parse_math=False)
+    title = headline(dict(found)) if title is None else title
+    ax.set_title(title, loc="left", weight="bold", color=COLORS[found["verdict"]], parse_math=False)
     ax.text(0, -0.01, notes, transform=ax.transAxes, va="top", fontsize="small", color="0.3", parse_math=False)
     ax.axis("off")
-    return finish(ax, title, show, save, return_fig)
+    return finish(ax, None, show, save, return_fig)
 
 
 def _draw_check(ax: Axes, y: int, name: str, row: pd.Series) -> None:

@@ -10,10 +10,7 @@ import numpy as np
 
 from sagefm._docs import fill_docstring
 from sagefm.pl._axes import (
-    BLUE,
     MARKERS,
-    ORANGE,
-    PALE_BLUE,
     finish,
     legend_beside,
     legend_entry,
@@ -38,7 +35,6 @@ SCORES = {
     "nmi": "normalised mutual information",
     "bce": "binary cross-entropy",
 }
-COLORS = (ORANGE, "0.6", BLUE, "0.25", PALE_BLUE, "#7f3b08")
 ERRORS = {
     "rmse": "RMSE, log1p counts",
     "r2_spot": "R² of a spot, mean",
@@ -178,13 +174,14 @@ def missingness_curve(
     choose(metric, [name for name in ERRORS if name in curve], "metric", "the table")
     names = choose(predictors, curve["predictor"], "predictor", "the table")
     ax, show = open_axes(ax, figsize or (6.4, 3.8), show)
+    colors = palette_of(len(names))
     for number, name in enumerate(names):
         part = curve[(curve["predictor"] == name) & (curve["task"] == "everywhere")].sort_values("fraction")
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        ax.plot(100 * part["fraction"], part[metric], color=color, marker=marker, markersize=5, label=name)
+        marker = MARKERS[number % len(MARKERS)]
+        ax.plot(100 * part["fraction"], part[metric], color=colors[number], marker=marker, markersize=5, label=name)
     first = curve[curve["predictor"] == names[0]]
     center = float(first.loc[first["task"] == "center", metric].iloc[0])
-    ax.axhline(center, color=ORANGE, linestyle="--", linewidth=1, label=f"{names[0]}, centre alone hidden")
+    ax.axhline(center, color=colors[0], linestyle="--", linewidth=1, label=f"{names[0]}, center alone hidden")
     if metric == "r2_spot" and center > 0:
         _mark_critical(ax, first, 0.8 * center)
     ax.set(xlabel="genes missing, %", ylabel=ERRORS[metric], xlim=(0, 100))
@@ -210,7 +207,7 @@ def _draw_violin(ax: Axes, part: pd.DataFrame, metric: str, y: float, height: fl
 
 def _mark_critical(ax: Axes, curve: pd.DataFrame, level: float) -> None:
     """Draw 80 % of the metric without missing genes, and the share of them from which it is below."""
-    ax.axhline(level, color=ORANGE, linestyle=":", linewidth=1, label="80 % of that")
+    ax.axhline(level, color="0.3", linestyle=":", linewidth=1, label="80 % of that")
     critical = float(curve["critical_fraction"].iloc[0])
     if np.isfinite(critical):
         text = f"{'≤ ' if critical <= curve['fraction'].min() else ''}{critical:.0%}"

@@ -90,7 +90,7 @@ def centroid_distances(
         col_linkage=tree,
         row_colors=kinds.map(colors).rename("") if len(colors) > 1 else None,
         cmap="viridis",
-        figsize=(side + 1.2, side),
+        figsize=figsize or (side + 1.2, side),
         dendrogram_ratio=0.12,
         cbar_pos=(0.01, 0.86, 0.02, 0.12),
         xticklabels=True,
@@ -99,12 +99,12 @@ def centroid_distances(
     ax = grid.ax_heatmap
     ax.set(xlabel="", ylabel="")
     ax.tick_params(axis="y", rotation=0)
-    grid.figure.suptitle(f"{name}: scaled cosine distance of samples", y=1.1)
+    grid.figure.suptitle(f"{name}: scaled cosine distance of samples" if title is None else title, y=1.1)
     if len(colors) > 1:
         handles = [Patch(color=color, label=kind) for kind, color in colors.items()]
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}
         grid.ax_col_dendrogram.legend(handles=handles, frameon=False, fontsize="small", **above)
-    return finish(ax, title, show, save, return_fig)
+    return finish(ax, None, show, save, return_fig)
 
 
 @fill_docstring

@@ -206,8 +206,10 @@ def _worst_of(by_slide: dict[str, list[Check]]) -> list[Check]:
         name, worst = max(
             zip(by_slide, found, strict=True), key=lambda part: (VERDICTS.index(part[1].verdict), part[1].severity)
         )
-        where = f" (slide {name!r}, the worst of {len(by_slide)})" if len(by_slide) > 1 else ""
-        checks.append(replace(worst, text=worst.text + where))
+        if len(by_slide) > 1:
+            text, *limits = worst.text.split(";", 1)
+            worst = replace(worst, text=";".join([f"{text} (slide {name!r}, the worst of {len(by_slide)})", *limits]))
+        checks.append(worst)
     return checks
 
 
