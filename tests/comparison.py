@@ -18,7 +18,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 def embed_and_impute(adata, model, **kwargs):
     sg.tl.sage_embed(adata, model, device="cpu", **kwargs)
-    sg.tl.impute(adata, None, model, device="cpu", **kwargs)
+    sg.tl.impute(adata, None, model, reliability=False, device="cpu", **kwargs)
     return np.array(adata.obsm["X_sage"]), np.array(adata.layers["sage_imputed"])
 
 
@@ -37,7 +37,7 @@ def run_tools(adata, model, **kwargs):
     """What embed, impute and perturb write, by spot."""
     more = {"device": "cpu", **kwargs}
     sg.tl.sage_embed(adata, model, **more)
-    sg.tl.impute(adata, model=model, n_folds=3, **more)
+    sg.tl.impute(adata, model=model, n_folds=3, reliability=False, **more)
     sg.tl.perturb_lr(adata, PAIRS, model, n_controls=5, store_spots=True, **more)
     table = adata if isinstance(adata, ad.AnnData) else adata.tables["table"]
     return table.obsm["X_sage"], table.layers["sage_imputed"], table.obsm["perturb_lr"]

@@ -71,22 +71,29 @@ class DepthSpline:
         return basis
 
 
-def invert(gram: Floats) -> Floats:
-    """Inverse of ``basis.T @ basis``, shape (..., columns, columns); basis functions that no spot reaches drop out."""
-    return np.asarray(np.linalg.pinv(gram, rcond=1e-10, hermitian=True), dtype=float)
+def whiten(gram: Floats) -> Floats:
+    """Matrix ``w`` with ``w @ w.T`` the inverse of ``gram``, ``basis.T @ basis`` of shape (..., columns, columns).
+
+    The columns of ``basis @ w`` are orthonormal, so a regression on them is a projection. Basis functions that no spot
+    reaches drop out.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    known = values > 1e-10 * values.max(axis=-1, keepdims=True)
+    return np.asarray(vectors * np.where(known, np.where(known, values, 1) ** -0.5, 0)[..., None, :], dtype=float)
 
 
-def residual_sums(
-    inverse: Floats, bx: Floats, by: Floats, xx: Floats, yy: Floats, xy: Floats
-) -> tuple[Floats, Floats, Floats]:
+def project(white: Floats, bx: Floats) -> Floats:
+    """Coefficients of x on the orthonormal columns, from ``basis.T @ x`` of shape (..., columns, genes)."""
+    return np.asarray(np.swapaxes(white, -1, -2) @ bx)
+
+
+def residual_sums(fit_x: Floats, fit_y: Floats, xx: Floats, yy: Floats, xy: Floats) -> tuple[Floats, Floats, Floats]:
     """Sums of squares and products of what regression on depth leaves of x and y, from sums over spots.
 
     Parameters
     ----------
-    inverse
-        What :func:`invert` returns, shape (..., columns, columns).
-    bx, by
-        Products of the basis with x and y, ``basis.T @ x``, shape (..., columns, genes).
+    fit_x, fit_y
+        What :func:`project` returns for x and y, shape (..., columns, genes).
     xx, yy, xy
         Sums of squares and products, shape (..., genes), over the spots that the basis doesn't leave out.
 
@@ -94,10 +101,9 @@ def residual_sums(
     -------
     Squares of x, squares of y and products, shape (..., genes). They add up over slides, each with its own regression.
     """
-    fit_y = inverse @ by
-    left_x = xx - (bx * (inverse @ bx)).sum(axis=-2)
-    left_y = yy - (by * fit_y).sum(axis=-2)
-    return left_x, left_y, xy - (bx * fit_y).sum(axis=-2)
+    sums = ((xx, fit_x, fit_x), (yy, fit_y, fit_y), (xy, fit_x, fit_y))
+    left_x, left_y, both = (total - np.einsum("...cg,...cg->...g", one, other) for total, one, other in sums)
+    return left_x, left_y, both
 
 
 def correlate_residuals(left_x: Floats, left_y: Floats, both: Floats, xx: Floats, yy: Floats) -> Floats:
@@ -110,9 +116,13 @@ def correlate_residuals(left_x: Floats, left_y: Floats, both: Floats, xx: Floats
     return np.where(left_y > MIN_RESIDUAL * yy, r, np.nan)
 
 
-def partial_pearson(inverse: Floats, bx: Floats, by: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
-    """Partial Pearson correlation given depth, shape (..., genes); parameters are those of :func:`residual_sums`."""
-    return correlate_residuals(*residual_sums(inverse, bx, by, xx, yy, xy), xx, yy)
+def partial_pearson(white: Floats, bx: Floats, by: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
+    """Partial Pearson correlation given depth, shape (..., genes).
+
+    ``white`` is what :func:`whiten` returns, ``bx`` and ``by`` are ``basis.T @ x`` and ``basis.T @ y``; the others are
+    those of :func:`residual_sums`.
+    """
+    return correlate_residuals(*residual_sums(project(white, bx), project(white, by), xx, yy, xy), xx, yy)
 
 
 def pearson_beyond_depth(prediction: Floats, truth: Floats, basis: Floats) -> Floats:
@@ -127,7 +137,7 @@ def pearson_beyond_depth(prediction: Floats, truth: Floats, basis: Floats) -> Fl
     """
     kept = basis.sum(axis=1)
     squares = (kept @ (a * b) for a, b in ((prediction, prediction), (truth, truth), (prediction, truth)))
-    return partial_pearson(invert(basis.T @ basis), basis.T @ prediction, basis.T @ truth, *squares)
+    return partial_pearson(whiten(basis.T @ basis), basis.T @ prediction, basis.T @ truth, *squares)
 
 
 class Attainable(NamedTuple):
@@ -211,12 +221,11 @@ def _variances(log_counts: csr_matrix, basis: Floats) -> Floats:
     from scipy.sparse import csr_matrix
 
     noise = csr_matrix((noise_of(log_counts.data), log_counts.indices, log_counts.indptr), log_counts.shape)
-    inverse, kept = invert(basis.T @ basis), basis.sum(axis=1)
-    fit = (log_counts.T @ basis).T
+    columns, kept = basis @ whiten(basis.T @ basis), basis.sum(axis=1)
     total = log_counts.multiply(log_counts).T @ kept
-    variance = total - (fit * (inverse @ fit)).sum(axis=0)
+    variance = total - ((log_counts.T @ columns) ** 2).sum(axis=1)
     # The fit takes up a little of each spot's noise, as much as the spot's leverage.
-    counting = noise.T @ (kept - ((basis @ inverse) * basis).sum(axis=1))
+    counting = noise.T @ (kept - (columns**2).sum(axis=1))
     return np.stack([variance, counting, total])
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sagefm._depth import N_COLUMNS, Attainable, invert, mean_over_detected, partial_pearson
+from sagefm._depth import N_COLUMNS, Attainable, mean_over_detected, partial_pearson, whiten
 from sagefm._stats import MIN_VARIANCE, adjust_pvalues, pearson_from_moments, pearson_pvalue
 from sagefm._types import Bools, Floats, Ints
 
@@ -52,9 +52,9 @@ class MaskSums:
         self.gram[genes] += basis.T @ basis
 
     @cached_property
-    def inverse(self) -> Floats:
-        """Inverse of ``gram``, once all spots are in."""
-        return invert(self.gram)
+    def white(self) -> Floats:
+        """What makes each gene's basis orthonormal, once all spots are in."""
+        return whiten(self.gram)
 
 
 class RunningScores:
@@ -125,7 +125,7 @@ class RunningScores:
     def gene_r_beyond_depth(self) -> Floats:
         """Partial r of each gene given depth; NaN where the truth doesn't vary beyond depth, or depth is unknown."""
         bp, bt = self.fits.transpose(0, 2, 1)[..., None]
-        return partial_pearson(self.masked.inverse, bp, bt, *self.squares[..., None])[:, 0]
+        return partial_pearson(self.masked.white, bp, bt, *self.squares[..., None])[:, 0]
 
     def gene_r2(self) -> Floats:
         """R² of each gene, ``1 - sum of squared errors / sum of squares around the mean``; NaN where constant."""

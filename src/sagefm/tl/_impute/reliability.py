@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from sagefm._depth import N_COLUMNS, DepthSpline, attainable, correlate_residuals, invert, residual_sums
+from sagefm._depth import N_COLUMNS, DepthSpline, attainable, correlate_residuals, project, residual_sums, whiten
 from sagefm._slides import Libraries
 from sagefm._stats import MIN_VARIANCE, adjust_pvalues, draw_blocks, pearson_from_moments, pearson_pvalue
 from sagefm._types import Array, Floats, Floats32, Ints
@@ -253,11 +253,12 @@ class Scores:
         found: dict[str, list[Floats]] = {}
         for slide in np.unique(self._slide_of_block):
             weights = drawn * (self._slide_of_block == slide)
-            inverse = invert(np.tensordot(weights, self._gram, 1))
+            white = whiten(np.tensordot(weights, self._gram, 1))
             by, yy, _ = self._truth.drawn(weights, genes)
+            fit_y = project(white, by)
             for name, sums in self._predictors.items():
                 bx, xx, xy = sums.drawn(weights, genes)
-                parts = (*residual_sums(inverse, bx, by, xx, yy, xy), xx, yy)
+                parts = (*residual_sums(project(white, bx), fit_y, xx, yy, xy), xx, yy)
                 total = found.setdefault(name, [np.zeros_like(yy) for _ in parts])
                 for whole, part in zip(total, parts, strict=True):
                     whole += part
