@@ -16,9 +16,9 @@ def assert_close(found, expected, tolerance=1e-5):
     assert np.nanmax(np.abs(found - expected)) <= tolerance * np.nanmax(np.abs(expected))
 
 
-def embed_and_impute(adata, model, **kwargs):
+def embed_and_impute(adata, model, *, reliability=False, **kwargs):
     sg.tl.sage_embed(adata, model, device="cpu", **kwargs)
-    sg.tl.impute(adata, None, model, reliability=False, device="cpu", **kwargs)
+    sg.tl.impute(adata, None, model, reliability=reliability, device="cpu", **kwargs)
     return np.array(adata.obsm["X_sage"]), np.array(adata.layers["sage_imputed"])
 
 
@@ -33,11 +33,11 @@ def spatial(slide):
     return adata
 
 
-def run_tools(adata, model, **kwargs):
+def run_tools(adata, model, *, reliability=False, **kwargs):
     """What embed, impute and perturb write, by spot."""
     more = {"device": "cpu", **kwargs}
     sg.tl.sage_embed(adata, model, **more)
-    sg.tl.impute(adata, model=model, n_folds=3, reliability=False, **more)
+    sg.tl.impute(adata, model=model, n_folds=3, reliability=reliability, **more)
     sg.tl.perturb_lr(adata, PAIRS, model, n_controls=5, store_spots=True, **more)
     table = adata if isinstance(adata, ad.AnnData) else adata.tables["table"]
     return table.obsm["X_sage"], table.layers["sage_imputed"], table.obsm["perturb_lr"]

@@ -2,8 +2,9 @@
 
 Import it as ``import sagefm as sg``. Functions live in the scverse namespaces: :mod:`sagefm.pp`
 (neighbourhoods, genes), :mod:`sagefm.tl` (embed, impute, cluster) and :mod:`sagefm.pl` (figures); models
-come from :mod:`sagefm.models`, toy slides from :mod:`sagefm.datasets`. :mod:`sagefm.benchmark` evaluates
-models, :mod:`sagefm.train` makes them.
+come from :mod:`sagefm.models`, toy slides from :mod:`sagefm.datasets`. :mod:`sagefm.read` reads
+slides, :mod:`sagefm.get` returns results as tables. :mod:`sagefm.benchmark` evaluates models, :mod:`sagefm.train`
+makes them.
 """
 
 from importlib import import_module
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sagefm._settings import settings
 
 if TYPE_CHECKING:
-    from sagefm import benchmark, datasets, models, pl, pp, tl, train
+    from sagefm import benchmark, datasets, get, models, pl, pp, read, tl, train
 
 __version__ = version("sagefm")
-__all__ = ["benchmark", "datasets", "models", "pl", "pp", "settings", "tl", "train"]
+__all__ = ["benchmark", "datasets", "get", "models", "pl", "pp", "read", "settings", "tl", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".zarr")
+COUNTS = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")  # files or folders of Space Ranger
+
+
+def find_counts(folder: Path, name: str) -> list[Path]:
+    """Space Ranger's counts of that name in a folder; repositories put the sample's name before the file's."""
+    return [*sorted(folder.glob(f"*{name}.h5")), *(found for found in [folder / name] if found.is_dir())]
+
+
+def is_visium(path: Path) -> bool:
+    """Whether :func:`sagefm.read.visium` takes a path."""
+    if path.is_file():
+        return path.suffix == ".h5"
+    folders = [folder for folder in (path, path / "outs") if folder.is_dir()]
+    return any((folder / "binned_outputs").is_dir() or find_counts(folder, COUNTS[0]) for folder in folders)
+
+
+def section_name(path: Path) -> str:
+    """Name of a section by its file, or of Space Ranger's folder by the sample's."""
+    if path.suffix in (*SUFFIXES, ".h5"):
+        return path.stem
+    return (path.parent if path.name == "outs" else path).absolute().name
 
 
 def list_sections(folder: str | Path) -> list[Path]:
@@ -25,7 +46,7 @@ def list_sections(folder: str | Path) -> list[Path]:
     return [
         file
         for file in sorted(Path(folder).expanduser().iterdir())
-        if file.suffix in SUFFIXES and not file.name.startswith(".")
+        if not file.name.startswith(".") and (file.suffix in SUFFIXES or (file.is_dir() and is_visium(file)))
     ]
 
 
@@ -39,17 +60,18 @@ def find_sections(sections: str | Path | Sequence[str | Path] | Mapping[str, str
     ValueError
         If two have one name, or a name can't be a file's.
     """
-    listed = isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES
+    single = isinstance(sections, str | Path) and is_visium(Path(sections).expanduser())
+    listed = isinstance(sections, str | Path) and Path(sections).suffix not in SUFFIXES and not single
     if isinstance(sections, str | Path) and listed:
         files = list_sections(sections) if Path(sections).expanduser().is_dir() else []
         if not files:
-            raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {sections}.")
-        named = [(file.stem, file) for file in files]
+            raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} and no outs folder of Space Ranger in {sections}.")
+        named = [(section_name(file), file) for file in files]
     elif isinstance(sections, Mapping):
         named = [(str(name), Path(file).expanduser()) for name, file in sections.items()]
     else:
         paths = [sections] if isinstance(sections, str | Path) else sections
-        named = [(Path(file).stem, Path(file).expanduser()) for file in paths]
+        named = [(section_name(Path(file)), Path(file).expanduser()) for file in paths]
     if not named:
         raise ValueError("sections is empty.")
     if bad := [name for name, _ in named if not name or "/" in name or name.startswith(".")]:

@@ -69,16 +69,3 @@ def test_critical_share(r2, expected):
 def test_missingness_refusals(slide, model, options, match):
     with pytest.raises(ValueError, match=match):
         sg.benchmark.missingness_curve(slide, model, **options)
-
-
-@pytest.mark.slow
-def test_missingness_plot(slide, model, tmp_path):
-    curve = sg.benchmark.missingness_curve(slide, model, fractions=[0.2, 0.8])
-    ax = sg.pl.missingness_curve(curve, predictors=[model.name, "gene mean"], save=tmp_path / "curve.png")
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    part = curve[(curve["predictor"] == model.name) & (curve["task"] == "everywhere")]
-    assert lines[model.name].get_ydata().tolist() == part["r2_spot"].tolist()
-    assert (tmp_path / "curve.png").exists()
-    for bad in ({"metric": "speed"}, {"predictors": ["nobody"]}):
-        with pytest.raises(KeyError, match="no "):
-            sg.pl.missingness_curve(curve, **bad)

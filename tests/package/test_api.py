@@ -17,7 +17,9 @@ from helpers import ROOT
 import sagefm as sg
 from sagefm._docs import TEXTS, fill_docstring
 
-NAMESPACES = {name: getattr(sg, name) for name in ("pp", "tl", "pl", "models", "datasets", "benchmark", "train")}
+NAMESPACES = {
+    name: getattr(sg, name) for name in ("pp", "tl", "pl", "read", "get", "models", "datasets", "benchmark", "train")
+}
 FUNCTIONS = {
     f"{space}.{name}": getattr(module, name)
     for space, module in NAMESPACES.items()
@@ -173,7 +175,9 @@ def test_examples_run(name):
 
 def test_everything_public_is_in_the_docs():
     page = (ROOT / "docs" / "api.md").read_text()
-    listed = set(re.findall(r"^\s*((?:pp|tl|pl|models|datasets|benchmark|train)\.\w+|settings)\s*$", page, flags=re.M))
+    listed = set(
+        re.findall(r"^\s*((?:pp|tl|pl|read|get|models|datasets|benchmark|train)\.\w+|settings)\s*$", page, flags=re.M)
+    )
     assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "models.SAGE", "settings"}
 
 
@@ -182,13 +186,15 @@ LAYERS = {
     "_io": {""},
     "models": {"", "_io"},
     "pp": {"", "_io", "models"},
+    "read": {"", "_io"},
+    "get": {""},
     "datasets": {"", "_io", "models", "pp"},
-    "tl": {"", "_io", "models", "pp", "datasets"},
+    "tl": {"", "_io", "models", "pp", "datasets", "read"},
     "pl": {"", "_io", "models", "pp"},
-    "benchmark": {"", "_io", "models", "pp", "tl", "pl"},
-    "train": {"", "_io", "models", "pp", "tl", "benchmark"},
+    "benchmark": {"", "_io", "models", "pp", "tl", "pl", "read"},
+    "train": {"", "_io", "models", "pp", "tl", "benchmark", "read"},
     "histology": {"", "_io", "models", "pp", "tl", "pl", "train"},
-    "cli": {"", "_io", "models", "pp", "datasets", "tl", "pl", "benchmark", "train", "histology"},
+    "cli": {"", "_io", "models", "pp", "datasets", "tl", "pl", "benchmark", "train", "histology", "read"},
 }
 
 

@@ -64,3 +64,16 @@ def test_violins_have_a_dot_for_each_group():
     assert len(ax.collections) == 4
     with pytest.raises(KeyError, match="accuracy"):
         sg.pl.benchmark_violin(scores, "accuracy")
+
+
+@pytest.mark.slow
+def test_missingness_shows_each_predictor(slide, tiny, tmp_path):
+    curve = sg.benchmark.missingness_curve(slide, tiny, fractions=[0.2, 0.8])
+    ax = sg.pl.missingness_curve(curve, predictors=[tiny.name, "slide mean"], save=tmp_path / "curve.png")
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    part = curve[(curve["predictor"] == tiny.name) & (curve["task"] == "everywhere")]
+    assert lines[tiny.name].get_ydata().tolist() == part["r2_spot"].tolist()
+    assert (tmp_path / "curve.png").exists()
+    for bad in ({"metric": "speed"}, {"predictors": ["nobody"]}):
+        with pytest.raises(KeyError, match="no "):
+            sg.pl.missingness_curve(curve, **bad)

@@ -69,7 +69,7 @@ def test_absent_genes_by_any_name(slide, tiny):
     ("genes", "kwargs", "error", "message"),
     [
         ("FOO", {}, KeyError, "'FOO'"),
-        ("col1a1", {}, KeyError, "Symbols are in capitals: 'COL1A1'"),
+        ("col1a1", {}, KeyError, "Did you mean 'COL1A1'"),
         ([], {}, ValueError, "genes is empty"),
         (None, {"mask": "neighbors"}, ValueError, "'neighbors'"),
         (None, {"n_folds": 1}, ValueError, "n_folds=1"),
@@ -85,6 +85,28 @@ def test_bad_requests_to_impute(slide, tiny, genes, kwargs, error, message):
     with pytest.raises(error, match=message):
         sg.tl.impute(slide, genes, tiny, **kwargs)
     assert "sage_imputed" not in slide.layers
+
+
+def test_unknown_genes_are_skipped_if_asked(slide, tiny, log):
+    sg.tl.impute(slide, ["COL1A", "KRT8", "nonsense"], tiny, missing="skip", reliability=False)
+    columns = np.isfinite(slide.layers["sage_imputed"]).all(axis=0)
+    assert slide.var_names[columns].tolist() == ["KRT8"]
+    assert "doesn't know 'COL1A', 'nonsense'" in log.text
+    assert "Did you mean" in log.text
+    assert "'COL1A1'" in log.text
+    with pytest.raises(KeyError, match=rf"{tiny.name} doesn't know 'nonsense'; it has 14,558 genes"):
+        sg.tl.impute(slide, "nonsense", tiny, missing="skip")
+    with pytest.raises(ValueError, match="missing"):
+        sg.tl.impute(slide, "KRT8", tiny, missing="ignore")
+
+
+def test_a_model_knows_its_genes(tiny):
+    assert "KRT8" in tiny
+    assert "ENSG00000170421" in tiny  # KRT8
+    assert "HLA-A" not in tiny
+    assert 5 not in tiny
+    assert tiny.genes == list(tiny.vocabulary.symbols)
+    assert tiny.vocabulary.find(["225", "3635"]).tolist() == [-1, -1]  # aliases of EGR1 and PDE12 once
 
 
 def test_folds():

@@ -95,7 +95,7 @@ def test_pseudospots_take_an_embedding_from_disk(tmp_path):
 @pytest.mark.parametrize("container", ["zarr", "h5ad"])
 def test_results_of_lazy_objects_are_read(slide, sage, tmp_path, container):
     """Tables that lie on disk serve the functions that come next."""
-    run_tools(slide, sage)
+    run_tools(slide, sage, reliability=True)
     sg.tl.gene_sensitivity(slide, GENES, model=sage)
     if container == "zarr":
         slide.write_zarr(tmp_path / "slide.zarr")

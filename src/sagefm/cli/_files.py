@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sagefm._io.files import atomic
 from sagefm._settings import logger
-from sagefm._slides import SUFFIXES
+from sagefm._slides import SUFFIXES, is_visium
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -16,23 +16,21 @@ if TYPE_CHECKING:
 
 def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequence[str] = SUFFIXES) -> AnnData:
     """Read a slide, after checking that the output can be written."""
-    import anndata
-
-    for argument, known in ((path, SUFFIXES), (out, writes)):
-        if argument is not None and argument.suffix not in known:
-            raise ValueError(f"{argument} is not {' or '.join(known)}.")
+    if path.suffix not in SUFFIXES and not is_visium(path) and (path.suffix or path.exists()):
+        raise ValueError(f"{path} is not {' or '.join(SUFFIXES)}, and not the outs folder or the .h5 of Space Ranger.")
     if not path.exists():
         raise FileNotFoundError(f"no slide at {path}.")
+    if out is not None and out.suffix not in writes:
+        raise ValueError(f"{out} is not {' or '.join(writes)}.")
     if out is not None and out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; --overwrite replaces it.")
     if out is not None and not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {out.absolute().parent} to write into.")
     if (path / "tables").is_dir():
         raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
-    try:
-        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
-    except Exception as error:  # whatever the readers raise on a damaged file
-        raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
+    from sagefm.read._section import read_section  # brings pandas
+
+    return read_section(path)
 
 
 def write_slide(adata: AnnData, path: Path) -> None:

@@ -11,7 +11,7 @@ import sagefm as sg
 from sagefm import _keys
 from sagefm._io.files import atomic
 from sagefm._settings import logger, settings
-from sagefm._slides import SUFFIXES
+from sagefm._slides import SUFFIXES, is_visium
 from sagefm.cli._files import headless, read_slide, write_slide
 from sagefm.cli._options import OPTIONS, add_options, add_output, take
 
@@ -75,7 +75,7 @@ def _assess(arguments: argparse.Namespace) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
-    if arguments.input.is_dir() and arguments.input.suffix not in SUFFIXES:
+    if arguments.input.is_dir() and arguments.input.suffix not in SUFFIXES and not is_visium(arguments.input):
         _embed_folder(arguments)
         return
     if arguments.jobs != 1 or arguments.scheduler is not None:

@@ -108,6 +108,15 @@ class Model:
     calibration: Calibration | None = None
 
     @property
+    def genes(self) -> list[str]:
+        """Symbols of the genes that the model knows, in the order of its columns."""
+        return list(self.vocabulary.symbols)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the model knows a gene, by its symbol, its Ensembl id or another symbol: ``"HLA-A" in model``."""
+        return name in self.vocabulary
+
+    @property
     def network(self) -> nn.Module:
         """The PyTorch Geometric module that defines the model, which is built when it is first asked for.
 

@@ -68,7 +68,8 @@ class Vocabulary:
 
     @cached_property
     def _by_other_symbol(self) -> dict[str, int]:
-        return {name: gene for gene, names in enumerate(self.other_symbols) for name in names}
+        # Digits alone are row numbers or ids of another database, not symbols.
+        return {name: gene for gene, names in enumerate(self.other_symbols) for name in names if not name.isdigit()}
 
     def find_symbols(self, names: Iterable[str]) -> Ints:
         """Index of the gene with each current symbol, -1 for what is none."""
@@ -81,6 +82,16 @@ class Vocabulary:
     def find_other_symbols(self, names: Iterable[str]) -> Ints:
         """Index of the gene that each former or alias symbol stands for, -1 for what is none."""
         return _look_up(self._by_other_symbol, names)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a gene is known by its symbol, its Ensembl id or another symbol."""
+        return isinstance(name, str) and bool(self.find([name])[0] >= 0)
+
+    def suggest(self, names: Iterable[str]) -> list[str]:
+        """Symbols that may be meant by names that are none: the same in capitals, or with few letters changed."""
+        from difflib import get_close_matches
+
+        return [match for name in names for match in get_close_matches(name.upper(), self.symbols, n=2, cutoff=0.75)]
 
     def find(self, names: Sequence[str]) -> Ints:
         """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sagefm.models import Model
+
+Missing = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,26 @@ class SlideRun(Run):
         results = {slot: stored[slot] for slot in written}
         return super().commit(results if self.is_aligned else {**aligned, **results}, params, **recorded)
 
-    def find_genes(self, argument: str, names: Iterable[str]) -> Ints:
-        """Vocabulary index of each gene.
+    def find_genes(self, argument: str, names: Iterable[str], missing: Missing = "error") -> Ints:
+        """Vocabulary index of each gene; with ``missing="skip"`` without those that the model doesn't know.
 
         Raises
         ------
         KeyError
-            If the model knows none of a gene's names; it says which symbols may be meant.
+            If the model doesn't know a gene, or, with ``missing="skip"``, any; it says which symbols may be meant.
         """
         vocabulary, listed = self.model.vocabulary, check_names(argument, names)
         found = self.alignment.find(self.adata, vocabulary, listed)
-        if unknown := [name for name, gene in zip(listed, found, strict=True) if gene < 0]:
-            upper = [name.upper() for name in unknown]
-            meant = [name for name, gene in zip(upper, vocabulary.find_symbols(upper), strict=True) if gene >= 0]
-            raise KeyError(
-                f"not in the vocabulary of the model ({vocabulary.name}, {len(vocabulary)} genes): {shorten(unknown)}."
-                + (f" Symbols are in capitals: {shorten(meant)}." if meant else "")
-            )
-        return found
+        unknown = [name for name, gene in zip(listed, found, strict=True) if gene < 0]
+        if not unknown:
+            return found
+        text = f"{self.model.name} doesn't know {shorten(unknown)}; it has {len(vocabulary):,} genes."
+        if meant := vocabulary.suggest(unknown[:5]):
+            text += f" Did you mean {shorten(meant)}?"
+        if missing == "error" or len(unknown) == len(listed):
+            raise KeyError(text)
+        logger.warning("%s Skipped.", text)
+        return found[found >= 0]
 
 
 def open_slide(

@@ -17,13 +17,14 @@ from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm._io.files import atomic
 from sagefm._settings import ROWS_AT_A_TIME, logger
-from sagefm._slides import find_sections, split_libraries
+from sagefm._slides import find_sections, section_name, split_libraries
 from sagefm._types import Ints
 from sagefm._utils import check_whole, progress
 from sagefm.models._vocabulary import Vocabulary, hest1k, to_header
 from sagefm.pp._counts import Counts
 from sagefm.pp._genes import MIN_COVERAGE, match_genes
 from sagefm.pp._graph import find_coordinates
+from sagefm.read._section import read_section
 from sagefm.train._corpus import ATTRIBUTE, FORMAT, Corpus
 from sagefm.train._split import assign, check_fractions
 
@@ -170,25 +171,14 @@ def _named(sections: Any) -> list[tuple[str, Any]]:
         return [(str(name), section) for name, section in sections.items()]
     if not isinstance(sections, Iterable) or hasattr(sections, "obs"):
         sections = [sections]
-    return [(Path(s).stem if isinstance(s, str | Path) else f"section{i}", s) for i, s in enumerate(sections)]
+    return [(section_name(Path(s)) if isinstance(s, str | Path) else f"section{i}", s) for i, s in enumerate(sections)]
 
 
 def _read(section: Any, table_key: str) -> AnnData:
     """Load a section from wherever it is."""
-    import anndata
-
-    if not isinstance(section, str | Path):
-        return get_anndata(section, table_key)
-    file = Path(section)
-    if not file.exists():
-        raise FileNotFoundError(f"no section at {file}.")
-    if file.suffix == ".h5ad":
-        return anndata.read_h5ad(file)
-    if (file / "tables").is_dir():
-        import spatialdata
-
-        return get_anndata(spatialdata.read_zarr(file), table_key)
-    return anndata.read_zarr(file)
+    return (
+        read_section(Path(section), table_key) if isinstance(section, str | Path) else get_anndata(section, table_key)
+    )
 
 
 def _prepare(

@@ -15,9 +15,11 @@ from scipy import sparse
 
 from sagefm import _keys, pp
 from sagefm._settings import ROWS_AT_A_TIME, logger
+from sagefm._slides import section_name
 from sagefm._utils import progress
 from sagefm.benchmark._protocol.config import Config
 from sagefm.pp._counts import Counts
+from sagefm.read._section import read_section
 from sagefm.tl._labels.composition import get_targets
 from sagefm.tl._labels.labels import get_labels
 from sagefm.tl._points import get_column
@@ -48,8 +50,8 @@ class Collection:
         self.sections: dict[str, AnnData] = {}
         for file in progress(config.sections, "Reading", unit="section"):
             path = Path(file)
-            adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
-            self.sections[path.stem] = self._describe(adata, path.stem)
+            name = section_name(path)
+            self.sections[name] = self._describe(read_section(path), name)
         if config.label_key is not None and not any(adata.obs[LABEL].notna().any() for adata in self.sections.values()):
             raise KeyError(f"label_key={config.label_key!r}: no spot of any section has such a label in obs.")
         self._refuse_twins()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sagefm._slides import SUFFIXES, find_sections, list_sections
+from sagefm._slides import SUFFIXES, find_sections, is_visium, list_sections, section_name
 from sagefm._utils import check_choice, check_whole, get_device, shorten
 from sagefm.tl._labels.classifiers import KINDS, SCALES
 
@@ -199,15 +199,15 @@ def _sections(given: Any, folder: Path, exclude: Any) -> tuple[str, ...]:
     files: list[Path] = []
     for entry in listed:
         path = folder / Path(entry).expanduser()
-        if path.suffix in SUFFIXES:
+        if path.suffix in SUFFIXES or is_visium(path):
             files.append(path)
         elif path.is_dir():
             files += list_sections(path)
         else:
             raise ValueError(f"section {path} is not {' or '.join(SUFFIXES)}.")
-    if unknown := set(exclude) - {path.stem for path in files}:
+    if unknown := set(exclude) - {section_name(path) for path in files}:
         raise ValueError(f"exclude names {shorten(sorted(unknown))}, which is none of the sections.")
-    if not (files := [path for path in files if path.stem not in exclude]):
+    if not (files := [path for path in files if section_name(path) not in exclude]):
         raise ValueError("no section was given. Set sections to files or to a folder with .h5ad or .zarr.")
     return tuple(str(path) for path in find_sections(files).values())
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sagefm.tl._engine import Target
     from sagefm.tl._impute.reliability import HeldOut
     from sagefm.tl._impute.request import Request
-    from sagefm.tl._run import SlideRun
+    from sagefm.tl._run import Missing, SlideRun
 
 
 @fill_docstring
@@ -42,6 +42,7 @@ def impute(
     n_folds: int = N_FOLDS,
     reliability: bool | Literal["diffusion"] = True,
     intervals: float | None = None,
+    missing: Missing = "error",
     key_added: str = _keys.IMPUTED,
     library_key: str | None = None,
     layer: str | None = None,
@@ -79,6 +80,8 @@ def impute(
     intervals
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
+    missing
+        What to do with ``genes`` that the model doesn't know: raise an error, or ``"skip"`` them with a warning.
     {key_added}
     {library_key}
     {layer}
@@ -192,6 +195,7 @@ def impute(
     from sagefm.tl._run import open_slide
 
     check_choice("mask", mask, ("center", "everywhere"))
+    check_choice("missing", missing, ("error", "skip"))
     n_folds = check_whole("n_folds", n_folds, 2)  # so that something is left to predict from
     if not isinstance(reliability, bool | np.bool_):
         check_choice("reliability", reliability, (True, False, "diffusion"))
@@ -210,7 +214,7 @@ def impute(
         table_key=table_key,
         copy=copy,
     )
-    request = find_request(run, genes, n_folds)
+    request = find_request(run, genes, missing, n_folds)
     if not run.sink.name and len(request.measured):
         _check_memory(run.adata)
     scored = bool(len(request.measured)) and (bool(reliability) or intervals is not None)
@@ -240,6 +244,7 @@ def impute(
         if intervals is not None:
             ends = conformal.compute(run, request, found, absent, targets, tiles, intervals)
             written[lower], written[upper], tables["intervals"] = ends
+        tables = _as_asked(tables, written, request, run.model.vocabulary.symbols)
         result = run.commit(written, {"mask": mask, "n_folds": n_folds, "library_key": slides.key}, **tables)
     _report(run, request, written, tables, mask)
     return result
@@ -307,6 +312,21 @@ def _tables(
         names = pd.Index([symbols[gene] for gene in request.absent])
         tables["prior"] = pd.DataFrame({key: value[request.absent] for key, value in prior.items()}, names)
     return tables
+
+
+def _as_asked(
+    tables: dict[str, pd.DataFrame], written: dict[Slot, Any], request: Request, symbols: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Tables of scores and intervals with the genes in the order asked for, and those of the ends of intervals."""
+    order = {symbols[gene]: number for number, gene in enumerate(request.asked)}
+    for slot, value in written.items():
+        if slot[0] == "obsm":
+            written[slot] = value[sorted(value.columns, key=order.__getitem__)]
+    found = {}
+    for name, table in tables.items():
+        slide = table["slide"].factorize()[0] if "slide" in table else np.zeros(len(table))
+        found[name] = table.iloc[np.lexsort((table.index.map(order), slide))]
+    return found
 
 
 def _columns_of(index: Ints, target: Ints) -> tuple[Ints, Ints]:

@@ -11,7 +11,7 @@ import numpy as np
 from sagefm._types import Ints
 
 if TYPE_CHECKING:
-    from sagefm.tl._run import SlideRun
+    from sagefm.tl._run import Missing, SlideRun
 
 # Seed of the gene folds. Part of the method: a gene is in the same fold on every slide.
 FOLD_SEED = 2601
@@ -29,6 +29,8 @@ class Request:
         Those that the slide has, ascending.
     absent
         Those that it lacks, as asked for.
+    asked
+        All of them, in the order asked for.
     folds
         Genes that are hidden together; folds without a measured gene of the request are left out.
     targets
@@ -37,6 +39,7 @@ class Request:
 
     measured: Ints
     absent: Ints
+    asked: Ints
     folds: list[Ints]
     targets: list[Ints]
 
@@ -46,15 +49,16 @@ def gene_folds(n_genes: int, n_folds: int) -> Ints:
     return np.random.default_rng(FOLD_SEED).permutation(n_genes) % n_folds
 
 
-def find_request(run: SlideRun, genes: str | Sequence[str] | None, n_folds: int) -> Request:
+def find_request(run: SlideRun, genes: str | Sequence[str] | None, missing: Missing, n_folds: int) -> Request:
     """Find the genes asked for, by default all that are measured, and their folds."""
-    measured, absent = run.alignment.measured, np.empty(0, dtype=np.int64)
+    asked = measured = run.alignment.measured
+    absent = np.empty(0, dtype=np.int64)
     if genes is not None:
-        wanted = np.array(list(dict.fromkeys(run.find_genes("genes", genes))))  # once each, in the order asked
-        is_measured = np.isin(wanted, measured)
-        measured, absent = np.sort(wanted[is_measured]), wanted[~is_measured]
+        asked = np.array(list(dict.fromkeys(run.find_genes("genes", genes, missing))))  # once each
+        is_measured = np.isin(asked, measured)
+        measured, absent = np.sort(asked[is_measured]), asked[~is_measured]
     elif not len(measured):
         raise ValueError("the slide has no gene that the model knows, so there is nothing to impute.")
     fold_of = gene_folds(len(run.model.vocabulary), n_folds)
     folds = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of[measured])]
-    return Request(measured, absent, folds, [np.intersect1d(fold, measured) for fold in folds])
+    return Request(measured, absent, asked, folds, [np.intersect1d(fold, measured) for fold in folds])

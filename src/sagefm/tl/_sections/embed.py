@@ -16,11 +16,12 @@ from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm._io.files import remove
 from sagefm._settings import logger, settings
-from sagefm._slides import find_sections
+from sagefm._slides import find_sections, is_visium
 from sagefm._types import Precision
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.pp._genes import MIN_COVERAGE, align_genes
 from sagefm.pp._graph import neighborhood_graph
+from sagefm.read import visium
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._sections.folder import FAILED, TABLE, Folder, Result, stamp
 from sagefm.tl._sections.workers import open_workers
@@ -205,7 +206,9 @@ def _open(source: Path, layer: str | None) -> Iterator[AnnData | SpatialData]:
     import anndata
     from anndata.experimental import read_lazy
 
-    if (source / "tables").is_dir():
+    if is_visium(source):
+        yield visium(source)
+    elif (source / "tables").is_dir():
         import spatialdata
 
         yield spatialdata.read_zarr(source)
