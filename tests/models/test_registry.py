@@ -13,6 +13,7 @@ from weight_server import NAME, Handler, cached_files, register
 
 import sagefm as sg
 from sagefm._io.download import notice
+from sagefm.cli import main
 from sagefm.models import _registry
 
 
@@ -75,7 +76,7 @@ def test_damaged_conversion_is_made_again(server, checkpoint, log):
 
 def test_wrong_content_is_refused_and_removed(server):
     server.modes = ["html"] * 3
-    with pytest.raises(RuntimeError, match=f"not {NAME} and was discarded.*sagefm-mini"):
+    with pytest.raises(RuntimeError, match=f"not {NAME} and was discarded(?s:.*)sagefm-mini"):
         sg.models.load(NAME)
     assert cached_files() == []
     assert server.requests == 3
@@ -96,7 +97,7 @@ def test_download_that_never_completes_leaves_nothing(server):
 
 def test_missing_file_on_the_server(server):
     server.modes = ["missing"] * 3
-    with pytest.raises(RuntimeError, match="could not download .*404.*sagefm-mini"):
+    with pytest.raises(RuntimeError, match="(?s)could not download .*404.*sagefm-mini"):
         sg.models.load(NAME)
 
 
@@ -107,7 +108,10 @@ def test_offline_names_the_way_out(checkpoint, monkeypatch):
         sg.models.load(NAME)
     message = str(raised.value)
     target = _registry.registry()[NAME].download_path
-    assert "model='sagefm-mini'" in message
+    assert 'model="sagefm-mini"' in message
+    assert len(message.splitlines()) <= 5
+    assert f"{len(checkpoint[1]) / 1e6:.0f} MB" in message
+    assert _registry.registry()[NAME].sha256 in message
     assert str(target) in message
     assert "http://127.0.0.1:1/file.pt" in message
 
@@ -117,12 +121,34 @@ def test_offline_names_the_way_out(checkpoint, monkeypatch):
     assert equal_weights(sg.models.load(NAME), checkpoint[0])
 
 
-def test_wrong_file_put_there_by_hand_is_replaced(server, checkpoint):
+def test_wrong_file_put_there_by_hand_is_said_and_replaced(server, checkpoint, log):
     target = _registry.registry()[NAME].download_path
     target.parent.mkdir(parents=True)
     target.write_bytes(b"something else")
+    assert not sg.models.available().loc[NAME, "local"]
+    server.modes = ["missing"] * 3
+    with pytest.raises(RuntimeError, match="the file at its place has another SHA-256"):
+        sg.models.load(NAME)
+    target.write_bytes(b"something else")
     assert equal_weights(sg.models.load(NAME), checkpoint[0])
+    assert "its SHA-256 is" in log.text
     assert target.read_bytes() == checkpoint[1]
+
+
+def test_weights_that_were_fetched_by_hand_are_checked_and_copied(server, checkpoint, tmp_path, capsys):
+    file = tmp_path / "any name"
+    file.write_bytes(checkpoint[1][:-1])
+    with pytest.raises(ValueError, match=f"is no model that sagefm knows: {NAME} has .*Was the download complete"):
+        sg.models.install(file)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        sg.models.install(tmp_path / "nothing")
+    assert not sg.models.available().loc[NAME, "local"]
+    file.write_bytes(checkpoint[1])
+    assert main(["models", "--install", str(file)]) == 0
+    assert "ready" in capsys.readouterr().out.split(NAME)[1][:200]
+    assert equal_weights(sg.models.load(NAME), checkpoint[0])
+    assert server.requests == 0
+    assert sg.models.install(_registry.registry()[NAME].download_path) == NAME  # where it is already
 
 
 def test_missing_cache_is_made(server, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ def download(
     name: str = "",
     token: str | None = None,
     refused: str = "",
+    size: int = 0,
     instead: str = "",
 ) -> Path:
     """Fetch a file unless it lies at ``path``, and return the path.
@@ -34,20 +35,26 @@ def download(
     With ``sha256`` another file there is replaced, and what comes has to be it. Without, whatever lies there is taken
     as it is, and the digest of what comes is logged, for the caller's user to pass next time. ``token`` is sent as a
     bearer token to the host of ``url`` alone. ``refused`` is what to do where the server wants one (401, 403),
-    ``instead`` what else to do, ``name`` what messages call it.
+    ``instead`` is what else to do, ``name`` what messages call the file, ``size`` its bytes, if they are known.
     """
     import pooch
     import requests
 
     _refuse_insecure(url)
     name = name or path.name
-    by_hand = f"Without a network: fetch {url} elsewhere and put the file at {path}{instead}."
+    facts = [f"{size / 1e6:.0f} MB"] * bool(size) + [f"SHA-256 {sha256}"] * bool(sha256)
+    about = f"\n  ({', '.join(facts)})" if facts else ""
+    by_hand = f"\n  By hand: fetch {url}{about}\n  and put it at {path}{instead}"
     # requests drops the header when it is redirected to another host.
     headers = {"Authorization": f"Bearer {token}"} if token else None
     downloader = pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=TIMEOUT, headers=headers)
     if os.path.isdir(path):
         raise RuntimeError(f"{path} is a folder, where {name} is to lie as a file. Move it away.")
+    there = ""
     try:
+        if sha256 and path.is_file() and (found := pooch.file_hash(str(path), alg="sha256")) != sha256:
+            there = f"; the file at its place has another SHA-256, {found}"
+            logger.warning("%s is not %s: its SHA-256 is %s, not %s. Fetching it again.", path, name, found, sha256)
         new = not path.exists()
         pooch.create(
             path=path.parent,
@@ -57,13 +64,13 @@ def download(
             retry_if_failed=2,
         ).fetch(path.name, downloader=downloader)
     except requests.RequestException as error:
-        raise RuntimeError(f"could not download {name} ({_reason(error, refused)}). {by_hand}") from error
+        raise RuntimeError(f"could not download {name} ({_reason(error, refused)}{there}).{by_hand}") from error
     except ValueError as error:
-        raise RuntimeError(f"what was downloaded is not {name} and was discarded: {error} {by_hand}") from error
+        raise RuntimeError(f"what was downloaded is not {name} and was discarded: {error}{by_hand}") from error
     except OSError as error:
         raise RuntimeError(
             f"can't use the folder {path.parent} ({error}). Set SAGEFM_CACHE or sg.settings.cache_dir to a folder "
-            f"that can be written. {by_hand}"
+            f"that can be written.{by_hand}"
         ) from error
     if new and sha256 is None:
         logger.info(

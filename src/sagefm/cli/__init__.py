@@ -16,6 +16,8 @@ from sagefm.cli import _histology, _tools, _training
 from sagefm.cli._files import headless
 from sagefm.cli._options import add_output
 
+# Advice in messages, as a command says it.
+COMMANDS = {'model="sagefm-mini"': "--model sagefm-mini", 'sg.models.install("FILE")': "sagefm models --install FILE"}
 EXPECTED = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 
 
@@ -28,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except EXPECTED as error:
         # KeyError quotes its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        for call, command in COMMANDS.items():
+            message = message.replace(call, command)
         logger.error("error: %s", message)
         return 1
     except KeyboardInterrupt:
@@ -53,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     _tools.add(commands)
     _add_evaluate(commands)
-    commands.add_parser("models", help="list the models").set_defaults(run=_models)
+    models = commands.add_parser("models", help="list the models, or install weights that were fetched by hand")
+    models.add_argument("--install", type=Path, metavar="FILE", help="check the file and put it where models are read")
+    models.set_defaults(run=_models)
     _histology.add(commands)
     _training.add(commands)
     return parser
@@ -86,6 +92,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    if arguments.install is not None:
+        sg.models.install(arguments.install)
     for name, entry in sg.models.available().iterrows():
         where = "ready" if entry["local"] else f"downloaded on first use, {entry['size_mb']} MB"
         print(f"{name:16s} {entry['description']}\n{'':16s} licence: {entry['licence']}; {where}")

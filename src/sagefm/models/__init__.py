@@ -10,10 +10,10 @@ from sagefm.models._vocabulary import Vocabulary
 if TYPE_CHECKING:
     from sagefm.histology.encoder import Encoder, load_encoder
     from sagefm.models._gcn import GCN
-    from sagefm.models._load import load
+    from sagefm.models._load import install, load
     from sagefm.models._sage import SAGE
 
-__all__ = ["GCN", "SAGE", "Encoder", "Model", "Vocabulary", "available", "load", "load_encoder"]
+__all__ = ["GCN", "SAGE", "Encoder", "Model", "Vocabulary", "available", "install", "load", "load_encoder"]
 
 # PyTorch and PyTorch Geometric take seconds to import, so what needs them comes when it is asked for.
 __getattr__ = _lazy.attach(
@@ -22,6 +22,7 @@ __getattr__ = _lazy.attach(
         "GCN": "sagefm.models._gcn",
         "SAGE": "sagefm.models._sage",
         "Encoder": "sagefm.histology.encoder",
+        "install": "sagefm.models._load",
         "load": "sagefm.models._load",
         "load_encoder": "sagefm.histology.encoder",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm._io.download import download, notice
+from sagefm._io.files import atomic
 from sagefm._settings import logger
 from sagefm._utils import get_device
 from sagefm.models._io import read_published, read_safetensors
@@ -22,7 +24,9 @@ from sagefm.models._registry import ENCODER, Entry, registry
 if TYPE_CHECKING:
     import torch
 
-OFFLINE = "sagefm-mini"
+# What else to do where the download fails; the command line says the same in its own words.
+INSTEAD = """ (sg.models.install("FILE") checks it and puts it there)
+  Without it: model="sagefm-mini", a small model that comes with the package"""
 # Files that were written less than a second ago may change again without another time stamp.
 SETTLED = 1_000_000_000  # nanoseconds
 
@@ -63,6 +67,53 @@ def load(model: str | Path | Model, *, device: str = "cpu") -> Model:
     if not isinstance(model, Model):
         model = _load(model)
     return _move(model, target)
+
+
+def install(file: str | Path) -> str:
+    """Check a file of weights that was fetched by hand, and copy it to where :func:`load` looks for it.
+
+    Parameters
+    ----------
+    file
+        File of a model in :func:`available`, as its authors publish it, under any name.
+
+    Returns
+    -------
+    Name of the model, for :func:`load`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If its SHA-256 is that of no model.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> sg.models.install("weights.pt")  # doctest: +SKIP
+    'sage-fm-hest1k'
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}.")
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    known = {entry.sha256: entry for entry in registry().values() if entry.url and entry.sha256}
+    if found not in known:
+        asked = "; ".join(f"{entry.name} has {digest}, {entry.size / 1e6:.0f} MB" for digest, entry in known.items())
+        raise ValueError(
+            f"{path} ({path.stat().st_size / 1e6:.1f} MB, SHA-256 {found}) is no model that sagefm knows: {asked}. "
+            "Was the download complete?"
+        )
+    entry = known[found]
+    target = entry.download_path
+    if not (target.exists() and target.samefile(path)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(target) as partial:
+            shutil.copyfile(path, partial)
+    logger.info("Installed %s at %s.", entry.name, target)
+    return entry.name
 
 
 def _move(model: Model, device: torch.device) -> Model:
@@ -165,7 +216,8 @@ def _convert(entry: Entry) -> Model:
         entry.download_path,
         sha256=entry.sha256,
         name=entry.name,
-        instead=f", or use model={OFFLINE!r}, a small model that comes with the package",
+        size=entry.size,
+        instead=INSTEAD,
     )
     card = {
         "licence": entry.licence,

@@ -51,7 +51,9 @@ class Entry:
     def is_local(self) -> bool:
         """Whether the model loads without a network."""
         # A folder that can't be looked into holds none, where Path.exists would raise.
-        return self.package_path is not None or any(map(os.path.isfile, (self.converted_path, self.download_path)))
+        if self.package_path is not None or os.path.isfile(self.converted_path):
+            return True
+        return os.path.isfile(self.download_path) and self.size in (0, os.path.getsize(self.download_path))
 
 
 @cache
