@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sagefm import _keys
+from sagefm._settings import logger
 from sagefm._utils import check_key, shorten
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ def get_anndata(data: AnnData | SpatialData, table_key: str, *, copy: bool = Fal
 
     if not isinstance(data, AnnData):
         tables = getattr(data, "tables", None)
+        if hasattr(data, "mod"):
+            raise TypeError(f"expected an AnnData, got a MuData. Pass one of its modalities, {shorten(data.mod)}.")
         if tables is None:
             raise TypeError(f"expected an AnnData or a SpatialData, got {type(data).__name__}.")
         if table_key not in tables:
@@ -105,8 +109,21 @@ class Run:
                     del found[key]
         for (slot, key), value in written.items():
             getattr(self.adata, slot)[key] = value
-        self.adata.uns[self.key] = {"params": self.describe(params), **recorded}
+        earlier, now = recorded_params(self.adata, self.key), self.describe(params)
+        self.adata.uns[self.key] = {"params": now, **recorded}
+        if earlier and dict(earlier) != now and (stale := self._stale()):
+            logger.warning("%s came from the earlier %r. Compute them again.", shorten(stale), self.key)
         return self.adata if self.copy else None
+
+    def _stale(self) -> list[str]:
+        """Keys of results that were computed from an earlier result under this key."""
+        name = self.key.removesuffix(_keys.NEIGHBORS.format(""))  # graphs go by their name
+        params = {key: recorded_params(self.adata, key) for key in self.adata.uns if key != self.key}
+        return [
+            key
+            for key, found in params.items()
+            if name in (found.get("connectivity_key"), found.get("use_rep"), *found.get("use_reps", ()))
+        ]
 
     def describe(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What is recorded of the call."""

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -118,6 +121,38 @@ def test_models(capsys):
     printed = capsys.readouterr().out
     assert "sagefm-mini" in printed
     assert "377 MB" in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (OSError("Can't write data (file write failed: errno = 28, error message = '...')"), "the disk is full"),
+        (FileNotFoundError(2, "No such file or directory", "pairs.csv"), "pairs.csv: no such file or directory."),
+        (PermissionError(13, "Permission denied", "out"), "out: permission denied."),
+        (MemoryError(), "out of memory"),
+        (KeyError("no such gene"), "error: no such gene"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero (sagefm --debug"),
+    ],
+)
+def test_any_error_is_one_line(monkeypatch, log, error, message):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(sg.models, "available", fail)
+    assert main(["models"]) == 1
+    (record,) = log.records
+    assert message in record.message
+    assert len(record.message.splitlines()) == 1
+    with pytest.raises(type(error)):
+        main(["--debug", "models"])
+
+
+@pytest.mark.process
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m sagefm.cli models | head -c 1"
+    run = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_output_is_not_replaced_unless_told(path, tmp_path, log):

@@ -52,3 +52,30 @@ class TestCluster:
     def test_embedding_comes_first(self):
         with pytest.raises(KeyError, match=r"Run sg.tl.sage_embed\(adata\) first"):
             sg.tl.cluster(AnnData(np.ones((20, 2), dtype=np.float32)))
+
+
+def test_the_best_of_some_numbers_is_taken(slide, tiny):
+    sg.tl.sage_embed(slide, tiny)
+    sg.tl.cluster(slide, n_clusters=range(2, 5))
+    scores = slide.uns["sage_cluster"]["scores"]["silhouette"]
+    assert scores.index.tolist() == ["2", "3", "4"]
+    assert slide.uns["sage_cluster"]["params"]["n_clusters"] == int(scores.idxmax())
+    with pytest.raises(ValueError, match="n_clusters is empty"):
+        sg.tl.cluster(slide, n_clusters=[])
+    with pytest.raises(ValueError, match="n_clusters"):
+        sg.tl.cluster(slide, n_clusters=[1, 3])
+
+
+def test_what_a_new_result_makes_stale_is_said(slide, tiny, log):
+    sg.pp.neighborhood_graph(slide)
+    sg.tl.sage_embed(slide, tiny)
+    sg.tl.cluster(slide, n_clusters=3)
+    assert slide.uns["X_sage"]["params"]["n_spots"] == 15
+    log.clear()
+    sg.tl.sage_embed(slide, tiny)  # the same again
+    assert "earlier" not in log.text
+    sg.tl.sage_embed(slide, tiny, scale="slide")
+    assert "'sage_cluster' came from the earlier 'X_sage'" in log.text
+    log.clear()
+    sg.pp.neighborhood_graph(slide, "knn", n_spots=8)
+    assert "'X_sage' came from the earlier 'sage_neighbors'" in log.text

@@ -39,6 +39,13 @@ def test_paper_pairs():
 def test_pairs_from_tables_and_liana():
     table = pd.DataFrame({"source": ["A", "B"], "target": ["C", "D"], "more": 1})
     assert read_interactions(table) == [("A", "C"), ("B", "D")] == read_interactions([("A", "C"), ["B", "D"]])
+    table = table.assign(ligand_complex=["A_E", "B"], receptor_complex=["C", "D"])  # as LIANA's results
+    assert read_interactions(table) == [("A_E", "C"), ("B", "D")]
+    for text in ("CXCL12-CXCR4", "CXCL12|CXCR4", "CXCL12^CXCR4", "CXCL12 | CXCR4"):
+        assert read_interactions([text]) == read_interactions(text) == [("CXCL12", "CXCR4")]
+    assert read_interactions(["HLA-A|CD8A"]) == [("HLA-A", "CD8A")]
+    with pytest.raises(TypeError, match="'HLA-A-CD8A'"):
+        read_interactions(["HLA-A-CD8A"])
     pytest.importorskip("liana")
     consensus = read_interactions("consensus")
     assert len(consensus) > 4500

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from mudata import MuData
 
 import sagefm as sg
 
@@ -101,7 +102,10 @@ def test_bad_input_is_refused_and_nothing_written(slide, tiny, tool, change, kwa
     assert slots == {name: list(getattr(slide, name).keys()) for name in slots}
 
 
-def test_wrong_type():
+def test_wrong_type(slide):
+    mdata = MuData({"rna": slide})
+    with pytest.raises(TypeError, match="got a MuData. Pass one of its modalities, 'rna'"):
+        sg.tl.sage_embed(mdata)
     with pytest.raises(TypeError, match="expected an AnnData or a SpatialData, got ndarray"):
         sg.tl.sage_embed(np.zeros((3, 3)))
 

@@ -80,6 +80,13 @@ def test_panel_and_odd_sections_are_refused_by_name(slides, tmp_path):
         sg.train.prepare_corpus([], path)
 
 
+def test_all_bad_sections_are_named_at_once(slides, tmp_path):
+    bad = {"few genes": slides["s1"][:, :50].copy(), "few spots": slides["s1"][:9].copy()}
+    with pytest.raises(ValueError, match=r"(?s)section 'few genes': .*section 'few spots': "):
+        sg.train.prepare_corpus({**slides, **bad}, tmp_path / "corpus.zarr")
+    assert not (tmp_path / "corpus.zarr").exists()
+
+
 def test_corpus_is_not_overwritten_unasked(slides, corpus):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         sg.train.prepare_corpus(slides, corpus.path)

@@ -6,6 +6,9 @@ Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 i
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,23 +31,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.verbosity, settings.progress_bars = "ERROR", False
     try:
         arguments.run(arguments)
-    except EXPECTED as error:
-        # KeyError quotes its message.
-        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        for call, command in COMMANDS.items():
-            message = message.replace(call, command)
-        logger.error("error: %s", message)
-        return 1
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough, as in: sagefm models | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 0
     except KeyboardInterrupt:
         logger.error("interrupted; %s", arguments.interrupted)
         return 130
+    except Exception as error:
+        if arguments.debug:
+            raise
+        logger.error("error: %s", _say(error))
+        return 1
     return 0
+
+
+def _say(error: Exception) -> str:
+    """What an error says, in the words of the command line."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # KeyError quotes its message
+    if getattr(error, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:  # the latter from HDF5
+        text = "the disk is full; nothing was written to the output."
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror.lower()}."
+    elif isinstance(error, MemoryError):
+        text = "out of memory. Set a smaller --batch-size, or use a machine with more."
+    elif not isinstance(error, EXPECTED):
+        text = f"{type(error).__name__}: {text} (sagefm --debug ... shows where)"
+    for call, command in COMMANDS.items():
+        text = text.replace(call, command)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sagefm", description="SAGE-FM on spatial transcriptomics slides.")
     parser.add_argument("--version", action="version", version=f"sagefm {sg.__version__}")
     parser.set_defaults(interrupted="nothing was written to the output.")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("--quiet", action="store_true", help="errors only, no progress bars")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="run the main job on a simulated slide, offline")

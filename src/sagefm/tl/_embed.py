@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
@@ -65,7 +67,7 @@ def sage_embed(
         Embedding, float32, shape (spots, width of the model's last hidden layer; 1,024 as published). With
         ``store`` a dask array.
     ``uns["X_sage"]``
-        ``params``: the model and what it read.
+        ``params``: the model and what it read; ``n_spots``, the size of the largest neighborhood, the spot included.
     ``var["sage_gene"]``, ``uns["sage_genes"]``
         As :func:`sagefm.pp.align_genes`, if it hasn't run on these genes.
 
@@ -115,6 +117,7 @@ def sage_embed(
     )
     slides = find_libraries(run.adata, library_key, connectivity_key)
     shape = (run.adata.n_obs, run.engine.canonical.embedding_dim)
+    n_spots = int(np.diff(run.engine.graph.indptr).max()) + 1
     with run.writing() as sink:
         embedding = sink.empty("obsm", key_added, shape)
         projection = run.engine.project()
@@ -124,7 +127,9 @@ def sage_embed(
             for _, spots in slides.rows():
                 part = embedding[spots, :]
                 embedding[spots, :] = standardize_like(part, part)
-        result = run.commit({("obsm", key_added): embedding}, {"scale": scale, "library_key": slides.key})
+        result = run.commit(
+            {("obsm", key_added): embedding}, {"n_spots": n_spots, "scale": scale, "library_key": slides.key}
+        )
     logger.info(
         "Embedded %d spots with %s; wrote obsm['%s'] %s%s.",
         *(run.adata.n_obs, run.model.name, key_added, shape),

@@ -127,6 +127,7 @@ def prepare_corpus(
         split = pd.read_csv(split)  # before hours of reading, not after
     vocabulary = hest1k() if model is None else models.load(model).vocabulary
     rows: list[dict[str, Any]] = []
+    errors: dict[str, Exception] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial:
         store = zarr.open_group(partial, mode="w")
@@ -145,8 +146,11 @@ def prepare_corpus(
                         write_elem(group, full_name, prepared)
                     rows.append({"name": full_name, **row})
             except (ValueError, KeyError, TypeError) as error:
-                message = error.args[0] if error.args else error
-                raise type(error)(f"section {name!r}: {message}") from error
+                errors[name] = error
+        if errors:  # all of them, so that they can be mended together
+            lines = [f"section {name!r}: {error.args[0] if error.args else error}" for name, error in errors.items()]
+            kind, last = type(next(iter(errors.values()))), list(errors.values())[-1]
+            raise (kind if len(errors) == 1 else ValueError)("\n".join(lines)) from last
         if not rows:
             raise ValueError("no section was given: expected a folder with .h5ad or .zarr files, or sections.")
         table = pd.DataFrame(rows).set_index("name")

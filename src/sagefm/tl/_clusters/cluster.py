@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ def cluster(
     adata: AnnData | SpatialData,
     use_rep: str = _keys.EMBEDDING,
     *,
-    n_clusters: int | None = None,
+    n_clusters: int | Iterable[int] | None = None,
     rng: int | np.random.Generator = 0,
     key_added: str = _keys.CLUSTER,
     table_key: str = "table",
@@ -40,7 +41,7 @@ def cluster(
     use_rep
         Representation in ``obsm``, shape (spots, dimensions).
     n_clusters
-        Number of clusters. By default the one of 4 to 10 with the best silhouette.
+        Number of clusters, or several to choose from by the silhouette, such as ``range(2, 8)``. By default, 4 to 10.
     {rng}
     {key_added}
     {table_key}
@@ -82,7 +83,12 @@ def cluster(
     from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score
 
     run = open_run(adata, "tl.cluster", key_added, _keys.CLUSTER, ["obs"], table_key=table_key, copy=copy)
-    candidates = list(CANDIDATES) if n_clusters is None else [check_whole("n_clusters", n_clusters, 2)]
+    if n_clusters is None:
+        n_clusters = CANDIDATES
+    tried = sorted(set(n_clusters)) if isinstance(n_clusters, Iterable) else [n_clusters]
+    candidates = [check_whole("n_clusters", k, 2) for k in tried]
+    if not candidates:
+        raise ValueError("n_clusters is empty: name at least one number.")
     points = get_points(run.adata, use_rep)
     n_distinct = len(np.unique(points, axis=0))
     if n_distinct <= candidates[0]:
@@ -108,7 +114,7 @@ def cluster(
     clusters = pd.Categorical.from_codes(rank[labels[best]], [str(i) for i in range(best)])
     logger.info("Found %d clusters (silhouette %.2f); wrote obs['%s'].", best, table["silhouette"].max(), key_added)
     if len(table) > 1 and best == candidates[0]:
-        logger.info("That is the fewest that were tried; n_clusters=%d would be one less.", best - 1)
+        logger.info("That is the fewest that were tried; n_clusters=range(2, %d) tries fewer.", best + 1)
     # Text index: the only one that h5ad and zarr both keep.
     return run.commit(
         {("obs", key_added): clusters},

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 Interactions: TypeAlias = "str | pd.DataFrame | Iterable[tuple[str, str]]"
 
-COLUMNS = (("ligand", "receptor"), ("source", "target"))
+# LIANA's results name complexes in columns of their own.
+COLUMNS = (("ligand_complex", "receptor_complex"), ("ligand", "receptor"), ("source", "target"))
+SEPARATORS = ("|", "^", "-")  # in "CXCL12-CXCR4"
 
 
 def read_interactions(interactions: Interactions | None) -> list[tuple[str, str]]:
@@ -33,7 +35,12 @@ def read_interactions(interactions: Interactions | None) -> list[tuple[str, str]
     if interactions is None or (isinstance(interactions, str) and interactions == "paper"):
         interactions = paper_interactions()
     if isinstance(interactions, str):
-        interactions = _liana_resource(interactions)
+        if interactions in available().index:
+            raise ValueError(
+                f"interactions={interactions!r} is the name of a model: pass it as model={interactions!r}."
+            )
+        pair = _split(interactions)
+        interactions = _liana_resource(interactions) if pair is None else [pair]
     rows: Iterable[object]
     if not isinstance(interactions, Iterable):
         raise TypeError(
@@ -45,15 +52,16 @@ def read_interactions(interactions: Interactions | None) -> list[tuple[str, str]
         if columns is None:
             raise KeyError(
                 f"interactions has the columns {shown(interactions.columns)}; it needs 'ligand' and 'receptor' "
-                "(or 'source' and 'target')."
+                "(or 'source' and 'target', or LIANA's 'ligand_complex' and 'receptor_complex')."
             )
         rows = interactions[list(columns)].itertuples(index=False, name=None)
     else:
         rows = interactions
     pairs = []
     for row in rows:
+        row = _split(row) or row if isinstance(row, str) else row
         if isinstance(row, str) or not isinstance(row, Iterable):
-            raise TypeError(f"interactions has to hold pairs (ligand, receptor), got {row!r}.")
+            raise TypeError(f"interactions has to hold pairs (ligand, receptor) or 'LIGAND|RECEPTOR', got {row!r}.")
         pair = tuple(row)
         if len(pair) != 2 or not all(isinstance(name, str) and name for name in pair):
             raise ValueError(f"interactions has to hold pairs (ligand, receptor) of names, got {pair!r}.")
@@ -63,14 +71,21 @@ def read_interactions(interactions: Interactions | None) -> list[tuple[str, str]
     return pairs
 
 
+def _split(text: str) -> tuple[str, str] | None:
+    """Ligand and receptor of ``CXCL12|CXCR4`` or ``CXCL12-CXCR4``; None where it isn't clear what they are."""
+    for separator in SEPARATORS:
+        ligand, found, receptor = (part.strip() for part in text.partition(separator))
+        if found and ligand and receptor and separator not in receptor:
+            return ligand, receptor
+    return None
+
+
 def shown(columns: Iterable[object]) -> list[str]:
     """Column names for a message."""
     return [str(column) for column in columns]
 
 
 def _liana_resource(name: str) -> pd.DataFrame:
-    if name in available().index:
-        raise ValueError(f"interactions={name!r} is the name of a model: pass it as model={name!r}.")
     try:
         from liana.resource import select_resource, show_resources
     except ImportError as error:
