@@ -96,7 +96,7 @@ var : Ensembl ids; the first of these columns that is there is read, for genes w
 
 ASSESSMENT = "sage_assessment"
 """
-uns : the trust card: ``verdict``, ``text``, ``checks``, ``expected_r``, ``markers_unknown``, ``markers_missing``
+uns : the trust card: ``verdict``, ``text``, ``checks``, ``slides``, ``expected_r``, ``markers_missing``
 """
 EMBEDDING = "X_sage"
 """
@@ -137,6 +137,11 @@ CLUSTER = "sage_cluster"
 """
 obs : cluster of each spot, categorical
 uns : ``params``, and ``scores`` (silhouette and others) of each number of clusters that was tried
+"""
+LEIDEN = "sage_leiden"
+"""
+obs : cluster of each spot by the Leiden algorithm, categorical
+uns : ``params``
 """
 CLUSTER_MARKERS = "sage_cluster_markers"
 """

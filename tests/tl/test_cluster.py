@@ -1,5 +1,7 @@
 """Clusters of an embedding."""
 
+import sys
+
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -79,3 +81,23 @@ def test_what_a_new_result_makes_stale_is_said(slide, tiny, log):
     log.clear()
     sg.pp.neighborhood_graph(slide, "knn", n_spots=8)
     assert "'X_sage' came from the earlier 'sage_neighbors'" in log.text
+
+
+def test_leiden_is_scanpys(slide, tiny, monkeypatch):
+    import scanpy as sc
+
+    sg.tl.sage_embed(slide, tiny)
+    before = set(slide.obsp)
+    sg.tl.leiden(slide, resolution=0.4)
+    theirs = AnnData(obsm={"X_sage": slide.obsm["X_sage"]})
+    seed = slide.uns["sage_leiden"]["params"]["seed"]
+    sc.pp.neighbors(theirs, use_rep="X_sage", random_state=seed)
+    sc.tl.leiden(theirs, 0.4, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    assert slide.obs["sage_leiden"].tolist() == theirs.obs["leiden"].tolist()
+    assert set(slide.obsp) == before
+    assert sg.pl.cluster(slide, "sage_leiden", show=False).get_title() == "clusters of X_sage"
+    with pytest.raises(ValueError, match="resolution"):
+        sg.tl.leiden(slide, resolution=-1)
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    with pytest.raises(ImportError, match=r"pip install igraph, or use sg\.tl\.cluster"):
+        sg.tl.leiden(slide)

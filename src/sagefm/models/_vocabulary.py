@@ -91,7 +91,10 @@ class Vocabulary:
         """Symbols that may be meant by names that are none: the same in capitals, or with few letters changed."""
         from difflib import get_close_matches
 
-        return [match for name in names for match in get_close_matches(name.upper(), self.symbols, n=2, cutoff=0.75)]
+        found: list[str] = []
+        for name in map(str.upper, names):
+            found += [name] if name in self._by_symbol else get_close_matches(name, self.symbols, n=2, cutoff=0.75)
+        return found
 
     def find(self, names: Sequence[str]) -> Ints:
         """Index of each gene by symbol, else Ensembl id, else other symbol; -1 for what is none of these."""

@@ -6,6 +6,7 @@ from sagefm import _lazy
 from sagefm.tl._baselines import mofa_embed, nichepca_embed
 from sagefm.tl._clusters.cluster import cluster
 from sagefm.tl._clusters.genes import cluster_markers, cluster_proportions
+from sagefm.tl._clusters.leiden import leiden
 from sagefm.tl._embed import sage_embed
 from sagefm.tl._impute.predict import impute
 from sagefm.tl._join import join_representations
@@ -33,6 +34,7 @@ __all__ = [
     "histology_embed",
     "impute",
     "join_representations",
+    "leiden",
     "mofa_embed",
     "nichepca_embed",
     "perturb_lr",

@@ -90,6 +90,8 @@ def run_protocol(
             check_model(collection, representation, held_out)
         if "imputation" in settings.tasks_of(representation):
             check_model(collection, representation, imputed_groups(collection, representation, held_out))
+    for representation in settings.representations:
+        logger.info("%s: %s.", representation.name, ", ".join(settings.tasks_of(representation)) or "no task")
     folder.open()
     for representation in settings.representations:
         Tasks(collection, folder, representation, rows, held_out).run()
