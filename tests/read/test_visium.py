@@ -11,12 +11,21 @@ import sagefm as sg
 from sagefm.cli import main
 
 
-@pytest.fixture
-def plain(_slide):
-    """A slide as it comes from a reader."""
-    slide = _slide[:, :9_000].copy()
+def named(slide):
     slide.obs_names = [f"{i:016d}-1" for i in range(slide.n_obs)]
     return slide
+
+
+@pytest.fixture
+def plain(_slide):
+    """A slide as it comes from a reader, with few genes."""
+    return named(_slide[:, :200].copy())
+
+
+@pytest.fixture
+def whole(_slide):
+    """The same with enough genes for a model."""
+    return named(_slide.copy())
 
 
 def assert_read(found, slide):
@@ -129,18 +138,18 @@ def test_what_is_not_of_one_slide_is_refused(plain, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["sample/outs", "sample", "sample/outs/filtered_feature_bc_matrix.h5"])
-def test_commands_take_it(plain, tmp_path, path, monkeypatch):
+def test_commands_take_it(whole, tmp_path, path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_outs(tmp_path / "sample" / "outs", plain)
+    write_outs(tmp_path / "sample" / "outs", whole)
     assert main(["--quiet", "embed", path, "-o", "out.h5ad", "--model", "sagefm-mini"]) == 0
     assert main(["--quiet", "assess", path, "-o", "card.txt", "--model", "sagefm-mini"]) == 0
     assert (tmp_path / "card.txt").exists()
 
 
 @pytest.mark.slow
-def test_collections_take_it(plain, tmp_path):
+def test_collections_take_it(whole, tmp_path):
     for name in ("one", "two"):
-        write_outs(tmp_path / "raw" / name / "outs", plain)
+        write_outs(tmp_path / "raw" / name / "outs", whole)
     table = sg.tl.embed_sections(tmp_path / "raw", tmp_path / "embedded", "sagefm-mini")
     assert table.index.tolist() == ["one", "two"]
     assert set(table["status"]) == {"embedded"}

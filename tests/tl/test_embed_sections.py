@@ -91,7 +91,7 @@ def test_results_with_other_settings_are_not_mixed(folder, tmp_path, tiny):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda folder: folder / "nowhere", FileNotFoundError, "no .h5ad or .zarr in"),
+        (lambda folder: folder / "nowhere", FileNotFoundError, "no .h5ad or .zarr and no outs folder"),
         (lambda folder: [folder / "x.h5ad"], FileNotFoundError, "no section at"),
         (lambda folder: [folder / "a.h5ad", folder / "b" / "a.h5ad"], ValueError, "several sections are named 'a'"),
         (lambda folder: {"../a": folder / "a.h5ad"}, ValueError, "file name"),

@@ -53,7 +53,9 @@ class Entry:
         # A folder that can't be looked into holds none, where Path.exists would raise.
         if self.package_path is not None or os.path.isfile(self.converted_path):
             return True
-        return os.path.isfile(self.download_path) and self.size in (0, os.path.getsize(self.download_path))
+        is_there = os.path.isfile(self.download_path)
+        # Without a digest to hold it to, whatever lies there is taken.
+        return is_there and (not self.sha256 or os.path.getsize(self.download_path) == self.size)
 
 
 @cache
