@@ -26,6 +26,6 @@ def attach(namespace: str, rooms: Mapping[str, str]) -> Callable[[str], Any]:
         except ModuleNotFoundError as error:
             if error.name != "lightning":
                 raise
-            raise ModuleNotFoundError(f"{name} needs Lightning: pip install 'sagefm[train]'.") from error
+            raise ModuleNotFoundError(f"{name} needs Lightning: pip install lightning.") from error
 
     return __getattr__

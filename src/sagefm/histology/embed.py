@@ -73,7 +73,7 @@ def histology_embed(
     FileNotFoundError
         If the image or the weights are gone.
     ImportError
-        If a vision transformer is asked for without the extra: ``pip install 'sagefm[histology]'``.
+        If a vision transformer is asked for without the package transformers.
     ValueError
         If the model is unknown, or wants patches of another size.
     RuntimeError

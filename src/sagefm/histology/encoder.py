@@ -132,7 +132,7 @@ def load_encoder(model: str | Path | Encoder) -> Encoder:
     Raises
     ------
     ImportError
-        Without the package transformers (``pip install 'sagefm[histology]'``).
+        Without the package transformers (``pip install transformers``).
     ValueError
         If the name is unknown, or the file is damaged or no vision transformer.
     FileNotFoundError

@@ -216,7 +216,7 @@ def _finetuning(
     except ModuleNotFoundError as error:
         if error.name != "lightning":
             raise
-        raise ModuleNotFoundError("fine-tuning needs Lightning: pip install 'sagefm[histology]'.") from error
+        raise ModuleNotFoundError("fine-tuning needs Lightning: pip install lightning.") from error
     return FineTunedRegressor(
         encoder,
         n_epochs=check_whole("n_epochs", n_epochs, 1),

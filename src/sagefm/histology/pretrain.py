@@ -98,7 +98,7 @@ def pretrain_histology(
     Raises
     ------
     ImportError
-        Without the packages lightning (``pip install 'sagefm[train]'``) or transformers (``'sagefm[histology]'``).
+        Without the packages lightning or transformers.
     KeyError
         If a slide has no patches.
     ValueError

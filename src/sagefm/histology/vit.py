@@ -72,7 +72,7 @@ def build(shape: Shape, *, masked: bool = False) -> ViTModel:
 
 def require_transformers() -> None:
     """Say how to get the library that ViTs need."""
-    mend = "pip install 'sagefm[histology]', or use model='texture', which needs nothing."
+    mend = "pip install -U transformers, or use model='texture', which needs nothing."
     try:
         import transformers
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Training: a corpus of sections, and pretraining on it. Needs ``pip install sagefm[train]``."""
+"""Training: a corpus of sections, and pretraining on it. Needs Lightning: ``pip install lightning``."""
 
 from typing import TYPE_CHECKING
 

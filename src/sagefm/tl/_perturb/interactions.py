@@ -90,7 +90,7 @@ def _liana_resource(name: str) -> pd.DataFrame:
         from liana.resource import select_resource, show_resources
     except ImportError as error:
         raise ImportError(
-            f"interactions={name!r} names a resource of LIANA, which is not installed: pip install 'sagefm[lr]'. "
+            f"interactions={name!r} names a resource of LIANA, which is not installed: pip install liana. "
             "Without it, pass a DataFrame or pairs of names, or 'paper'."
         ) from error
     if name not in (known := list(show_resources())):
