@@ -6,7 +6,7 @@
 DATA holds sections as ``NAME.h5ad`` and their images as ``images/NAME.jpg``, of one donor. Each section is predicted
 by ridge regression of the others (``sg.tl.predict_expression``). Reported are the median and mean over the 250 most
 expressed genes of Pearson's r within the section that was left out, the share of genes whose squared error is below
-that of their mean, and patches a second. The mean alone, which is the neighbour-free baseline, has r = 0 by definition.
+that of their mean, and patches a second. The mean alone, which is the neighbor-free baseline, has r = 0 by definition.
 With ``--trained-on``, sections that the encoder has seen in pretraining are told apart from those that it hasn't.
 ``--finetune RATE ...`` adds the encoder trained along at these learning rates, on the same patches.
 

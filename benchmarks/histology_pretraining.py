@@ -3,7 +3,7 @@
     python benchmarks/histology_pretraining.py DATA [--seeds 0] [--random-seeds 0 1 2] [--epochs N] [--folder FOLDER]
 
 DATA holds sections as ``NAME.h5ad`` and their images as ``images/NAME.jpg``. An encoder is pretrained on the patches
-of the training sections alone, without their counts. On the spots of these, ridge and k-nearest-neighbour regression
+of the training sections alone, without their counts. On the spots of these, ridge and k-nearest-neighbor regression
 predict log1p of the 250 most expressed genes, normalised to the median library, from the trained encoder's features,
 from those of the same architecture with random weights (the usual ones, and those that pretraining starts from), and
 from texture. Reported is Pearson's r of each gene within each held-out section, the mean over sections, the median

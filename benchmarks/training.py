@@ -3,7 +3,7 @@
     python benchmarks/training.py [--section FILE.h5ad] [--runs 5] [--batch-size 64] [--device cuda]
 
 Each run times the two in turn on the same spots, from counts to updated weights, both with the same fused Adam:
-the literal step makes a complete graph of 15 nodes a spot, masks the centre, runs the network on all nodes and
+the literal step makes a complete graph of 15 nodes a spot, masks the center, runs the network on all nodes and
 steps; ours runs the library's stream, objective and optimizer. Medians of the times and of the ratios are in the line
 that is printed.
 With ``--device cuda`` ours is also timed on the GPU, alone, for a while: spots a second and memory.

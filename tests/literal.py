@@ -41,7 +41,7 @@ def nearest_spots(coordinates, n_spots=15):
 
 
 def neighborhoods_of(graph):
-    """Each spot and its neighbours, from a connectivity matrix."""
+    """Each spot and its neighbors, from a connectivity matrix."""
     return [[i, *graph.indices[graph.indptr[i] : graph.indptr[i + 1]]] for i in range(graph.shape[0])]
 
 
@@ -52,7 +52,7 @@ def complete_edges(n):
 
 
 def ego_graphs(dense, neighborhoods, center_mask=None, everywhere_mask=None):
-    """One PyG graph per spot; masked genes are set to 0 at the centre or on all 15 nodes."""
+    """One PyG graph per spot; masked genes are set to 0 at the center or on all 15 nodes."""
     for spots in neighborhoods:
         x = dense[spots].copy()
         if center_mask is not None:
@@ -68,7 +68,7 @@ def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
     graphs = list(ego_graphs(dense, neighborhoods, **masks))
     extra = {}
     if network.architecture == "sage" and masks.get("center_mask") is not None:
-        # What is masked at the centre doesn't count for its depth.
+        # What is masked at the center doesn't count for its depth.
         extra["masked"] = torch.from_numpy(masks["center_mask"])
     results = []
     for batch in DataLoader(graphs, batch_size=batch_size):
@@ -81,7 +81,7 @@ def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
 @torch.no_grad()
 def perturbed(network, dense, neighborhoods, clamped, masked, batch_size=64):
     """All genes predicted at the central spots, with genes set to values on all other nodes (``clamped``) and masked
-    at the centre."""
+    at the center."""
     predictions = []
     for start in range(0, len(neighborhoods), batch_size):
         graphs, extra = [], {}
@@ -111,7 +111,7 @@ def predict_center(network, batch, depth=None):
 
 
 def _depth(x, masked):
-    """Depth of a spot relative to its neighbours without the masked genes, within 0.2 to 5."""
+    """Depth of a spot relative to its neighbors without the masked genes, within 0.2 to 5."""
     kept = np.ones(x.shape[1], dtype=bool)
     kept[masked] = False
     mean = x[1:, kept].mean(0).sum()

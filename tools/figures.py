@@ -24,11 +24,11 @@ mpl.use("agg")
 plt.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 SINGLE = ("perturbed.png", "reliability.png")
 WIDTH = 1000
-SPOT, NEIGHBOUR, OTHER = "#c8401f", "#e9a23b", "#d4d7dc"
+SPOT, NEIGHBOR, OTHER = "#c8401f", "#e9a23b", "#d4d7dc"
 
 
 def main(demo: Path, out: Path) -> None:
-    """Write the demo's figures that stand alone and the diagrams, in 256 colours."""
+    """Write the demo's figures that stand alone and the diagrams, in 256 colors."""
     for name in SINGLE:
         image = Image.open(demo / name).convert("RGB")
         save(image.resize((WIDTH, round(image.height * WIDTH / image.width))), out / name)
@@ -38,7 +38,7 @@ def main(demo: Path, out: Path) -> None:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write an image in 256 colours, without dither."""
+    """Write an image in 256 colors, without dither."""
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -88,11 +88,11 @@ def to_image(figure: Figure) -> Image.Image:
 
 
 def collapse(n_genes: int = 12) -> Figure:
-    """One neighbourhood through the published architecture's first layer: 15 nodes become the same."""
+    """One neighborhood through the published architecture's first layer: 15 nodes become the same."""
     adata = sg.datasets.simulated_visium(9, 9, n_genes=12_000, rng=1)
     sg.pp.neighborhood_graph(adata)
-    centre = 4 * 9 + 4
-    nodes = np.r_[centre, adata.obsp["sage_connectivities"][centre].indices]
+    center = 4 * 9 + 4
+    nodes = np.r_[center, adata.obsp["sage_connectivities"][center].indices]
     counts = np.log1p(adata.X[nodes].toarray())
     order = np.argsort(-counts.var(axis=0))[:n_genes]
     torch.manual_seed(0)
@@ -119,21 +119,21 @@ def collapse(n_genes: int = 12) -> Figure:
 
 
 def stencil(ax: Axes, spatial: np.ndarray, nodes: np.ndarray, edges: bool = True) -> None:
-    """Draw a spot, its neighbours and the others."""
+    """Draw a spot, its neighbors and the others."""
     if edges:
         for i, first in enumerate(nodes):
             for second in nodes[:i]:
-                ax.plot(*spatial[[first, second]].T, color=NEIGHBOUR, linewidth=0.35, zorder=1)
-    colours = np.full(len(spatial), OTHER, dtype=object)
-    colours[nodes[1:]], colours[nodes[0]] = NEIGHBOUR, SPOT
-    ax.scatter(*spatial.T, c=colours, s=42, zorder=3, linewidths=0)
+                ax.plot(*spatial[[first, second]].T, color=NEIGHBOR, linewidth=0.35, zorder=1)
+    colors = np.full(len(spatial), OTHER, dtype=object)
+    colors[nodes[1:]], colors[nodes[0]] = NEIGHBOR, SPOT
+    ax.scatter(*spatial.T, c=colors, s=42, zorder=3, linewidths=0)
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.axis("off")
 
 
 def neighborhoods() -> Figure:
-    """Which spots are neighbours: on Visium's lattice, at its edge, on a square lattice, between two slides."""
+    """Which spots are neighbors: on Visium's lattice, at its edge, on a square lattice, between two slides."""
     adata = sg.datasets.simulated_visium(9, 9, n_genes=200)
     square = adata.copy()
     rows, cols = np.divmod(np.arange(81), 9)
@@ -145,7 +145,7 @@ def neighborhoods() -> Figure:
         ("inside the tissue, Visium:\n2 + 2, 4 + 4 and 1 + 1", adata, 40, {}),
         ("at the corner:\nstill the 14 nearest", adata, 0, {}),
         ("a square lattice: ties are\nbroken alike everywhere", square, 40, {}),
-        ("two slides, library_key:\nneighbours on the same one", pair, 39, {"library_key": "slide"}),
+        ("two slides, library_key:\nneighbors on the same one", pair, 39, {"library_key": "slide"}),
     )
     figure, axes = plt.subplots(2, 2, figsize=(7.5, 6.2), dpi=130, layout="constrained")
     for ax, (title, slide, spot, options) in zip(axes.flat, shown, strict=True):

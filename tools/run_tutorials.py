@@ -25,7 +25,7 @@ def keep(output: nbformat.NotebookNode) -> bool:
 
 
 def shrink(png: str) -> str:
-    """Reduce an image to 256 colours: a third of the size, and no difference to see in our figures."""
+    """Reduce an image to 256 colors: a third of the size, and no difference to see in our figures."""
     buffer = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)

@@ -1,7 +1,7 @@
 """SAGE-FM, a graph foundation model of spatial transcriptomics, on AnnData.
 
 Import it as ``import sagefm as sg``. Functions live in the scverse namespaces: :mod:`sagefm.pp`
-(neighbourhoods, genes), :mod:`sagefm.tl` (embed, impute, cluster) and :mod:`sagefm.pl` (figures); models
+(neighborhoods, genes), :mod:`sagefm.tl` (embed, impute, cluster) and :mod:`sagefm.pl` (figures); models
 come from :mod:`sagefm.models`, toy slides from :mod:`sagefm.datasets`. :mod:`sagefm.read` reads
 slides, :mod:`sagefm.get` returns results as tables. :mod:`sagefm.benchmark` evaluates models, :mod:`sagefm.train`
 makes them.

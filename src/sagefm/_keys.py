@@ -9,7 +9,7 @@ GRAPH = "sage"
 
 CONNECTIVITIES = "{}_connectivities"
 """
-obsp : neighbours of each spot (CSR, ones, directed, without the spot itself); squidpy reads it too
+obsp : neighbors of each spot (CSR, ones, directed, without the spot itself); squidpy reads it too
 """
 DISTANCES = "{}_distances"
 """
@@ -21,7 +21,7 @@ uns : keys and ``params`` of the graph, as squidpy writes them
 """
 FAR_NEIGHBORS = "{}_far_neighbors"
 """
-obs : whether a spot has a neighbour more than five spacings away, or none
+obs : whether a spot has a neighbor more than five spacings away, or none
 """
 
 SPATIAL = "spatial"
@@ -110,7 +110,7 @@ uns : ``params``, ``weights`` of the genes in each factor
 """
 NICHEPCA = "X_nichepca"
 """
-obsm : PCA of the neighbourhood's mean, a baseline
+obsm : PCA of the neighborhood's mean, a baseline
 uns : ``params``, ``variance_ratio``
 """
 IMPUTED = "sage_imputed"
@@ -173,7 +173,7 @@ uns : ``params``; ``results``, a row for each gene and target; ``controls`` and 
 """
 SENSITIVITY = "gene_sensitivity"
 """
-uns : ``params``; ``results``, the mean slope of each target (columns) by each gene in the neighbours (rows)
+uns : ``params``; ``results``, the mean slope of each target (columns) by each gene in the neighbors (rows)
 obsm : with ``store_spots=True``, the slope at each spot, columns ``GENE|TARGET``
 """
 HISTOLOGY = "histology"

@@ -107,7 +107,7 @@ def test_evaluation_keeps_slides_apart(model):
 
 @pytest.mark.slow
 def test_baselines_on_a_real_section(section, model):
-    """What makes the neighbours' mean hard to beat is there, and depth adds to it."""
+    """What makes the neighbors' mean hard to beat is there, and depth adds to it."""
     adata = section("her2st_G1")
     sg.pp.neighborhood_graph(adata)
     table = sg.benchmark.evaluate_imputation(adata, model)

@@ -257,7 +257,7 @@ def test_other_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, t
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"colour": "red"}, KeyError, "'colour' is no setting"),
+        ({"color": "red"}, KeyError, "'color' is no setting"),
         ({"tasks": ["dancing"]}, ValueError, "dancing"),
         ({"tasks": ["annotation"]}, ValueError, "label_key"),
         ({"group_key": "nobody", "label_key": "domain", "tasks": ["annotation"]}, KeyError, "nobody"),

@@ -225,7 +225,7 @@ def both_columns(make: Callable[[np.ndarray], np.ndarray]) -> Callable[[ad.AnnDa
 
 
 def lonely(graph: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Without the neighbours of two spots."""
+    """Without the neighbors of two spots."""
     graph = graph.tolil()
     graph[[0, 50]] = 0
     return graph.tocsr()

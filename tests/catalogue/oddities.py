@@ -191,7 +191,7 @@ ODDITIES: list[Oddity] = [
     odd("a masked array", dense(np.ma.array), "counts", REFUSED, "masked"),
     odd("no X", lambda a: setattr(a, "X", None), "counts", REFUSED, "X is empty"),
     odd("a spot without counts", dense(lambda X: put(X, 7, 0)), "counts", FINE),
-    odd("a neighbourhood without counts", dense(lambda X: put(X, slice(0, 60), 0)), "counts", FINE),
+    odd("a neighborhood without counts", dense(lambda X: put(X, slice(0, 60), 0)), "counts", FINE),
     odd("a gene without counts", dense(lambda X: put(X, (slice(None), 3), 0)), "counts", FINE),
     odd("one count in all", dense(lambda X: put(np.zeros_like(X), (0, 0), 1)), "counts", FINE, but=TOO_FEW),
     odd("no counts at all", dense(np.zeros_like), "counts", FINE, but=TOO_FEW),
@@ -319,7 +319,7 @@ ODDITIES: list[Oddity] = [
     odd("unused donors", column("donor", lambda c: c.cat.add_categories(["none"])), "donors", SAME),
     # Graphs.
     odd("no graph", drop("obsp", GRAPH), "graph", REFUSED, r"neighborhood_graph\(adata\)"),
-    odd("a graph without neighbours", replaced("obsp", GRAPH, lambda g: g * 0), "graph", REFUSED, "connects no spots"),
+    odd("a graph without neighbors", replaced("obsp", GRAPH, lambda g: g * 0), "graph", REFUSED, "connects no spots"),
     odd("a graph of NaN", replaced("obsp", GRAPH, lambda g: with_value(g, np.nan)), "graph", REFUSED, "not finite"),
     odd("a graph with loops", replaced("obsp", GRAPH, lambda g: (g + sparse.eye(110)).tocsr()), "graph", SAME),
     odd("a graph with weights", replaced("obsp", GRAPH, lambda g: g * 0.3), "graph", SAME),
@@ -330,7 +330,7 @@ ODDITIES: list[Oddity] = [
     odd("a graph with unsorted indices", replaced("obsp", GRAPH, unsorted), "graph", SAME),
     odd("a graph with 64-bit indices", replaced("obsp", GRAPH, long_indices), "graph", SAME),
     odd("a graph with zeros stored", replaced("obsp", GRAPH, explicit_zeros), "graph", SAME),
-    odd("spots without neighbours", replaced("obsp", GRAPH, lambda g: lonely(g)), "graph", FINE),
+    odd("spots without neighbors", replaced("obsp", GRAPH, lambda g: lonely(g)), "graph", FINE),
     odd(
         "a complete graph",
         replaced("obsp", GRAPH, lambda g: sparse.csr_matrix(np.ones(g.shape))),

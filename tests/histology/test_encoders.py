@@ -201,7 +201,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_without_transformers(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'sagefm\[histology\]'"):
+    with pytest.raises(ImportError, match=r"pip install -U transformers"):
         sg.models.load_encoder("spafoundation")
 
 

@@ -217,7 +217,7 @@ def test_bad_images(slide, pixels, tmp_path):
     tifffile.imwrite(tmp_path / "grey.tif", pixels[:, :, 0])
     refused(ValueError, "grey.tif has axes YX", tmp_path / "grey.tif")
     Pillow.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
-    refused(ValueError, "expected .rows, columns, 3.: a colour image", tmp_path / "grey.png")
+    refused(ValueError, "expected .rows, columns, 3.: a color image", tmp_path / "grey.png")
     refused(ValueError, "size=8 has to be at least 16", None, size=8)
     refused(ValueError, "min_tissue=2 has to lie between", None, min_tissue=2)
     refused(ValueError, "library_key has to name", {"a": "b"})
@@ -270,7 +270,7 @@ def test_real_images(section):
 
 
 def test_texture_by_hand():
-    """A patch of one colour, and one of stripes."""
+    """A patch of one color, and one of stripes."""
     plain = np.full((1, 32, 32, 3), (200, 150, 180), dtype=np.uint8)
     found = dict(zip(texture.FEATURES, texture.extract(plain)[0], strict=True))
     assert found["red_mean"] == pytest.approx(200 / 255)
@@ -282,7 +282,7 @@ def test_texture_by_hand():
     assert found["eosin_0.5"] == pytest.approx(stains[1], rel=1e-5)
     assert found["haematoxylin_eosin_r"] == pytest.approx(0, abs=1e-12)
     kinds = [value for name, value in found.items() if name.startswith("eosin_lbp8_")]
-    assert kinds[8] == 1  # all neighbours as bright as the centre
+    assert kinds[8] == 1  # all neighbors as bright as the center
     assert sum(kinds) == pytest.approx(1)
 
     striped = plain.copy()

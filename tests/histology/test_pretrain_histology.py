@@ -199,7 +199,7 @@ def test_views_crop(patches):
     torch.testing.assert_close(found[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-4, rtol=0)
 
 
-def test_views_in_other_colours(patches):
+def test_views_in_other_colors(patches):
     patches = patches.clamp(min=20, max=200)
     plain = patches.permute(0, 3, 1, 2) / 255
     stain = torch.rand(6, 3) + 0.5

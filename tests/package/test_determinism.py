@@ -120,7 +120,7 @@ SIZE = st.integers(1, 200)
     container=st.sampled_from([np.asarray, sparse.csr_matrix, sparse.csc_matrix, np.asfortranarray]),
 )
 @pytest.mark.parametrize("family", ["tiny", "sage"])
-def test_embeddings_are_of_the_neighbourhood_alone(
+def test_embeddings_are_of_the_neighborhood_alone(
     bench, threads, family, batch_size, n_threads, spots, seed, others, container, request
 ):
     """Not of batches, threads, the order of spots and genes, the container, or other slides in the object."""

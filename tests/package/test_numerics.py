@@ -20,7 +20,7 @@ N_SPOTS = 40
 
 
 def random_slide(rng, n_genes, n_lacking, density, depth):
-    """Counts of any shape on any graph: 1 to 20 neighbours a spot, islands among them."""
+    """Counts of any shape on any graph: 1 to 20 neighbors a spot, islands among them."""
     names = [f"G{i}" for i in range(n_genes)]
     measured = np.sort(rng.permutation(n_genes)[: n_genes - n_lacking])
     rate = rng.lognormal(np.log(depth), 1.5, (N_SPOTS, len(measured)))

@@ -94,7 +94,7 @@ def test_predictions_of_absent_genes(prepared, published_size):
 
 @pytest.mark.slow
 def test_whole_pipeline_on_a_section(section, published_size):
-    """Nothing shared: the literal side finds its own neighbours and its own genes."""
+    """Nothing shared: the literal side finds its own neighbors and its own genes."""
     adata = section("her2st_G2")
     known = hest1k().find_symbols(adata.var_names) >= 0
     adata = adata[:, known].copy()  # by symbol alone, as the literal side reads it

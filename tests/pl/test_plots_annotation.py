@@ -22,7 +22,7 @@ def annotated(_annotated):
     return _annotated.copy()
 
 
-def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
+def test_annotation_has_known_and_predicted_in_the_same_colors(annotated):
     figure = sg.pl.annotation(annotated, "domain", return_fig=True)
     titles = [ax.get_title() for ax in figure.axes[:3]]
     assert titles == ["domain", "predicted", "probability of the predicted class"]
@@ -35,7 +35,7 @@ def test_annotation_has_known_and_predicted_in_the_same_colours(annotated):
     legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert legend[-1] == f"unsure ({(~sure).sum()} spots)"
     np.testing.assert_allclose(probability.get_array(), annotated.obsm["sage_annotation"].max(axis=1))
-    assert len(sg.pl.annotation(annotated, return_fig=True).axes) == 3  # without known labels, with the colour bar
+    assert len(sg.pl.annotation(annotated, return_fig=True).axes) == 3  # without known labels, with the color bar
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_composition_shows_the_likeliest_class(annotated):
     np.testing.assert_array_equal(known, again)
 
 
-def test_volcano_colours_and_names_the_genes(slide):
+def test_volcano_colors_and_names_the_genes(slide):
     sg.tl.cluster_markers(slide, "domain")
     ax = sg.pl.cluster_markers(slide, "immune", n_labels=5)
     part = slide.uns["sage_cluster_markers"]["results"].query("cluster == 'immune'")

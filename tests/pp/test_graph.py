@@ -123,7 +123,7 @@ def test_knn_matches_brute_force_on_ties_and_coincident_spots(points, scale):
 
 
 def test_knn_ties_survive_rounding_errors():
-    """A lattice that is turned and scaled keeps its neighbourhoods, though its distances are no longer equal."""
+    """A lattice that is turned and scaled keeps its neighborhoods, though its distances are no longer equal."""
     row, col = np.divmod(np.arange(100), 10)
     xy = np.column_stack([col, row]).astype(float)
     exact, noisy = (AnnData(csr_matrix((100, 1), dtype=np.float32)) for _ in range(2))
@@ -340,7 +340,7 @@ def test_neighbors_stay_within_their_region(log):
     region = table.obs["region"].to_numpy()
     assert (region[i] == region[j]).all()
     assert table.uns["sage_neighbors"]["params"]["library_key"] == "region"
-    assert "neighbours stay within obs['region']" in log.text
+    assert "neighbors stay within obs['region']" in log.text
     table.obs["all"] = "one"
     sg.pp.neighborhood_graph(sdata, library_key="all")
     i, j = table.obsp["sage_connectivities"].nonzero()

@@ -19,7 +19,7 @@ from sagefm.pp._regions.hexagons import lattice_points, nearest_centers
 
 
 def by_brute_force(bins, diameter, spacing, scale=1.0):
-    """Sums of the bins by nearest centre, over all centres of a lattice larger than the slide."""
+    """Sums of the bins by nearest center, over all centers of a lattice larger than the slide."""
     xy = bins.obsm["spatial"] * scale
     xy = xy - xy.min(axis=0)
     reach = int(xy.max() / spacing * 2) + 4
@@ -51,7 +51,7 @@ def test_nearest_center(points, spacing):
     np.testing.assert_allclose(np.linalg.norm(xy - lattice_points(*position.T, spacing), axis=1), nearest, atol=1e-9)
 
 
-# Spacings at which no bin is as far from two centres.
+# Spacings at which no bin is as far from two centers.
 @pytest.mark.parametrize(("diameter", "spacing"), [(55.0, 100.3), (55, 57.7), (None, 61.3)])
 @pytest.mark.parametrize("scale", [1.0, 0.2738])
 def test_sums_match_brute_force(bins, diameter, spacing, scale):
@@ -85,7 +85,7 @@ def test_what_is_made(bins, log):
     assert spots.obs.columns.tolist() == ["array_row", "array_col", "n_bins"]
     for name, row, col in zip(spots.obs_names, spots.obs["array_row"], spots.obs["array_col"], strict=True):
         assert name == f"pseudospot_{row:04d}x{col:04d}"
-    # Every bin is nearer to its own centre than half the diameter where it is counted, and nearer than to others.
+    # Every bin is nearer to its own center than half the diameter where it is counted, and nearer than to others.
     center = pd.DataFrame(spots.obsm["spatial"], index=spots.obs_names).reindex(bins.obs["pseudospot"]).to_numpy()
     distance = np.linalg.norm(bins.obsm["spatial"] - center, axis=1)
     has = bins.obs["pseudospot"].notna().to_numpy()
@@ -99,7 +99,7 @@ def test_graph_takes_the_lattice(bins):
     spots = sg.pp.pseudospots(bins, 30, spacing=40, microns_per_unit=1)
     sg.pp.neighborhood_graph(spots)
     assert spots.uns["sage_neighbors"]["params"]["method"] == "visium"
-    # Distances in the graph are in spacings, and so are those of the centres.
+    # Distances in the graph are in spacings, and so are those of the centers.
     i, j = spots.obsp["sage_distances"].nonzero()
     xy = spots.obsm["spatial"]
     np.testing.assert_allclose(np.linalg.norm(xy[i] - xy[j], axis=1), 40 * spots.obsp["sage_distances"].data)

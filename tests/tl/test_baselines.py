@@ -15,7 +15,7 @@ def normalized(slide):
     return np.log1p(counts / total * np.median(total))
 
 
-def test_nichepca_is_pca_of_the_neighbourhood_mean(slide):
+def test_nichepca_is_pca_of_the_neighborhood_mean(slide):
     sg.tl.nichepca_embed(slide, n_components=6)
     x = normalized(slide)
     mean = (x + slide.obsp["sage_connectivities"] @ x) / 15

@@ -155,7 +155,7 @@ def test_a_file_replaced_meanwhile_is_done_again(folder, tmp_path, monkeypatch):
 
 
 def test_regions_of_a_section_stay_apart(folder, tmp_path):
-    """Two regions at the same coordinates: neighbours never cross."""
+    """Two regions at the same coordinates: neighbors never cross."""
     table = sg.datasets.simulated_visium(6, 7, n_genes=8000)
     table = ad.concat([table, table], keys=["r1", "r2"], label="region", index_unique="-")
     table.obs = table.obs[["region"]].assign(instance=np.tile(np.arange(42), 2))

@@ -27,7 +27,7 @@ def test_no_value_sees_itself(slide, model):
     assert_close(after[spot, fold == 2], before[spot, fold == 2], tolerance=1e-6)
     assert (after[spot, fold == 1] != before[spot, fold == 1]).any()
     neighbor = slide.obsp["sage_connectivities"][:, spot].nonzero()[0][0]
-    assert (after[neighbor, fold == 2] != before[neighbor, fold == 2]).any()  # neighbours may read it
+    assert (after[neighbor, fold == 2] != before[neighbor, fold == 2]).any()  # neighbors may read it
 
     # Masked everywhere, nobody does.
     sg.tl.impute(slide, None, model, mask="everywhere", device="cpu")

@@ -109,7 +109,7 @@ def test_control_ligands_and_shuffles(slide, sage):
     model = planted_model(planted, 20.0)
     results = run(slide, [*planted, ("CSF1", "CSF1R")], model, n_control_ligands=10, n_shuffles=9)
     assert abs(results["ligand_zscore"].iloc[0]) > 10 > abs(results["ligand_zscore"].iloc[1])
-    # A model that is linear in the ligand alone responds the same whatever the neighbours are.
+    # A model that is linear in the ligand alone responds the same whatever the neighbors are.
     assert results["shuffled_mean"].iloc[0] == pytest.approx(results["mean_delta"].iloc[0], rel=0.05)
     assert results["shuffled_pval"].between(0, 1).all()
     other = run(slide, PAIRS, sage, n_shuffles=3)

@@ -128,4 +128,4 @@ def test_default_model_is_never_substituted(slide, monkeypatch):
 def test_graph_of_another_size_is_told(slide, tiny, log):
     sg.pp.neighborhood_graph(slide, n_spots=7, key_added="ring")
     sg.tl.sage_embed(slide, tiny, connectivity_key="ring")
-    assert "6 to 6 neighbours" in log.text
+    assert "6 to 6 neighbors" in log.text

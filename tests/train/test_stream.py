@@ -1,4 +1,4 @@
-"""The stream of neighbourhoods that training reads."""
+"""The stream of neighborhoods that training reads."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_every_spot_once_an_epoch_in_an_order_of_the_seed(corpus):
 @pytest.mark.slow
 @pytest.mark.parametrize("shuffle_spots", [10_000, 150, 37])
 def test_neighborhoods_are_whole_whatever_is_in_memory(corpus, shuffle_spots):
-    """Windows of a part of a section read the neighbours beyond it."""
+    """Windows of a part of a section read the neighbors beyond it."""
     expected = {}
     for adata in corpus.iter_sections("train"):
         x = np.log1p(adata.X.toarray().astype(np.float32))

@@ -182,15 +182,15 @@ def evaluate_imputation(
 ) -> pd.DataFrame:
     """Mask random genes of every central spot and compare the model's predictions with the plain baselines'.
 
-    The paper's pretraining evaluation: at each spot a share of the 14,558 genes is set to 0 in the centre (not in
-    the neighbours), and predicted. Genes that a section lacks count as zeros, as in the paper.
+    The paper's pretraining evaluation: at each spot a share of the 14,558 genes is set to 0 in the center (not in
+    the neighbors), and predicted. Genes that a section lacks count as zeros, as in the paper.
 
     Parameters
     ----------
     {sections}
     {model}
     mask_fraction
-        Share of the centre's genes to mask; 0.3 in the paper.
+        Share of the center's genes to mask; 0.3 in the paper.
     {layer}
     {library_key}
     {connectivity_key}

@@ -47,8 +47,8 @@ def missingness_curve(
 ) -> pd.DataFrame:
     """Mask a growing share of the genes in all spots and see what predictions are still worth.
 
-    The paper's second evaluation: what is masked is hidden in the spot and in its neighbours, as if it had not been
-    measured. For comparison the task of pretraining, with genes hidden in the centre alone, comes first.
+    The paper's second evaluation: what is masked is hidden in the spot and in its neighbors, as if it had not been
+    measured. For comparison the task of pretraining, with genes hidden in the center alone, comes first.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ def missingness_curve(
         Shares of the genes to mask.
     mask_by
         Whether genes are drawn once a slide, so that they are missing everywhere (``"slide"``), or anew for each
-        spot (``"spot"``), as the published code does: then some neighbours still show them.
+        spot (``"spot"``), as the published code does: then some neighbors still show them.
     training_fraction
-        Share of the centre's genes masked in the task of pretraining; 0.3 in the paper.
+        Share of the center's genes masked in the task of pretraining; 0.3 in the paper.
     {layer}
     {library_key}
     {connectivity_key}
@@ -72,7 +72,7 @@ def missingness_curve(
     -------
     Table with one row for every ``predictor`` (as :func:`evaluate_imputation` names them) and ``fraction``:
 
-    - ``task``: ``"center"`` for pretraining's, with the neighbours whole; ``"everywhere"`` for the curve.
+    - ``task``: ``"center"`` for pretraining's, with the neighbors whole; ``"everywhere"`` for the curve.
     - ``rmse``, ``r_beyond_depth``, ``share_attained``, ``r2_spot``, ``r2_spot_median``, ``r_within``, ``r_pooled``,
       ``r_pooled_median``: see :func:`imputation_metrics`.
     - ``critical_fraction``: where the predictor's mean R² of a spot falls under 80 % of what it has in
@@ -89,7 +89,7 @@ def missingness_curve(
     Notes
     -----
     SAGE-FM (arXiv 2601.15504), Methods: robustness to missing genes; Figure S2. With ``mask_by="slide"`` the
-    neighbours' mean of a masked gene is 0, so it predicts what zeros do.
+    neighbors' mean of a masked gene is 0, so it predicts what zeros do.
 
     Examples
     --------

@@ -58,7 +58,7 @@ def compare_imputation(
     rng: int = 0,
     device: str = "auto",
 ) -> pd.DataFrame:
-    """Compare the model's imputation with neighbours in space and with smoothers over similar spots.
+    """Compare the model's imputation with neighbors in space and with smoothers over similar spots.
 
     The folds of :func:`sagefm.tl.impute`: a fold of the genes is hidden at a spot and predicted. Smoothers see the
     other genes of all spots, to find those most alike, and average the fold's genes over
@@ -73,7 +73,7 @@ def compare_imputation(
     n_components
         Principal components that similarity is measured in, of counts scaled to a common depth and log1p.
     n_neighbors
-        Most similar spots to average; and neighbours of the diffusion's graph.
+        Most similar spots to average; and neighbors of the diffusion's graph.
     n_steps
         Steps of the diffusion.
     {layer}
@@ -95,7 +95,7 @@ def compare_imputation(
     KeyError
         If there is no graph or layer of that name.
     ValueError
-        If a slide has too few spots or genes for so many components or neighbours, or its counts are not raw.
+        If a slide has too few spots or genes for so many components or neighbors, or its counts are not raw.
 
     Examples
     --------

@@ -59,7 +59,7 @@ A simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {MODE
   imputation  Pearson r with the measured counts, which the model didn't see: {correlations}
   reliability {len(known)} of {len(reliability)} genes vary by more than depth and chance; of these \
 {known["reliable"].sum()} are reliable
-  ligands     raised in the neighbours, {(tested == "responds").sum()} of {len(tested)} receptors \
+  ligands     raised in the neighbors, {(tested == "responds").sum()} of {len(tested)} receptors \
 respond more than control genes do
               (no more were expected: the model has never seen a simulated slide)
 """
@@ -89,7 +89,7 @@ def _files(out: Path) -> str:
   clusters.png    clusters of the embedding, on the tissue
   imputed.png     genes, measured and predicted
   reliability.png every gene's correlation beyond depth, against what is attainable
-  perturbed.png   receptors, when their ligand is raised in the neighbours
+  perturbed.png   receptors, when their ligand is raised in the neighbors
 
 {MODEL} is a small model for trying things out, trained on real tissue, which a simulated slide is not: the
 figures show that the steps work, not how good a model is.

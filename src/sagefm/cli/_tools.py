@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     impute.add_argument("--intervals", type=float, help="share of values that intervals are to cover, such as 0.9")
     impute.set_defaults(run=_impute)
 
-    perturb = commands.add_parser("perturb", parents=[reading], help="perturb ligands in the neighbours: a table")
+    perturb = commands.add_parser("perturb", parents=[reading], help="perturb ligands in the neighbors: a table")
     perturb.add_argument(
         "--interactions",
         default="paper",

@@ -55,7 +55,7 @@ INTERACTIONS: tuple[tuple[str, str, float], ...] = (
 )
 """Default interactions: effect on the receptor's log rate of one standard deviation of the ligand around it."""
 
-PITCH = 100.0  # centre to centre, µm, as on Visium
+PITCH = 100.0  # center to center, µm, as on Visium
 DIAMETER = 55.0
 MIN_LOG_SHARE = -8.5  # of planted genes: about one count a spot at the default depth
 
@@ -77,7 +77,7 @@ def simulated_visium(
 
     Spots lie on the hexagonal lattice, and genes are as abundant as on average in real sections. Smooth
     random fields cut the tissue into domains, each raising its markers. A ligand follows a field of its
-    own, and one standard deviation of its mean log1p count over the 14 neighbours multiplies the
+    own, and one standard deviation of its mean log1p count over the 14 neighbors multiplies the
     receptor's rate by ``exp(effect)``. Counts are gamma-Poisson around these rates and the depth of the
     spot. Real sections hold far more structure than this: it tells whether a method finds what is there,
     not how good a model is.
@@ -133,7 +133,7 @@ def simulated_visium(
     if not depth > 0 or not dispersion >= 0 or not markers:
         raise ValueError("depth has to be above 0, dispersion 0 or more, and there has to be at least one domain.")
     if n_rows * n_cols < 15:
-        raise ValueError(f"{n_rows} x {n_cols} spots are fewer than the 15 of a neighbourhood.")
+        raise ValueError(f"{n_rows} x {n_cols} spots are fewer than the 15 of a neighborhood.")
 
     generator = np.random.default_rng(rng)
     row, col = np.divmod(np.arange(n_rows * n_cols), n_cols)

@@ -45,7 +45,7 @@ def histology_embed(
     adata
         Slide with the patches of :func:`sagefm.pp.histology_patches`; the ``SpatialData`` where the image lies in one.
     model
-        ``"texture"``: 87 features of colour and texture, which need no weights and are computed on the CPU.
+        ``"texture"``: 87 features of color and texture, which need no weights and are computed on the CPU.
         ``"spafoundation"``: the published vision transformer, downloaded once; or a path or
         :class:`sagefm.models.Encoder`, as :func:`sagefm.models.load_encoder` takes them. Features of any other encoder
         can simply be put into ``obsm``.

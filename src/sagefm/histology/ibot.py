@@ -29,7 +29,7 @@ LEAST_MASKED, MOST_MASKED = 0.1, 0.5  # share of an image's tokens, where it is 
 MASKED_IMAGES = 0.5
 STUDENT_TEMPERATURE = 0.1
 CENTER_MOMENTUM = 0.9
-SAMPLE = 256  # patches whose colours the first weights are fitted to
+SAMPLE = 256  # patches whose colors the first weights are fitted to
 
 
 class Head(nn.Module):
@@ -178,7 +178,7 @@ class IBOT(ResumableModule):
         return first + (last - first) * min(1.0, self.progress / max(self.recipe.temperature_warmup, 1e-9))
 
     def compare(self, views: Tensor, masked: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Losses of class tokens and of masked tokens; the teacher's centres take a step.
+        """Losses of class tokens and of masked tokens; the teacher's centers take a step.
 
         ``views`` are the first views of all patches, then the second.
         """

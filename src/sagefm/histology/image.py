@@ -184,7 +184,7 @@ def _open_tiff(path: Path) -> Any:
     lazy = da.from_array(opened, chunks=opened.chunks)
     order = [axes.find(axis) for axis in "YX"] + [max(axes.find("S"), axes.find("C"))]
     if min(order) < 0 or len(axes) != 3:
-        raise ValueError(f"{path.name} has axes {axes}, expected height, width and three colours.")
+        raise ValueError(f"{path.name} has axes {axes}, expected height, width and three colors.")
     return lazy.transpose(order)
 
 
@@ -221,9 +221,9 @@ def _any_size() -> Iterator[None]:
 
 
 def _checked(pixels: Any, name: str) -> Any:
-    """Refuse what isn't a colour image."""
+    """Refuse what isn't a color image."""
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-        raise ValueError(f"{name} has shape {tuple(pixels.shape)}, expected (rows, columns, 3): a colour image.")
+        raise ValueError(f"{name} has shape {tuple(pixels.shape)}, expected (rows, columns, 3): a color image.")
     if pixels.dtype.kind not in "uf" or (pixels.dtype.itemsize > 4 and pixels.dtype.kind == "u"):
         raise ValueError(f"{name} holds {pixels.dtype}, expected 8 or 16 bits, or floats of 0 to 1.")
     return pixels[:, :, :3]

@@ -83,7 +83,7 @@ def _resample(patches: Array, size: int) -> Array:
 
 
 def optical_density(pixels: Array) -> Floats32:
-    """Mean of -log10 of the three colours' intensity."""
+    """Mean of -log10 of the three colors' intensity."""
     table = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
     return table[pixels].mean(axis=-1)
 

@@ -49,7 +49,7 @@ def predicted_expression(
 ) -> list[Axes] | Figure | None:
     """Show measured genes beside what the histology says of them, on the tissue.
 
-    Both maps of a gene share one colour scale, over what 98 % of the values of both span. A prediction is a mean, so
+    Both maps of a gene share one color scale, over what 98 % of the values of both span. A prediction is a mean, so
     its map is paler where it knows less.
 
     Parameters

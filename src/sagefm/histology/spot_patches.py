@@ -98,7 +98,7 @@ def histology_patches(
         If no image was given or found, or coordinates are missing.
     ValueError
         If more than 2 % of the spots lie off the image, most patches are glass, a patch spans fewer than 16 pixels,
-        or the image is none of colours.
+        or the image is none of colors.
 
     Notes
     -----

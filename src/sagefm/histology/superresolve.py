@@ -62,14 +62,14 @@ def superresolve_expression(
     """Predict expression on a dense grid over the tissue, by the fits that predicted the spots.
 
     Every point is predicted as its nearest spot was: by a fit that hasn't seen that spot's group, or the fit to the
-    ``reference``. A point at a spot's centre gets the spot's prediction.
+    ``reference``. A point at a spot's center gets the spot's prediction.
 
     Parameters
     ----------
     adata
         Slides that :func:`predict_expression` predicted from features of :func:`histology_embed`, with their patches.
     stride
-        Distance of neighbouring points, in µm.
+        Distance of neighboring points, in µm.
     reference
         What :func:`predict_expression` learned from, if that was a reference.
     model
@@ -113,7 +113,7 @@ def superresolve_expression(
 
     Notes
     -----
-    A patch is wider than the stride (224 pixels of 0.5 µm are 112 µm), so neighbouring points share most of what they
+    A patch is wider than the stride (224 pixels of 0.5 µm are 112 µm), so neighboring points share most of what they
     see; detail finer than a patch is smoothed. Where groups part a slide, the map has a seam between what different
     fits predict. Every point is a patch to describe, as of :func:`histology_embed`: halving the stride takes four times
     as long.

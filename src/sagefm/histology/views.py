@@ -24,7 +24,7 @@ class Jitter:
     brightness, contrast
         Most relative change of either.
     stain
-        Most relative change of a colour's optical density.
+        Most relative change of a color's optical density.
     """
 
     area: float = 0.4
@@ -42,7 +42,7 @@ class Views:
     side
         Side of the square that is shown, as a share of the patch's.
     shift
-        Its centre, columns and rows, where the patch spans -1 to 1; shape (patches, 2).
+        Its center, columns and rows, where the patch spans -1 to 1; shape (patches, 2).
     turns
         Right angles by which it is turned.
     flip
@@ -50,7 +50,7 @@ class Views:
     brightness, contrast
         Factors.
     stain
-        Factors of the three colours' optical density, shape (patches, 3).
+        Factors of the three colors' optical density, shape (patches, 3).
     """
 
     side: Tensor
@@ -81,7 +81,7 @@ class Views:
 
 
 def draw_views(n_patches: int, jitter: Jitter, generator: torch.Generator) -> Views:
-    """Draw what is done to each patch: a square of it, turned by right angles and mirrored, in other colours."""
+    """Draw what is done to each patch: a square of it, turned by right angles and mirrored, in other colors."""
 
     def uniform(low: float, high: float, *more: int) -> Tensor:
         return low + (high - low) * torch.rand(n_patches, *more, generator=generator)

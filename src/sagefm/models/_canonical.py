@@ -1,7 +1,7 @@
-"""The form that every tool is written on: one linear layer on centre and neighbours, then an MLP.
+"""The form that every tool is written on: one linear layer on center and neighbors, then an MLP.
 
 ``h_i = c_i @ Wc + n_i @ Wn + b``, then trunk, then decoder; optionally the decoder adds each gene's own mean over the
-neighbours, ``gain_g * sqrt(depth_i) * n_ig``. Knows tensors only.
+neighbors, ``gain_g * sqrt(depth_i) * n_ig``. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Canonical:
     Attributes
     ----------
     normalization
-        How centre and neighbours are weighted by the number of neighbours d: ``"gcn"`` divides the centre
-        and the sum over neighbours by d+1, as ``GCNConv`` does on a complete graph of d+1 nodes; ``"sage"``
-        leaves the centre as it is and divides the sum by d, as ``SAGEConv`` with mean aggregation does.
+        How center and neighbors are weighted by the number of neighbors d: ``"gcn"`` divides the center
+        and the sum over neighbors by d+1, as ``GCNConv`` does on a complete graph of d+1 nodes; ``"sage"``
+        leaves the center as it is and divides the sum by d, as ``SAGEConv`` with mean aggregation does.
     center, neighbors
         First-layer weights, shape (genes, width). One tensor for both where the model cannot tell the
-        centre from its neighbours, as in the published GCN; it is then projected once.
+        center from its neighbors, as in the published GCN; it is then projected once.
     bias
         First-layer bias, shape (width,).
     trunk
@@ -37,7 +37,7 @@ class Canonical:
     decoder
         Linear layer from the embedding to the genes, followed by ReLU.
     gain
-        Weight of each gene's own mean over the neighbours, shape (genes,), or None.
+        Weight of each gene's own mean over the neighbors, shape (genes,), or None.
     dropout
         Share of the embedding dropped before the decoder; 0 outside training.
     """
@@ -70,7 +70,7 @@ class Canonical:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether centre and neighbours go through the same matrix."""
+        """Whether center and neighbors go through the same matrix."""
         return self.center is self.neighbors
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Canonical:
@@ -98,9 +98,9 @@ class Canonical:
         center
             ``c_i @ Wc``, shape (spots, width).
         neighbor_sum
-            Sum of ``x_j @ Wn`` over the neighbours j of i, shape (spots, width).
+            Sum of ``x_j @ Wn`` over the neighbors j of i, shape (spots, width).
         degree
-            Number of neighbours, shape (spots, 1).
+            Number of neighbors, shape (spots, 1).
         """
         if self.normalization == "gcn":
             return (center + neighbor_sum) / (degree + 1) + self.bias
@@ -111,7 +111,7 @@ class Canonical:
         return 1 / (degree + 1) if self.normalization == "gcn" else torch.ones_like(degree)
 
     def neighbors_share(self, degree: Tensor) -> Tensor:
-        """What it multiplies ``n_i @ Wn`` with; raising gene g by v in all neighbours adds this ``* v * Wn[g]``."""
+        """What it multiplies ``n_i @ Wn`` with; raising gene g by v in all neighbors adds this ``* v * Wn[g]``."""
         return degree / (degree + 1) if self.normalization == "gcn" else (degree > 0).to(degree)
 
     def embed(self, h: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Canonical:
         genes
             Vocabulary indices of the genes to predict; all by default.
         scaled_mean
-            Mean of these genes over the neighbours times :func:`depth_scale`, shape (spots, genes). Zero by
+            Mean of these genes over the neighbors times :func:`depth_scale`, shape (spots, genes). Zero by
             default; read only where there is a gain.
         """
         (weight, bias), gain = self.decoder, self.gain
@@ -160,11 +160,11 @@ class Canonical:
         Parameters
         ----------
         center
-            (Masked) log1p counts of the centre, shape (spots, genes).
+            (Masked) log1p counts of the center, shape (spots, genes).
         neighbor_sum
-            Sum of the neighbours' log1p counts, shape (spots, genes).
+            Sum of the neighbors' log1p counts, shape (spots, genes).
         degree
-            Number of neighbours, shape (spots, 1).
+            Number of neighbors, shape (spots, 1).
         masked
             Genes that don't count for the depth of a spot, boolean, shape (spots, genes); none by default.
         """
@@ -203,7 +203,7 @@ class ReadOut:
     activated
         Whether a leaky ReLU comes before it.
     gain
-        Weight of each gene's own mean over the neighbours, or None.
+        Weight of each gene's own mean over the neighbors, or None.
     """
 
     trunk: list[Linear]
@@ -229,16 +229,16 @@ class ReadOut:
 
 
 def depth_ratio(center: Tensor, neighbors: Tensor) -> Tensor:
-    """Depth of a spot relative to its neighbours: sum of its log1p counts over that of their mean, within 0.2 to 5.
+    """Depth of a spot relative to its neighbors: sum of its log1p counts over that of their mean, within 0.2 to 5.
 
-    Both sums leave out what is masked at the spot. Where the neighbours hold nothing the ratio is 1.
+    Both sums leave out what is masked at the spot. Where the neighbors hold nothing the ratio is 1.
     """
     ratio = (center / neighbors.clamp(min=1e-12)).clamp(0.2, 5.0)
     return torch.where(neighbors > 0, ratio, 1.0)
 
 
 def depth_scale(center: Tensor, neighbors: Tensor) -> Tensor:
-    """Square root of :func:`depth_ratio`, which the decoder scales the neighbours' mean with.
+    """Square root of :func:`depth_ratio`, which the decoder scales the neighbors' mean with.
 
     Beside an embedding, which knows the depth as well, the root serves better than the ratio itself (ablation in the
     docs).

@@ -86,5 +86,5 @@ class GCN(nn.Module):
         self.fc_gene.weight.copy_(torch.linalg.solve(matrix, self.fc_gene.weight.T).T)
 
     def canonical(self) -> Canonical:
-        """Return the same function as one layer on centre and neighbours, then an MLP; differentiable."""
+        """Return the same function as one layer on center and neighbors, then an MLP; differentiable."""
         return gcn_canonical(dict(self.named_parameters()))

@@ -40,7 +40,7 @@ class RandomMasks:
 
     def __call__(self, spots: Ints) -> Tensor:
         """Masks of some spots (any numbers that name them), boolean, shape (spots, genes)."""
-        # splitmix64: neighbouring numbers read far apart.
+        # splitmix64: neighboring numbers read far apart.
         with np.errstate(over="ignore"):
             z = spots.astype(np.uint64) + np.uint64(self._key)
             z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

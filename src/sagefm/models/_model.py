@@ -79,7 +79,7 @@ class Model:
     vocabulary
         Genes in the order of the network's input columns.
     n_spots
-        Spots of a neighbourhood in training, the centre included.
+        Spots of a neighborhood in training, the center included.
     card
         Where the weights come from: training data, metrics, licence.
     gene_mean
@@ -148,7 +148,7 @@ class Model:
         )
 
     def canonical(self) -> Canonical:
-        """Return the same function as one layer on centre and neighbours, then an MLP."""
+        """Return the same function as one layer on center and neighbors, then an MLP."""
         return self.weights.canonical()  # type: ignore[operator]
 
     def save(self, path: str | Path, *, half: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""The GraphSAGE family: own weights for centre and neighbours, and the neighbourhood mean in the decoder."""
+"""The GraphSAGE family: own weights for center and neighbors, and the neighborhood mean in the decoder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SAGE(nn.Module):
     """Masked-central-spot GraphSAGE network.
 
     One ``SAGEConv`` with mean aggregation, linear layers with leaky ReLU (slope 0.01) between them, and a
-    decoder that adds each gene's own mean over the neighbours, times a gain of the gene and the square root of
-    the spot's depth relative to its neighbours. Unlike :class:`GCN` it can tell a spot from its neighbours. A second
-    convolution would make neighbourhoods of neighbourhoods, which it has none of.
+    decoder that adds each gene's own mean over the neighbors, times a gain of the gene and the square root of
+    the spot's depth relative to its neighbors. Unlike :class:`GCN` it can tell a spot from its neighbors. A second
+    convolution would make neighborhoods of neighborhoods, which it has none of.
 
     Parameters
     ----------
@@ -97,6 +97,6 @@ class SAGE(nn.Module):
         self.fc_gene.weight.copy_(torch.linalg.solve(matrix, self.fc_gene.weight.T).T)
 
     def canonical(self) -> Canonical:
-        """Return the same function as one layer on centre and neighbours, then an MLP; differentiable."""
+        """Return the same function as one layer on center and neighbors, then an MLP; differentiable."""
         canonical = sage_canonical(dict(self.named_parameters()))
         return replace(canonical, dropout=self.dropout if self.training else 0.0)

@@ -1,4 +1,4 @@
-"""A batch of central spots with their neighbourhoods, dense in the model's genes."""
+"""A batch of central spots with their neighborhoods, dense in the model's genes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Spots(NamedTuple):
     Attributes
     ----------
     center, neighbor_sum
-        The spot itself and the sum over its neighbours, nothing masked, shape (spots, genes).
+        The spot itself and the sum over its neighbors, nothing masked, shape (spots, genes).
     degree
-        Number of neighbours, shape (spots, 1).
+        Number of neighbors, shape (spots, 1).
     mask
-        Genes to mask in the centre, boolean, shape (spots, genes).
+        Genes to mask in the center, boolean, shape (spots, genes).
     """
 
     center: Tensor
@@ -36,12 +36,12 @@ class Spots(NamedTuple):
 
     @property
     def masked_center(self) -> Tensor:
-        """The centre as the model sees it."""
+        """The center as the model sees it."""
         return self.center.masked_fill(self.mask, 0)
 
     @property
     def neighbor_mean(self) -> Tensor:
-        """Mean over the neighbours, shape (spots, genes)."""
+        """Mean over the neighbors, shape (spots, genes)."""
         return self.neighbor_sum / self.degree.clamp(min=1)
 
     def to(self, device: torch.device) -> Spots:
@@ -52,20 +52,20 @@ class Spots(NamedTuple):
 def read_spots(
     log_counts: csr_matrix, graph: csr_matrix, rows: slice | Ints, mask: Tensor, *, shown: csr_matrix | None = None
 ) -> Spots:
-    """Read some spots of a slide with their neighbourhoods.
+    """Read some spots of a slide with their neighborhoods.
 
     Parameters
     ----------
     log_counts
         log1p counts of all spots, float32, shape (spots, genes).
     graph
-        Ones, float32, where a spot (row) has a neighbour (column).
+        Ones, float32, where a spot (row) has a neighbor (column).
     rows
         Which spots.
     mask
-        Genes to mask in the centre of each.
+        Genes to mask in the center of each.
     shown
-        What neighbours show of their log1p counts; all of them by default.
+        What neighbors show of their log1p counts; all of them by default.
     """
     neighbors = graph[rows]
     return Spots(

@@ -71,7 +71,7 @@ def annotation(
     Returns
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. The panels are known
-    labels (where ``label_key`` is given; grey where a spot has none), predicted labels in the same colours with
+    labels (where ``label_key`` is given; grey where a spot has none), predicted labels in the same colors with
     unsure spots in grey, and the probability of the most probable class.
 
     Raises
@@ -200,7 +200,7 @@ def composition(
 
 
 def _known(labels: pd.Series, merge: Mapping[str, str | None] | None, classes: list[str]) -> pd.Series:
-    """Labels as classes, those that are no class last, so that classes have the colours of the predicted ones."""
+    """Labels as classes, those that are no class last, so that classes have the colors of the predicted ones."""
     labels = labels.astype(object)
     if merge is not None:
         classes_of = {str(label): name for label, name in merge.items()}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Drawn = TypeVar("Drawn", "Axes", "list[Axes]")
 
-# Dark to light, so that they differ in greyscale too; orange and blue differ for most colour-blind readers.
+# Dark to light, so that they differ in greyscale too; orange and blue differ for most color-blind readers.
 ORANGE, BLUE, PALE_BLUE = "#b35806", "#2166ac", "#92c5de"
 MARKERS = "osD^vP"
 

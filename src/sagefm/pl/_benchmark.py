@@ -67,7 +67,7 @@ def benchmark_violin(
         What :func:`sagefm.benchmark.evaluate_annotation` returned, or any table with a column ``representation``.
     {metric}
     by
-        Column that colours tell apart, where the table has it.
+        Column that colors tell apart, where the table has it.
     representations
         Which to show, in this order; all by default.
     {ax}
@@ -151,7 +151,7 @@ def missingness_curve(
     Returns
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A dashed line is the
-    metric in pretraining's task, where only the centre's genes are hidden, of the first predictor; for the mean R²
+    metric in pretraining's task, where only the center's genes are hidden, of the first predictor; for the mean R²
     of a spot a dotted line is at 80 % of it, and an arrow at the critical share.
 
     Raises

@@ -128,7 +128,7 @@ def cluster_markers(
     n_labels
         How many of the best-scored genes to name.
     max_padj
-        Adjusted p-value up to which a gene is coloured.
+        Adjusted p-value up to which a gene is colored.
     min_log2_fold_change
         And the fold change from which it is, up or down.
     {key}

@@ -48,7 +48,7 @@ def centroid_distances(
     Returns
     -------
     ``None`` if the figure is shown; else the axes of the heatmap, or the figure with ``return_fig=True``. The
-    heatmap shows scaled cosine distances, rows and columns in the order of average-linkage clustering, and a colour
+    heatmap shows scaled cosine distances, rows and columns in the order of average-linkage clustering, and a color
     bar on the left for the kind (tissue) of each sample where there are several.
 
     Raises

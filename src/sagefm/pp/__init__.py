@@ -1,4 +1,4 @@
-"""Preprocessing: neighbourhoods, genes, pseudo-spots, and whether a model can be trusted on a slide."""
+"""Preprocessing: neighborhoods, genes, pseudo-spots, and whether a model can be trusted on a slide."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Neighbourhoods of 15 spots: the graph that every tool reads."""
+"""Neighborhoods of 15 spots: the graph that every tool reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "visium", "knn"]
 
-# The tip of a 60 degree corner has its 14th neighbour 4.8 spacings away, so no spot of a connected tissue
+# The tip of a 60 degree corner has its 14th neighbor 4.8 spacings away, so no spot of a connected tissue
 # is further from it than this.
 FAR_SPACINGS = 5.0
 
@@ -43,7 +43,7 @@ def neighborhood_graph(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Connect every spot with its nearest spots: the neighbourhoods that SAGE-FM was trained on.
+    """Connect every spot with its nearest spots: the neighborhoods that SAGE-FM was trained on.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def neighborhood_graph(
         ``obsm[spatial_key]``, ties by y, then x. ``"auto"`` takes ``"visium"`` where the columns exist and
         form the hexagonal lattice, else ``"knn"``.
     n_spots
-        Spots of a neighbourhood, the centre included. The published model was trained on 15.
+        Spots of a neighborhood, the center included. The published model was trained on 15.
     library_key
-        Categorical in ``obs`` naming the slide of each spot. Neighbours never cross it. Where the table of a
+        Categorical in ``obs`` naming the slide of each spot. Neighbors never cross it. Where the table of a
         ``SpatialData`` annotates several regions, these by default.
     spatial_key
         Coordinates in ``obsm``, shape (spots, 2 or 3), x before y. Where they are absent from the table of a
@@ -74,14 +74,14 @@ def neighborhood_graph(
     ``None``, or the copy. Writes
 
     ``obsp["sage_connectivities"]``
-        CSR of ones, shape (spots, spots): ``n_spots - 1`` in row i, the neighbours of spot i. Directed,
+        CSR of ones, shape (spots, spots): ``n_spots - 1`` in row i, the neighbors of spot i. Directed,
         nothing on the diagonal.
     ``obsp["sage_distances"]``
-        CSR of the same pattern: centre-to-centre spacings of the lattice (``"visium"``), or the unit of the
+        CSR of the same pattern: center-to-center spacings of the lattice (``"visium"``), or the unit of the
         coordinates (``"knn"``).
     ``obs["sage_far_neighbors"]``
-        True where the last neighbour is more than five spacings away: the spot is scattered or on a small
-        island, and its neighbourhood isn't one the model has seen.
+        True where the last neighbor is more than five spacings away: the spot is scattered or on a small
+        island, and its neighborhood isn't one the model has seen.
     ``uns["sage_neighbors"]``
         Keys and parameters, laid out as squidpy does, so ``connectivity_key="sage"`` works in ``squidpy.gr``.
     ``obsm["spatial"]``
@@ -96,7 +96,7 @@ def neighborhood_graph(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Methods, neighbourhoods of 15 spots.
+    SAGE-FM (arXiv 2601.15504), Methods, neighborhoods of 15 spots.
 
     Examples
     --------
@@ -121,13 +121,13 @@ def neighborhood_graph(
     run = open_run(adata, "pp.neighborhood_graph", key, default, more=more, table_key=table_key, copy=copy)
     slide = run.adata
     if sdata is not None and library_key is None and (library_key := region_library(slide)) is not None:
-        logger.info("The table annotates several regions: neighbours stay within obs['%s'].", library_key)
+        logger.info("The table annotates several regions: neighbors stay within obs['%s'].", library_key)
     libraries = split_libraries(slide, library_key)
     for name, spots in libraries.rows():
         if len(spots) < n_spots:
             raise ValueError(
                 f"{libraries.title(name)} has {len(spots)} spots, fewer than the n_spots={n_spots} of a "
-                "neighbourhood. Remove it or set a smaller n_spots."
+                "neighborhood. Remove it or set a smaller n_spots."
             )
     used, reason = _choose(slide, method, libraries)
     try:
@@ -145,12 +145,12 @@ def neighborhood_graph(
         logger.info("Took the coordinates from the centroids of the table's regions; wrote obsm['%s'].", spatial_key)
     if far.any():
         logger.warning(
-            "%d of %d spots have their last neighbour more than %g spacings away (scattered spots or islands). "
-            "The model has seen no such neighbourhoods; they are True in obs['%s'].",
+            "%d of %d spots have their last neighbor more than %g spacings away (scattered spots or islands). "
+            "The model has seen no such neighborhoods; they are True in obs['%s'].",
             *(far.sum(), slide.n_obs, FAR_SPACINGS, far_key),
         )
     logger.info(
-        "Connected %d spots on %d slide(s) with %d neighbours each by method '%s'%s; wrote obsp['%s'], obsp['%s'].",
+        "Connected %d spots on %d slide(s) with %d neighbors each by method '%s'%s; wrote obsp['%s'], obsp['%s'].",
         *(slide.n_obs, len(libraries), n_spots - 1, used, reason, connectivities_key, distances_key),
     )
     params = {
@@ -217,7 +217,7 @@ def _check_positions(adata: AnnData, positions: Ints, spots: Ints, found: Array,
 
 
 def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
-    """Neighbours of every spot from ``obsp``: its pattern alone, without the diagonal."""
+    """Neighbors of every spot from ``obsp``: its pattern alone, without the diagonal."""
     from scipy import sparse
 
     check_key("connectivity_key", connectivity_key)

@@ -86,7 +86,7 @@ class _Lookup:
 
 
 def _lattice_offsets(reach: int) -> Ints:
-    """Every offset (Δrow, Δcol, d²) up to ``reach`` rows away, in the order of the neighbourhood."""
+    """Every offset (Δrow, Δcol, d²) up to ``reach`` rows away, in the order of the neighborhood."""
     rows, cols = np.arange(-reach, reach + 1), np.arange(-2 * reach, 2 * reach + 1)
     row, col = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
     square = col**2 + 3 * row**2

@@ -27,7 +27,7 @@ def nearest_neighbors(coordinates: Floats, k: int) -> tuple[Ints, Floats, float]
     nearest = tree.query(coordinates, k=[2], workers=-1)[0][:, 0]
     if not nearest.any():
         raise ValueError(
-            "every spot coincides with another one, so the coordinates tell no neighbourhood. If the object holds "
+            "every spot coincides with another one, so the coordinates tell no neighborhood. If the object holds "
             "several slides, pass library_key='...', the column of obs that tells them apart."
         )
     spacing = float(np.median(nearest[nearest > 0]))

@@ -1,4 +1,4 @@
-"""Embeddings that need no pretraining, to compare with: PCA of neighbourhood means, and MOFA."""
+"""Embeddings that need no pretraining, to compare with: PCA of neighborhood means, and MOFA."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def nichepca_embed(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Embed every spot by PCA of its neighbourhood's mean: the plain baseline of spatial embeddings.
+    """Embed every spot by PCA of its neighborhood's mean: the plain baseline of spatial embeddings.
 
-    Counts are scaled to a common depth and log1p, averaged over the spot and its neighbours, and reduced.
+    Counts are scaled to a common depth and log1p, averaged over the spot and its neighbors, and reduced.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def mofa_embed(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Embed every spot by MOFA, the factor model that the paper compares with. It sees no neighbours.
+    """Embed every spot by MOFA, the factor model that the paper compares with. It sees no neighbors.
 
     Counts are scaled to a common depth and log1p; muon and mofapy2 fit the model.
 

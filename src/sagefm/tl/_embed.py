@@ -39,7 +39,7 @@ def sage_embed(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Embed every spot with its neighbourhood.
+    """Embed every spot with its neighborhood.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def sage_embed(
     SAGE-FM (arXiv 2601.15504), Methods: output of the fifth graph convolution at the central spot, nothing
     masked.
 
-    The graph of a spot with d neighbours is complete: d + 1 spots that are all connected.
+    The graph of a spot with d neighbors is complete: d + 1 spots that are all connected.
 
     Examples
     --------

@@ -169,7 +169,7 @@ def _warn_of_degrees(graph: sparse.csr_matrix, model: Model, connectivity_key: s
     degree = np.diff(graph.indptr)
     if len(degree) and (degree != model.n_spots - 1).any():
         logger.warning(
-            "The graph %r has %d to %d neighbours a spot; %s was trained with %d. If spots were removed since, run "
+            "The graph %r has %d to %d neighbors a spot; %s was trained with %d. If spots were removed since, run "
             "sg.pp.neighborhood_graph again.",
             connectivity_key,
             degree.min(),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEVELS = [0.8, 0.9, 0.95]
 # Trusting where one should not is worse than the other way round.
 CAUTION = 2
-# Conventions, not measured: shares of spots with a far neighbour.
+# Conventions, not measured: shares of spots with a far neighbor.
 FAR = {"care": 0.05, "outside": 0.5, "above": 1.0}
 
 
@@ -69,7 +69,7 @@ def calibrate(
       correlations are the prior of absent genes, their errors the intervals.
     - The training task is run as it is, on counts thinned down to a twentieth, and with 30 to 90 % of the genes
       hidden. The model is *ahead* where RMSE, correlation within the section and R² of a spot are all better than
-      those of the neighbours' mean scaled by depth. The limit of ``fine`` is the depth, the share of missing genes, or
+      those of the neighbors' mean scaled by depth. The limit of ``fine`` is the depth, the share of missing genes, or
       the distance to the training data that best parts the trials where it is ahead from the others, one that passes
       wrongly counting as two that are held up wrongly. For missing genes only groups count on which it is ahead with
       all of them.

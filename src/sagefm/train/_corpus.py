@@ -4,7 +4,7 @@
         sections            table: one row a section
         section/NAME        AnnData: X counts (CSR), obsp the graph, var["measured"], var["mean_log1p"]
 
-A spot is stored once; its neighbourhood is rows of the same section.
+A spot is stored once; its neighborhood is rows of the same section.
 """
 
 from __future__ import annotations

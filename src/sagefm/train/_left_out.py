@@ -56,7 +56,7 @@ class LeftOut:
         Quantiles of the rank of each gene's error among those of its class, shape (shares, quantiles, genes).
     trials
         One row for each section and shift: its ``depth``, share ``lacking`` and ``distance``, and ``rmse``,
-        ``r_within`` and ``r2_spot`` of the model and (``baseline_``) of the neighbours' mean scaled by depth.
+        ``r_within`` and ``r2_spot`` of the model and (``baseline_``) of the neighbors' mean scaled by depth.
     """
 
     group: str
@@ -69,7 +69,7 @@ class LeftOut:
 
 @dataclass
 class SampledSection:
-    """Some spots of a section with their neighbourhoods."""
+    """Some spots of a section with their neighborhoods."""
 
     log_counts: sparse.csr_matrix
     graph: sparse.csr_matrix
@@ -100,13 +100,13 @@ class SampledSection:
         return replace(self, hidden=genes)
 
     def spots(self, mask: torch.Tensor) -> Spots:
-        """The spots with their neighbours; what is hidden is 0 in both."""
+        """The spots with their neighbors; what is hidden is 0 in both."""
         spots = read_spots(self.log_counts, self.graph, self.rows, mask)
         spots.center[:, self.hidden] = spots.neighbor_sum[:, self.hidden] = 0
         return spots
 
     def neighborhood_means(self) -> Floats32:
-        """Mean log1p counts of each spot and its neighbours, of the genes that the section has."""
+        """Mean log1p counts of each spot and its neighbors, of the genes that the section has."""
         around = self.graph[self.rows]
         means = (around @ self.log_counts + self.log_counts[self.rows])[:, self.genes].toarray()
         return means / (np.diff(around.indptr)[:, None] + 1)
@@ -228,7 +228,7 @@ def pick_sorted(values: Floats32, places: Callable[[Ints], Floats]) -> Floats32:
 
 
 def training_centroids(corpus: Corpus, names: list[str], seed: int) -> Floats32:
-    """Centres of the neighbourhood means of some sections, each group with as many spots as any other, at most."""
+    """Centres of the neighborhood means of some sections, each group with as many spots as any other, at most."""
     from sklearn.cluster import KMeans
 
     of_group = corpus.sections["group"].loc[names]

@@ -1,4 +1,4 @@
-"""The composition of the neighbourhood as a second target, which shapes the embedding."""
+"""The composition of the neighborhood as a second target, which shapes the embedding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOOR = 1e-3
 class Niche(nn.Module):
     """Principal components of the mean of all 15 spots, scaled to one total, log1p.
 
-    Masked genes are predicted best from the spot's depth and its own neighbours' mean, which the decoder of the
+    Masked genes are predicted best from the spot's depth and its own neighbors' mean, which the decoder of the
     GraphSAGE family has besides. So its embedding would hold depth above all, and clusters of it would be
     clusters of depth. This target asks the embedding for what depth doesn't change: what the tissue around the spot
     is made of. A linear map has to find it there; afterwards the embedding is turned so that Euclidean distances
@@ -51,7 +51,7 @@ class Niche(nn.Module):
 
     @classmethod
     def fit(cls, corpus: Corpus, embedding_dim: int, *, seed: int = 0) -> Niche:
-        """Find the components on some thousand training spots, centred within their section.
+        """Find the components on some thousand training spots, centered within their section.
 
         So the components are what differs within sections, not between donors or platforms.
         """
@@ -112,7 +112,7 @@ class Niche(nn.Module):
 
 
 def _profile(spots: Spots) -> Tensor:
-    """Mean of the spot and its neighbours, scaled to one total, log1p."""
+    """Mean of the spot and its neighbors, scaled to one total, log1p."""
     counts = torch.expm1((spots.center + spots.neighbor_sum) / (spots.degree + 1))
     return torch.log1p(TOTAL * counts / counts.sum(1, keepdim=True).clamp(min=1e-6))
 

@@ -57,7 +57,7 @@ def prepare_corpus(
     """Write sections as a training corpus: raw counts in the vocabulary's order, graphs, and the split.
 
     One section is in memory at a time. Counts are checked to be raw, genes are matched as
-    :func:`sagefm.pp.align_genes` does and neighbours found as :func:`sagefm.pp.neighborhood_graph` does.
+    :func:`sagefm.pp.align_genes` does and neighbors found as :func:`sagefm.pp.neighborhood_graph` does.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def _prepare(
 
 
 def _along_space(adata: AnnData) -> Ints:
-    """Order of the spots, row after row of the slide, so that a range of them is a band with few outer neighbours."""
+    """Order of the spots, row after row of the slide, so that a range of them is a band with few outer neighbors."""
     if _keys.SPATIAL not in adata.obsm:
         return np.lexsort((adata.obs[_keys.ARRAY_COL], adata.obs[_keys.ARRAY_ROW]))
     x, y = find_coordinates(adata, _keys.SPATIAL, None)[0].astype(float)[:, :2].T

@@ -25,7 +25,7 @@ from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS
 from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
-# Share of the gene means that the decoder's bias starts with, and of the neighbours' mean in its gain.
+# Share of the gene means that the decoder's bias starts with, and of the neighbors' mean in its gain.
 START_GAIN = 0.7
 
 
@@ -54,8 +54,8 @@ def pretrain(
 ) -> Model:
     """Train a model on a corpus with the masked-central-spot objective, and save it.
 
-    At every spot a share of the genes is set to 0 in the centre and predicted from what is left and from the 14
-    neighbours; the loss is the mean squared error of log1p counts on what was masked (paper, section on
+    At every spot a share of the genes is set to 0 in the center and predicted from what is left and from the 14
+    neighbors; the loss is the mean squared error of log1p counts on what was masked (paper, section on
     pretraining). Metrics of the validation split are computed after every epoch.
 
     Parameters

@@ -22,7 +22,7 @@ class Recipe:
     dropout
         Share of the embedding dropped before the decoder (``"sage"`` alone).
     mask_fraction
-        Each gene of the centre is masked with this probability; the loss is the mean squared error on those.
+        Each gene of the center is masked with this probability; the loss is the mean squared error on those.
     learning_rate, weight_decay
         Of Adam. The decay is added to the gradient, as in the published script.
     batch_size
@@ -41,7 +41,7 @@ class Recipe:
         Start the decoder at each gene's mean in training. Where its last ReLU is below zero for all spots a
         gene has no gradient, so that with the usual start many genes are never learnt on little data.
     niche_weight
-        Weight of a second loss: a linear map of the embedding has to give the composition of the neighbourhood, which
+        Weight of a second loss: a linear map of the embedding has to give the composition of the neighborhood, which
         depth doesn't change. Afterwards the embedding is turned so that distances are those of the map; predictions
         stay as they are. Without it the embedding of the ``"sage"`` family is mostly the spot's depth.
 

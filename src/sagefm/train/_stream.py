@@ -41,7 +41,7 @@ class _Tile:
 
 
 class _Window:
-    """The spots of some tiles, dense, with the rows that their neighbourhoods need."""
+    """The spots of some tiles, dense, with the rows that their neighborhoods need."""
 
     def __init__(self, corpus: Corpus, tiles: list[_Tile], device: torch.device) -> None:
         import zarr
@@ -112,13 +112,13 @@ class Stream:
     batch_size
         Spots of a batch, over all processes together.
     mask_fraction
-        Share of the centre's genes to mask.
+        Share of the center's genes to mask.
     seed
         Seed of order and masks.
     shuffle
         Off for validation, where a batch holds spots of one section, in order.
     shuffle_spots
-        Spots of a window; it may hold two batches more, and the neighbours of a part of a section.
+        Spots of a window; it may hold two batches more, and the neighbors of a part of a section.
     rank, world_size
         Which share of every batch to give.
     device

@@ -131,7 +131,7 @@ class Collection:
         for sample, groups in described.groupby(SAMPLE)[GROUP]:
             if groups.nunique() > 1:
                 raise ValueError(
-                    f"section {sample!r} has {groups.nunique()} values in obs[{config.group_key!r}]; neighbouring "
+                    f"section {sample!r} has {groups.nunique()} values in obs[{config.group_key!r}]; neighboring "
                     "spots would be split. Set library_key, or mend the column."
                 )
         if _keys.connectivities(_keys.GRAPH) not in adata.obsp:

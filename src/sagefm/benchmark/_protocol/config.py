@@ -33,9 +33,9 @@ class Representation:
     model: str | None = None  # name or path; {group} in a path: models that were trained without that group
     obsm: str | None = None  # key that the sections bring
     expression: str | None = None  # counts as they are, log1p, log1p and z-scored, at a common depth and log1p
-    embedding: str | None = None  # a baseline of tl; mofa_by_slide centres each slide by itself
+    embedding: str | None = None  # a baseline of tl; mofa_by_slide centers each slide by itself
     pca: int | None = None
-    neighbors: bool = False  # mean of the spot and its neighbours, before PCA
+    neighbors: bool = False  # mean of the spot and its neighbors, before PCA
     tasks: tuple[str, ...] = TASKS
     classifiers: tuple[str, ...] | None = None  # those of the annotation task by default
     n_bootstraps: int | None = None

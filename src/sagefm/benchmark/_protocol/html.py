@@ -70,7 +70,7 @@ def embed_figure(figure: Any) -> str:
 
 
 def embed_image(png: bytes, text: str) -> str:
-    """As wide as the page shows it, in as many colours as figures have: a tenth of the size."""
+    """As wide as the page shows it, in as many colors as figures have: a tenth of the size."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(png)).convert("RGB")

@@ -82,10 +82,10 @@ def assess(
         - ``genes``: share of the vocabulary that the slide lacks.
         - ``depth``: median counts of a spot in the model's genes; what a panel leaves out is made up for by the share
           that its genes have of the counts in training. Of several slides, the worst one is named here and below.
-        - ``neighbors``: share of spots with a neighbour more than five spacings away, or none; and whether all have as
+        - ``neighbors``: share of spots with a neighbor more than five spacings away, or none; and whether all have as
           many as in training.
         - ``lattice``: arrangement and spacing of the spots.
-        - ``expression``: median cosine distance of the spots' neighbourhood means to the nearest of the training
+        - ``expression``: median cosine distance of the spots' neighborhood means to the nearest of the training
           data's, over the genes that the slide has (of 1,000 spots a slide).
         - ``species``: only where genes were translated by a table of orthologs.
     ``slides``
@@ -110,7 +110,7 @@ def assess(
     Notes
     -----
     The limits are the model's own, measured when it was calibrated (:func:`sagefm.train.calibrate` says how), but for
-    the share of far neighbours, which is a convention. A verdict speaks of slides like this one, not of single genes:
+    the share of far neighbors, which is a convention. A verdict speaks of slides like this one, not of single genes:
     see :func:`sagefm.tl.impute` for these.
 
     Examples
@@ -220,7 +220,7 @@ def _sample(adata: AnnData, spots: Ints) -> Ints:
 
 
 def _read(counts: Counts, graph: sparse.csr_matrix, picked: Ints) -> tuple[Floats, sparse.csr_matrix]:
-    """Counts of every spot, and mean log1p counts of some spots with their neighbours, in the slide's genes."""
+    """Counts of every spot, and mean log1p counts of some spots with their neighbors, in the slide's genes."""
     n = counts.n_obs
     around = graph[picked]
     needed = np.union1d(picked, around.indices)

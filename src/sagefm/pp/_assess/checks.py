@@ -91,7 +91,7 @@ def depth(totals: Floats, alignment: Alignment, calibration: Calibration | None)
 
 
 class Distances:
-    """Distances from spots to their neighbours in a graph, as far as they are stored.
+    """Distances from spots to their neighbors in a graph, as far as they are stored.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ class Distances:
     on_lattice
         Whether they are in spacings of the lattice.
     spacing
-        Median distance to the nearest neighbour.
+        Median distance to the nearest neighbor.
     unit
         What the graph records of their unit.
     """
@@ -116,7 +116,7 @@ class Distances:
         if hasattr(stored, "compute"):  # as read_lazy reads it
             stored = stored.compute()
         rows = sparse.coo_matrix(sparse.csr_matrix(stored)[spots])
-        other = rows.col != spots[rows.row]  # a spot is no neighbour of its own
+        other = rows.col != spots[rows.row]  # a spot is no neighbor of its own
         row, values = rows.row[other], rows.data[other].astype(float)
         self.ranked = values[np.lexsort((values, row))]
         self.degree = np.bincount(row, minlength=len(spots))
@@ -128,11 +128,11 @@ class Distances:
 
 
 def neighbors(graph: sparse.csr_matrix, spots: Ints, distances: Distances, model: Model) -> Check:
-    """Share of spots with far or no neighbours, and whether they have as many as in training."""
+    """Share of spots with far or no neighbors, and whether they have as many as in training."""
     n_neighbors = np.diff(graph.indptr)[spots]
     expected, unlike = model.n_spots - 1, ""
     if (n_neighbors != expected).any():
-        unlike = f"; {n_neighbors.min()} to {n_neighbors.max()} neighbours a spot, where training had {expected}"
+        unlike = f"; {n_neighbors.min()} to {n_neighbors.max()} neighbors a spot, where training had {expected}"
     if not distances.known:
         return Check("neighbors", float("nan"), f"no obsp['{distances.key}'], so not looked at{unlike}")
     spacing = 1.0 if distances.on_lattice else distances.spacing
@@ -140,7 +140,7 @@ def neighbors(graph: sparse.csr_matrix, spots: Ints, distances: Distances, model
     far = 1 - float((farthest <= FAR_SPACINGS * spacing).sum()) / len(spots)
     if np.isnan(spacing):
         far = float("nan")
-    text = f"{far:.1%} of the spots have a neighbour more than {FAR_SPACINGS:g} spacings away, or none"
+    text = f"{far:.1%} of the spots have a neighbor more than {FAR_SPACINGS:g} spacings away, or none"
     check = _judged("neighbors", far, text, _limit(model.calibration, "far"), form=".0%")
     if unlike and check.verdict == FINE:
         check = replace(check, verdict=CARE)
@@ -169,5 +169,5 @@ def expression(means: sparse.csr_matrix, alignment: Alignment, calibration: Cali
     if not len(alignment.measured):
         return Check("expression", float("nan"), "no genes to compare", verdict=OUTSIDE)
     value = float(np.median(calibration.distance(means.toarray(), alignment.measured)))
-    text = f"neighbourhoods {value:.2f} from the nearest of training (cosine distance)"
+    text = f"neighborhoods {value:.2f} from the nearest of training (cosine distance)"
     return _judged("expression", value, text, _limit(calibration, "distance"), form=".2f")

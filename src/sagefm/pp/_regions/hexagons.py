@@ -1,4 +1,4 @@
-"""Hexagons around the centres of pseudo-spots, and the bins that lie in them."""
+"""Hexagons around the centers of pseudo-spots, and the bins that lie in them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Hexagons:
     Attributes
     ----------
     library, row, col, centers
-        Number of each hexagon's library, its place on the lattice, and its centre in µm.
+        Number of each hexagon's library, its place on the lattice, and its center in µm.
     of_bin, inside
-        Number of each bin's hexagon, and whether the bin is near enough to the centre to count.
+        Number of each bin's hexagon, and whether the bin is near enough to the center to count.
     bin_sizes
         Size of the bins of each library in µm.
     """
@@ -84,9 +84,9 @@ def find_hexagons(
 
 
 def nearest_centers(xy: Floats, spacing: float) -> tuple[Ints, Floats]:
-    """Row and column of the nearest centre of the hexagonal lattice through the origin, and the distance to it.
+    """Row and column of the nearest center of the hexagonal lattice through the origin, and the distance to it.
 
-    A point is nearer to its hexagon's centre than rows are apart, so the centre is in one of the two rows that the
+    A point is nearer to its hexagon's center than rows are apart, so the center is in one of the two rows that the
     point lies between.
     """
     below = np.floor(xy[:, 1] / (spacing * np.sqrt(0.75))).astype(np.int64)

@@ -50,7 +50,7 @@ def pseudospots(
     """Add up bins or cells to spots of the size and on the lattice that SAGE-FM was trained on.
 
     For Visium HD bins and single-cell coordinates. Centres lie on a hexagonal lattice, the first at the smallest
-    x and y of the slide. A bin belongs to the hexagon of the nearest centre, and is counted where it lies
+    x and y of the slide. A bin belongs to the hexagon of the nearest center, and is counted where it lies
     within half the ``diameter`` of it.
 
     Parameters
@@ -60,7 +60,7 @@ def pseudospots(
     diameter
         Diameter of a pseudo-spot in µm, at most ``spacing``. ``None`` counts every bin of the hexagon.
     spacing
-        Distance of neighbouring centres in µm. The defaults are Visium's, and leave out about 73 % of the area.
+        Distance of neighboring centers in µm. The defaults are Visium's, and leave out about 73 % of the area.
     microns_per_unit
         µm per unit of the coordinates. By default ``microns_per_pixel`` in the scale factors of
         ``uns["spatial"]``, as scanpy and squidpy read Visium HD; it is never guessed.

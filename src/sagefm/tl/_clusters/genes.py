@@ -78,7 +78,7 @@ def cluster_markers(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 4d-f. Spots of a cluster are neighbours, not replicates, so the p-values rank
+    SAGE-FM (arXiv 2601.15504), Figure 4d-f. Spots of a cluster are neighbors, not replicates, so the p-values rank
     genes and say little else. Clusters made from expression differ in expression.
 
     Examples

@@ -56,7 +56,7 @@ def of_measured(
     """Intervals from the slide's own held-out errors, those of a part of the slide from the other parts.
 
     Split conformal prediction (Lei et al. 2018, 10.1080/01621459.2017.1307116) with errors in units of their expected
-    scale, and tiles of the tissue instead of single spots kept apart, since neighbouring spots are alike.
+    scale, and tiles of the tissue instead of single spots kept apart, since neighboring spots are alike.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Prediction of genes from the rest of the spot and its neighbourhood."""
+"""Prediction of genes from the rest of the spot and its neighborhood."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def impute(
     {model}
     mask
         Where a fold is masked: at the spot alone (``"center"``, the model's training task, which lets it
-        read the gene in the neighbours), or in its neighbours too (``"everywhere"``, as if the slide
+        read the gene in the neighbors), or in its neighbors too (``"everywhere"``, as if the slide
         lacked it).
     n_folds
         Number of folds; each masks about ``1 / n_folds`` of the genes. Fixed by the position of the gene
@@ -174,7 +174,7 @@ def impute(
     Notes
     -----
     SAGE-FM (arXiv 2601.15504), Methods: masked central spot prediction. A gene that is not reliable may still be
-    predicted well, by its neighbours: look at ``r``.
+    predicted well, by its neighbors: look at ``r``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""In-silico perturbation of ligands in the neighbourhood."""
+"""In-silico perturbation of ligands in the neighborhood."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def perturb_lr(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Ask what a ligand in the neighbours does to a receptor in the spot, for any number of pairs.
+    """Ask what a ligand in the neighbors does to a receptor in the spot, for any number of pairs.
 
-    The ligand is set to its lowest and to its highest observed log1p count in all neighbours of every spot, and
+    The ligand is set to its lowest and to its highest observed log1p count in all neighbors of every spot, and
     the receptor, which the spot doesn't show, is predicted each time. How many spots go up or down is the paper's
     measure. It says nothing about size, and nearly every gene moves a little whatever the ligand is; so the mean
     change stands beside it, and control genes that are as abundant as the receptor say whether that is
     more than any gene does.
 
-    A response is a statement about the model: that this ligand in the neighbourhood goes together with this
+    A response is a statement about the model: that this ligand in the neighborhood goes together with this
     receptor in the tissue that it was trained on. It is no proof of signalling. The published model moreover sees
-    14/15 of one mean of all 15 spots, so that it can't tell a neighbour's ligand from the spot's own.
+    14/15 of one mean of all 15 spots, so that it can't tell a neighbor's ligand from the spot's own.
 
     Parameters
     ----------
@@ -72,11 +72,11 @@ def perturb_lr(
         :func:`sagefm.datasets.paper_interactions`. ``"A_B"`` is a complex of genes.
     {model}
     contrast
-        What the highest level is compared with: the lowest one, or the neighbours as they are.
+        What the highest level is compared with: the lowest one, or the neighbors as they are.
     n_levels
         Levels between the lowest and the highest count, both among them; more than 2 give a dose response.
     mask
-        What is masked in the centre while a pair is scored: the receptors of all pairs, as in the published
+        What is masked in the center while a pair is scored: the receptors of all pairs, as in the published
         code, or the pair's own alone, which takes a run of the network for every pair instead of every ligand.
     n_controls
         Control genes a receptor: no ligand or receptor of the call, and nearest in mean and in detection. They are
@@ -88,8 +88,8 @@ def perturb_lr(
         Control ligands, matched as controls are: does this receptor respond to this ligand more than to others?
         Adds columns that begin with ``ligand_``. 0 for none.
     n_shuffles
-        Runs in which every spot gets another spot's neighbours (of its own slide): does the response depend
-        on the neighbours it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
+        Runs in which every spot gets another spot's neighbors (of its own slide): does the response depend
+        on the neighbors it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
         the first run.
     library_key
         Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group. By
@@ -118,7 +118,7 @@ def perturb_lr(
           receptor rises, falls, or changes by less than 1e-8.
         - ``effect``: E = (up - down) / all. ``mean_delta``: mean change of the predicted log1p count.
         - ``reference_r``, ``reference_pval``: Pearson correlation over spots of the ligand's mean in the
-          neighbours with the receptor in the centre, as measured. ``concordant``: whether E has its sign.
+          neighbors with the receptor in the center, as measured. ``concordant``: whether E has its sign.
         - ``control_mean``, ``control_sd``, ``zscore``, ``pval``, ``padj``: the statistic is the mean change in
           standard deviations of the receptor. ``zscore`` is its distance from the controls in their standard
           deviations; ``pval`` ranks this distance among those of all controls of similar expression, each from

@@ -44,7 +44,7 @@ def gene_sensitivity(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Differentiate predicted genes by genes in the neighbours, or in the spot itself.
+    """Differentiate predicted genes by genes in the neighbors, or in the spot itself.
 
     The network is piecewise linear, so the derivative is a product of weight matrices, exact within the piece that
     a spot lies in: where :func:`perturb_lr` takes a gene from its lowest to its highest count, this is the slope
@@ -59,11 +59,11 @@ def gene_sensitivity(
         Predicted genes; by default ``genes``.
     {model}
     wrt
-        Which log1p count of a gene is meant: its mean over the neighbours (all of them rise together), or the
+        Which log1p count of a gene is meant: its mean over the neighbors (all of them rise together), or the
         spot's own.
     mask
-        Whether all targets are masked in the centre, as in training. A gene that is masked there has no
-        derivative with respect to the centre: 0.
+        Whether all targets are masked in the center, as in training. A gene that is masked there has no
+        derivative with respect to the center: 0.
     store_spots
         Keep the derivatives at every spot.
     {key_added}

@@ -46,10 +46,10 @@ def perturb_targets(
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | None:
-    """Ask whether a gene in the neighbours moves its known targets more than random genes.
+    """Ask whether a gene in the neighbors moves its known targets more than random genes.
 
-    Each gene is set to its lowest and to its highest observed log1p count in all neighbours of every spot; its
-    targets, masked in the centre, are predicted each time. Random genes, as many as there are targets, are read
+    Each gene is set to its lowest and to its highest observed log1p count in all neighbors of every spot; its
+    targets, masked in the center, are predicted each time. Random genes, as many as there are targets, are read
     in a second run with targets and controls masked; the t-tests compare what both do there.
 
     Parameters
