@@ -88,7 +88,7 @@ def test_plots_have_one_contract(name, function):
         assert {"cmap", "palette"} & set(signature.parameters)
         assert list(signature.parameters)[-1] == "kwargs"
     panels = "list[Axes]" if name in HAS_PANELS else "Axes"
-    if name not in HAS_PANELS and "library_id" in signature.parameters:  # one panel a slide
+    if name not in HAS_PANELS and "spatial_key" in signature.parameters:  # one panel a slide
         panels = "Axes | list[Axes]"
     assert signature.return_annotation == f"{panels} | Figure | None"
 

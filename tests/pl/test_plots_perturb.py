@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 import sagefm as sg
@@ -198,3 +199,20 @@ def test_lollipop_shows_the_verdict(perturbed):
     results["verdict"] = "not testable"
     ax = sg.pl.perturbation_lollipop(perturbed, names)
     assert "no controls, so no verdict" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_lollipop_of_many_slides_shows_all_together(perturbed):
+    pair = ["TGFB1|TGFBR2"]
+    ax = sg.pl.perturbation_lollipop(perturbed, pair, library_id="up")
+    assert len(ax.get_legend().get_texts()) > 0
+    assert ax.get_legend().get_texts()[0].get_text() == "up"
+    with pytest.raises(KeyError, match="no library_id 'left'"):
+        sg.pl.perturbation_lollipop(perturbed, pair, library_id="left")
+    libraries = perturbed.uns["perturb_lr"]["libraries"]
+    many = pd.concat([libraries.assign(library=f"slide {i}") for i in range(9)])
+    perturbed.uns["perturb_lr"]["libraries"] = many
+    ax = sg.pl.perturbation_lollipop(perturbed, pair)
+    found = next(points.get_offsets() for points in ax.collections if len(points.get_offsets()))
+    assert found[0, 0] == pytest.approx(perturbed.uns["perturb_lr"]["results"].loc[pair[0], "frac_up"])
+    axes = sg.pl.perturbation_lollipop(perturbed, pair, library_id=["slide 3", "slide 8"]).get_legend()
+    assert [text.get_text() for text in axes.get_texts()[:2]] == ["slide 3", "slide 8"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import find_libraries
+from sagefm._slides import find_libraries, find_library_key
 from sagefm._types import Precision
 from sagefm._utils import check_choice
 from sagefm.tl._points import standardize_like
@@ -115,21 +115,19 @@ def sage_embed(
         table_key=table_key,
         copy=copy,
     )
-    slides = find_libraries(run.adata, library_key, connectivity_key)
     shape = (run.adata.n_obs, run.engine.canonical.embedding_dim)
-    n_spots = int(np.diff(run.engine.graph.indptr).max()) + 1
+    slides = find_libraries(run.adata, library_key, connectivity_key).rows() if scale == "slide" else ()
+    params: dict[str, Any] = {"n_spots": int(np.diff(run.engine.graph.indptr).max()) + 1, "scale": scale}
+    params["library_key"] = find_library_key(run.adata, library_key, connectivity_key)
     with run.writing() as sink:
         embedding = sink.empty("obsm", key_added, shape)
         projection = run.engine.project()
         for rows, found in projection.map(lambda rows: projection.embed(projection.state(rows)), "Embedding"):
             embedding[rows] = found
-        if scale == "slide":
-            for _, spots in slides.rows():
-                part = embedding[spots, :]
-                embedding[spots, :] = standardize_like(part, part)
-        result = run.commit(
-            {("obsm", key_added): embedding}, {"n_spots": n_spots, "scale": scale, "library_key": slides.key}
-        )
+        for _, spots in slides:
+            part = embedding[spots, :]
+            embedding[spots, :] = standardize_like(part, part)
+        result = run.commit({("obsm", key_added): embedding}, params)
     logger.info(
         "Embedded %d spots with %s; wrote obsm['%s'] %s%s.",
         *(run.adata.n_obs, run.model.name, key_added, shape),

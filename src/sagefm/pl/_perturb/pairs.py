@@ -16,6 +16,7 @@ from sagefm._types import Bools
 from sagefm._utils import shorten
 from sagefm.pl._axes import BLUE, MARKERS, ORANGE, finish, legend_below, legend_beside, legend_entry, open_axes, tidy
 from sagefm.pl._perturb.recorded import arrow, choose_pairs, run_pairs, sign_of, table_in
+from sagefm.pl._tables import choose
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,6 +36,7 @@ def perturbation_lollipop(
     pairs: Sequence[str] | None = None,
     *,
     n_pairs: int = 30,
+    library_id: str | Sequence[str] | None = None,
     key: str = _keys.PERTURB_LR,
     table_key: str = "table",
     ax: Axes | None = None,
@@ -58,6 +60,9 @@ def perturbation_lollipop(
     pairs
         Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest effect, significant ones first.
     {n_pairs}
+    library_id
+        Slides to draw beside each other, one name or several. By default all if there are six or fewer, else the
+        results of all spots together.
     {key}
     {table_key}
     {ax}
@@ -91,7 +96,7 @@ def perturbation_lollipop(
     adata = get_anndata(adata, table_key)
     results = run_pairs(table_in(adata, key, [*SHARES, "status", "effect", "reference_r"]))
     results = choose_pairs(results, pairs, n_pairs, key)
-    parts = _by_library(adata, key, results)
+    parts = _by_library(adata, key, results, library_id)
     ax, show = open_axes(ax, figsize or (5.6, 1.2 + 0.28 * len(results) * max(1, len(parts) / 2)), show)
     verdicts = results.get("verdict", pd.Series(NOT_TESTABLE, results.index))
     tested = verdicts.ne(NOT_TESTABLE).any()
@@ -176,13 +181,18 @@ def dose_response(
     return finish(ax, title, show, save, return_fig)
 
 
-def _by_library(adata: AnnData, key: str, results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _by_library(
+    adata: AnnData, key: str, results: pd.DataFrame, library_id: str | Sequence[str] | None
+) -> dict[str, pd.DataFrame]:
     """Rows of the pairs in each library, or in all spots."""
-    if "libraries" not in adata.uns[key]:
+    if "libraries" not in adata.uns[key] and library_id is None:
         return {"": results}
     libraries = table_in(adata, key, [*SHARES, "library", "pair"], "libraries").drop_duplicates(["library", "pair"])
-    parts = libraries.groupby("library", observed=True)
-    return {str(name): part.set_index("pair").reindex(results.index) for name, part in parts}
+    names = choose(library_id, libraries["library"].astype(str), "library_id", f"adata.uns[{key!r}]['libraries']")
+    if library_id is None and len(names) > len(MARKERS):
+        return {"": results}
+    parts = libraries.set_index("pair").groupby(libraries["library"].astype(str).to_numpy())
+    return {name: parts.get_group(name).reindex(results.index) for name in names}
 
 
 def _draw_shares(ax: Axes, parts: dict[str, pd.DataFrame], colored: Bools) -> None:
