@@ -149,8 +149,8 @@ def prepare_corpus(
                 errors[name] = error
         if errors:  # all of them, so that they can be mended together
             lines = [f"section {name!r}: {error.args[0] if error.args else error}" for name, error in errors.items()]
-            kind, last = type(next(iter(errors.values()))), list(errors.values())[-1]
-            raise (kind if len(errors) == 1 else ValueError)("\n".join(lines)) from last
+            kinds = {type(error) for error in errors.values()}
+            raise (kinds.pop() if len(kinds) == 1 else ValueError)("\n".join(lines)) from list(errors.values())[-1]
         if not rows:
             raise ValueError("no section was given: expected a folder with .h5ad or .zarr files, or sections.")
         table = pd.DataFrame(rows).set_index("name")

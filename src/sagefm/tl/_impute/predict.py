@@ -185,7 +185,7 @@ def impute(
     >>> adata[:, "KRT8"].layers["sage_imputed"].shape
     (100, 1)
     >>> adata.uns["sage_imputed"]["reliability"].index.tolist()
-    ['COL1A1', 'KRT8']
+    ['KRT8', 'COL1A1']
     """
     # The engine brings torch, which takes seconds to import.
     from sagefm.tl._impute import intervals as conformal
