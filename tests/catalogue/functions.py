@@ -160,9 +160,6 @@ FUNCTIONS: dict[str, Function] = {
     "tl.cluster": _function(
         lambda a, k: sg.tl.cluster(a, n_clusters=3), "obs/sage_cluster uns/sage_cluster", "embedding spots"
     ),
-    "tl.leiden": _function(
-        lambda a, k: sg.tl.leiden(a, resolution=0.5), "obs/sage_leiden uns/sage_leiden", "embedding spots"
-    ),
     "tl.cluster_markers": _function(
         lambda a, k: sg.tl.cluster_markers(a), "uns/sage_cluster_markers", "counts clusters"
     ),

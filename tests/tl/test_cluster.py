@@ -83,6 +83,7 @@ def test_what_a_new_result_makes_stale_is_said(slide, tiny, log):
     assert "'X_sage' came from the earlier 'sage_neighbors'" in log.text
 
 
+@pytest.mark.slow
 def test_leiden_is_scanpys(slide, tiny, monkeypatch):
     import scanpy as sc
 
@@ -98,6 +99,12 @@ def test_leiden_is_scanpys(slide, tiny, monkeypatch):
     assert sg.pl.cluster(slide, "sage_leiden", show=False).get_title() == "clusters of X_sage"
     with pytest.raises(ValueError, match="resolution"):
         sg.tl.leiden(slide, resolution=-1)
+    with pytest.raises(ValueError, match="9 spots are too few for n_neighbors=15"):
+        sg.tl.leiden(slide[:9].copy())
+    slide.obsm["X_sage"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        sg.tl.leiden(slide)
+    slide.obsm["X_sage"][0, 0] = 0
     monkeypatch.setitem(sys.modules, "igraph", None)
     with pytest.raises(ImportError, match=r"pip install igraph, or use sg\.tl\.cluster"):
         sg.tl.leiden(slide)

@@ -22,7 +22,7 @@ def impute(adata, model, genes=None, **options):
     return adata.uns["sage_imputed"]["reliability"]
 
 
-@pytest.mark.parametrize("family", ["tiny", "sage"])
+@pytest.mark.parametrize("family", [pytest.param("tiny", marks=pytest.mark.slow), "sage"])
 @pytest.mark.parametrize("mask", ["center", "everywhere"])
 def test_scores_are_what_they_are_called(slide, family, mask, request):
     model = request.getfixturevalue(family)
