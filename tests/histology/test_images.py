@@ -174,6 +174,7 @@ def test_tissue_and_borders(slide, pixels, tmp_path):
     assert (read(slide)[0, :, : SIZE // 2 - 5] == 255).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["off the image", "on glass", "flipped"])
 def test_spots_that_dont_lie_on_the_tissue(slide, pixels, tmp_path, place):
     wide = np.full((pixels.shape[0], 3 * pixels.shape[1], 3), 245, dtype=np.uint8)

@@ -28,6 +28,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.FUNCTIONS)
 def test_a_repeated_call_is_bit_identical_and_leaves_the_global_generators(bench, name):
     """Whatever numpy's and torch's global seeds are, and without moving them."""

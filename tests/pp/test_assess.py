@@ -117,6 +117,7 @@ def test_card_says_what_it_measured(known_slide, judge):
     assert not set(found["markers_missing"]) & set(adata.var_names)
 
 
+@pytest.mark.slow
 def test_a_panel_is_compared_at_the_depth_it_would_have(known_slide, judge):
     whole, half = card(known_slide.copy(), judge), card(known_slide[:, ::2].copy(), judge)
     assert half["checks"].loc["depth", "value"] == pytest.approx(whole["checks"].loc["depth", "value"], rel=0.1)
@@ -195,6 +196,7 @@ def test_distances_with_a_diagonal(known_slide, judge):
     assert found["checks"].loc["lattice", "text"].startswith("hexagonal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["x", {"params": None}, {}])
 def test_odd_records_of_the_graph(known_slide, judge, broken):
     adata = known_slide.copy()
@@ -207,6 +209,7 @@ def test_an_empty_slide_is_refused(known_slide, judge):
         sg.pp.assess(known_slide[:0].copy(), judge)
 
 
+@pytest.mark.slow
 def test_a_card_can_name_anything(known_slide, judge, tmp_path):
     adata = known_slide.copy()
     sg.pp.assess(adata, replace(judge, name="a$b_{$<c>"), save=tmp_path / "card.html")

@@ -105,6 +105,7 @@ def test_groups_of_the_reference_count_in_no_score(log):
     assert "60 labelled spots" in log.text
 
 
+@pytest.mark.slow
 def test_labels_that_the_reference_lacks_count_as_missed():
     reference, query = planted(), planted(groups="Q", seed=5, n=200)
     query.obs["label"] = query.obs["label"].astype(str).replace({"z": "new"})
@@ -114,6 +115,7 @@ def test_labels_that_the_reference_lacks_count_as_missed():
     assert scores["accuracy"] == pytest.approx((query.obs["label"] != "new").mean(), abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_group_named_overall_keeps_its_row():
     adata = planted()
     adata.obs["donor"] = adata.obs["donor"].replace({"A": "overall"})
