@@ -152,12 +152,8 @@ def read_slides(
         adata = get_anndata(data, table_key)
         counts = Counts(adata, get_alignment(adata, model.vocabulary)[0].index, layer)
         log_counts = counts.log1p(np.arange(len(model.vocabulary)), ROWS_AT_A_TIME)
-        graph, libraries = (
-            get_graph(adata, connectivity_key),
-            find_libraries(adata, library_key, connectivity_key).codes,
-        )
-        for library in np.unique(libraries):
-            rows = np.flatnonzero(libraries == library)
+        graph = get_graph(adata, connectivity_key)
+        for _, rows in find_libraries(adata, library_key, connectivity_key).rows():
             best = attainable_by_fold(log_counts[rows], fold_of)
             slide = MaskedSlide(model, canonical, found_device, log_counts, graph, rows, best)
             yield slide

@@ -41,16 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        logger.error("error: %s", _say(error))
+        logger.error("error: %s", _say(error, arguments.interrupted))
         return 1
     return 0
 
 
-def _say(error: Exception) -> str:
-    """What an error says, in the words of the command line."""
+def _say(error: Exception, kept: str) -> str:
+    """What an error says, in the words of the command line; ``kept`` is what a stop leaves of the output."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # KeyError quotes its message
     if getattr(error, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:  # the latter from HDF5
-        text = "the disk is full; nothing was written to the output."
+        text = f"the disk is full; {kept}"
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror.lower()}."
     elif isinstance(error, MemoryError):

@@ -104,7 +104,7 @@ class Config:
 
 
 def default_representations(model: str) -> list[dict[str, Any]]:
-    """The model, and the plain baselines; MOFA takes hours on large collections, so it is on request."""
+    """The model and the plain baselines. MOFA takes long to fit, so it has to be asked for."""
     plain = [
         {"name": f"{name} PCA(200)" if pca else name, "expression": kind, **({"pca": 200} if pca else {})}
         for name, kind in (("raw", "raw"), ("log1p", "log1p"), ("log1p z-scored", "scaled"))

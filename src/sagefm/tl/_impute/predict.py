@@ -244,7 +244,7 @@ def impute(
         if intervals is not None:
             ends = conformal.compute(run, request, found, absent, targets, tiles, intervals)
             written[lower], written[upper], tables["intervals"] = ends
-        tables = _as_asked(tables, written, request, run.model.vocabulary.symbols)
+        tables = request.sort(tables, written, run.model.vocabulary.symbols)
         result = run.commit(written, {"mask": mask, "n_folds": n_folds, "library_key": slides.key}, **tables)
     _report(run, request, written, tables, mask)
     return result
@@ -312,21 +312,6 @@ def _tables(
         names = pd.Index([symbols[gene] for gene in request.absent])
         tables["prior"] = pd.DataFrame({key: value[request.absent] for key, value in prior.items()}, names)
     return tables
-
-
-def _as_asked(
-    tables: dict[str, pd.DataFrame], written: dict[Slot, Any], request: Request, symbols: Sequence[str]
-) -> dict[str, pd.DataFrame]:
-    """Tables of scores and intervals with the genes in the order asked for, and those of the ends of intervals."""
-    order = {symbols[gene]: number for number, gene in enumerate(request.asked)}
-    for slot, value in written.items():
-        if slot[0] == "obsm":
-            written[slot] = value[sorted(value.columns, key=order.__getitem__)]
-    found = {}
-    for name, table in tables.items():
-        slide = table["slide"].factorize()[0] if "slide" in table else np.zeros(len(table))
-        found[name] = table.iloc[np.lexsort((table.index.map(order), slide))]
-    return found
 
 
 def _columns_of(index: Ints, target: Ints) -> tuple[Ints, Ints]:

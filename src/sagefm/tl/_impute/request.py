@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sagefm._types import Ints
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from sagefm._anndata import Slot
     from sagefm.tl._run import Missing, SlideRun
 
 # Seed of the gene folds. Part of the method: a gene is in the same fold on every slide.
@@ -42,6 +45,20 @@ class Request:
     asked: Ints
     folds: list[Ints]
     targets: list[Ints]
+
+    def sort(
+        self, tables: Mapping[str, pd.DataFrame], written: dict[Slot, Any], symbols: Sequence[str]
+    ) -> dict[str, pd.DataFrame]:
+        """Put the genes of all tables in the order asked for, those of ``obsm`` in ``written`` too."""
+        order = {symbols[gene]: number for number, gene in enumerate(self.asked)}
+        for slot, value in written.items():
+            if slot[0] == "obsm":
+                written[slot] = value[sorted(value.columns, key=order.__getitem__)]
+        found = {}
+        for name, table in tables.items():
+            slide = table["slide"].factorize()[0] if "slide" in table else np.zeros(len(table))
+            found[name] = table.iloc[np.lexsort((table.index.map(order), slide))]
+        return found
 
 
 def gene_folds(n_genes: int, n_folds: int) -> Ints:
