@@ -116,14 +116,20 @@ class Run:
         return self.adata if self.copy else None
 
     def _stale(self) -> list[str]:
-        """Keys of results that were computed from an earlier result under this key."""
-        name = self.key.removesuffix(_keys.NEIGHBORS.format(""))  # graphs go by their name
+        """Keys of results that were computed from an earlier result under this key, or from such a result."""
         params = {key: recorded_params(self.adata, key) for key in self.adata.uns if key != self.key}
-        return [
-            key
-            for key, found in params.items()
-            if name in (found.get("connectivity_key"), found.get("use_rep"), *found.get("use_reps", ()))
-        ]
+        stale, sources = [], [self.key.removesuffix(_keys.NEIGHBORS.format(""))]  # graphs go by their name
+        while sources:
+            source = sources.pop()
+            for key, made in params.items():
+                made_of = (
+                    *(made.get(name) for name in ("connectivity_key", "use_rep", "key")),
+                    *made.get("use_reps", ()),
+                )
+                if source in made_of and key not in stale:
+                    stale.append(key)
+                    sources.append(key)
+        return [key for key in params if key in stale]
 
     def describe(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What is recorded of the call."""
@@ -189,6 +195,8 @@ def get_result(
     """Return what ``run`` wrote at ``path`` in ``uns``: a table with these columns, or a mapping with these keys."""
     found: Any = adata.uns
     slot = "adata.uns"
+    path = tuple(path)
+    run = _keys.advise(run, path[0])
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
         slot += f"[{key!r}]"

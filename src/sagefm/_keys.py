@@ -233,6 +233,19 @@ uns : ``params``
 """
 
 
+OWN = {
+    *(ASSESSMENT, EMBEDDING, MOFA, NICHEPCA, JOINED, IMPUTED, CLUSTER, LEIDEN, CLUSTER_MARKERS, CLUSTER_PROPORTIONS),
+    *(ANNOTATION, COMPOSITION, PERTURB_LR, PERTURB_TARGETS, SENSITIVITY),
+    *(HISTOLOGY, HISTOLOGY_EMBEDDING, HISTOLOGY_EXPRESSION, SUPERRESOLVED),
+}  # keys that functions write to where the user chooses none
+
+
+def advise(run: str, key: str) -> str:
+    """Return the call that writes a result under ``key``: ``run``, told of the key if it is one of the user's own."""
+    told = key in OWN or f"key={key!r}" in run
+    return run if told else run.replace(")", f", key_added={key!r})", 1)
+
+
 def connectivities(key: str) -> str:
     """Full ``obsp`` key of a graph: ``"sage"`` and ``"sage_connectivities"`` name the same one."""
     return key if key.endswith("_connectivities") else CONNECTIVITIES.format(key)

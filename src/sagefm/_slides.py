@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ def find_counts(folder: Path, name: str) -> list[Path]:
 
 
 def is_visium(path: Path) -> bool:
-    """Whether :func:`sagefm.read.visium` takes a path."""
+    """Whether :func:`sagefm.read.visium` takes a path; one that may not be read is refused."""
+    if path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise PermissionError(f"no permission to read {path}.")
     if path.is_file():
         return path.suffix == ".h5"
     folders = [folder for folder in (path, path / "outs") if folder.is_dir()]

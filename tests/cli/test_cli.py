@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 
@@ -130,6 +132,11 @@ def test_models(capsys):
         (OSError("Can't write data (file write failed: errno = 28, error message = '...')"), "the disk is full"),
         (FileNotFoundError(2, "No such file or directory", "pairs.csv"), "pairs.csv: no such file or directory."),
         (PermissionError(13, "Permission denied", "out"), "out: permission denied."),
+        (
+            OSError("Can't open file (unable to lock file, errno = 11, error message = '...')"),
+            "another program has",
+        ),
+        (OSError("Unable to open file (errno = 13, error message = '...', flags = 0)"), "error: permission denied"),
         (MemoryError(), "out of memory"),
         (KeyError("no such gene"), "error: no such gene"),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero (sagefm --debug"),
@@ -146,6 +153,31 @@ def test_any_error_is_one_line(monkeypatch, log, error, message):
     assert len(record.message.splitlines()) == 1
     with pytest.raises(type(error)):
         main(["--debug", "models"])
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not os.geteuid() and shutil.which("setpriv") is None, reason="root may do everything")
+def test_what_a_user_may_not_do_is_said_before_anything_is_computed(path, tmp_path):
+    powers = "-dac_override,-dac_read_search"
+    user = [] if os.geteuid() else ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    shutil.copy(path, locked / "slide.h5ad")
+    arguments = {
+        0o000: [(["embed", str(locked), "-o", str(tmp_path / "out")], f"no permission to read {locked}.")],
+        0o555: [
+            (["assess", str(path), "-o", str(locked / "card.txt")], f"no permission to write into {locked}."),
+            (["demo", "--out", str(locked)], f"no permission to write into {locked}."),
+        ],
+    }
+    for mode, commands in arguments.items():
+        locked.chmod(mode)
+        for command, message in commands:
+            model = [] if "demo" in command else ["--model", "sagefm-mini"]
+            command = [*user, sys.executable, "-m", "sagefm.cli", *command, *model]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (run.returncode, run.stderr) == (1, f"sagefm: error: {message}\n")
+    locked.chmod(0o755)
 
 
 @pytest.mark.process

@@ -104,3 +104,5 @@ def test_markers(done):
 def test_what_was_not_run_is_asked_for(slide, name):
     with pytest.raises(KeyError, match=r"Run sg\.(tl|pp)\.\w+\(adata"):
         getattr(sg.get, name)(slide)
+    with pytest.raises(KeyError, match=r"Run sg\.(tl|pp)\.\w+\(adata.*key_added='mine'\)"):  # not over the default's
+        getattr(sg.get, name)(slide, key="mine")

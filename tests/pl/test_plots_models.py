@@ -210,7 +210,7 @@ def test_given_axes_are_the_callers_to_show(done, shown):
         (lambda a: sg.pl.imputation(a, "KRT8", spatial_key="xy"), "'xy' not in adata.obsm"),
         (lambda a: a.uns.__setitem__("odd", 1) or sg.pl.imputation(a, "KRT8", key="odd"), "not of sg.tl.impute"),
         (lambda a: sg.pl.assessment(a), r"Run sg.pp.assess\(adata\) first"),
-        (lambda a: sg.pl.cluster(a, "leiden"), r"Run sg.tl.cluster\(adata\) first"),
+        (lambda a: sg.pl.cluster(a, "leiden"), r"Run sg.tl.cluster\(adata, key_added='leiden'\) first"),
     ],
 )
 def test_missing_results(done, call, message):

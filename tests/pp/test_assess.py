@@ -262,7 +262,7 @@ def test_translated_genes_are_taken_with_care(known_slide, judge):
         (lambda a: a.obsp.clear(), {}, KeyError, "sg.pp.neighborhood_graph"),
         (lambda a: None, {"save": "card.pdf"}, ValueError, r"\.html or \.txt"),
         (lambda a: None, {"layer": "raw"}, KeyError, "layer 'raw'"),
-        (lambda a: a.X.__setattr__("data", a.X.data + 0.5), {}, ValueError, "no counts"),
+        (lambda a: a.X.__setattr__("data", a.X.data + 0.5), {}, ValueError, "not counts"),
         (lambda a: a.uns.__setitem__("mine", 1), {"key_added": "mine"}, ValueError, "exists"),
     ],
 )

@@ -233,7 +233,7 @@ def three_dimensions(bins):
         (lambda a: a.obsm["spatial"].__setitem__((3, 0), np.nan), {"microns_per_unit": 1}, ValueError, "'b3'"),
         (lambda a: a.obsm["spatial"].__imul__(0), {"microns_per_unit": 1}, ValueError, "coincide.*library_key"),
         (lambda a: a.X.data.__setitem__(5, -1), {"microns_per_unit": 1}, ValueError, "negative values"),
-        (lambda a: a.X.data.__imul__(0.3), {"microns_per_unit": 1}, ValueError, "no counts"),
+        (lambda a: a.X.data.__imul__(0.3), {"microns_per_unit": 1}, ValueError, "not counts"),
         (
             lambda a: a.obs.__setitem__("mine", 1),
             {"microns_per_unit": 1, "key_added": "mine"},

@@ -88,7 +88,7 @@ def test_mofa_centres_each_slide(domains):
         (lambda a: sg.tl.nichepca_embed(a, n_top_genes=1), ValueError, "n_top_genes=1"),
         (lambda a: sg.tl.nichepca_embed(a, key_added="spatial"), ValueError, "exists"),
         (lambda a: sg.tl.mofa_embed(a, rng=-1), ValueError, "rng=-1"),
-        (lambda a: a.X.__setitem__((0, 0), 0.5) or sg.tl.mofa_embed(a), ValueError, "no counts"),
+        (lambda a: a.X.__setitem__((0, 0), 0.5) or sg.tl.mofa_embed(a), ValueError, "not counts"),
     ],
 )
 def test_refusals(slide, call, error, match):

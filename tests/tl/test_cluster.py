@@ -80,7 +80,7 @@ def test_what_a_new_result_makes_stale_is_said(slide, tiny, log):
     assert "'sage_cluster' came from the earlier 'X_sage'" in log.text
     log.clear()
     sg.pp.neighborhood_graph(slide, "knn", n_spots=8)
-    assert "'X_sage' came from the earlier 'sage_neighbors'" in log.text
+    assert "'X_sage', 'sage_cluster' came from the earlier 'sage_neighbors'" in log.text
 
 
 @pytest.mark.slow

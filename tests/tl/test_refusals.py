@@ -72,7 +72,7 @@ def test_results_are_saved_and_read(slide, tiny, tmp_path):
         (None, {"device": "gpu"}, ValueError, "device 'gpu'"),
         (None, {"batch_size": 0}, ValueError, "batch_size=0"),
         (None, {"dtype": "float16"}, ValueError, "'float16'"),
-        (lambda a: setattr(a, "X", a.X.log1p()), {}, ValueError, r"no counts, such as 0\.\d+: .*log1p"),
+        (lambda a: setattr(a, "X", a.X.log1p()), {}, ValueError, r"not counts, such as 0\.\d+: .*log1p"),
         (lambda a: setattr(a, "X", -a.X), {}, ValueError, "negative"),
         (lambda a: a.X.data.__setitem__(1234, np.nan), {}, ValueError, "not finite"),
         (lambda a: a.X.data.__setitem__(1234, np.inf), {}, ValueError, "not finite"),

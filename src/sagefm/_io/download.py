@@ -51,6 +51,7 @@ def download(
     if os.path.isdir(path):
         raise RuntimeError(f"{path} is a folder, where {name} is to lie as a file. Move it away.")
     there = ""
+    pooch.get_logger().setLevel(logger.level)  # it says what it fetches as loudly as we are to be
     try:
         if sha256 and path.is_file() and (found := pooch.file_hash(str(path), alg="sha256")) != sha256:
             there = f"; the file at its place has another SHA-256, {found}"

@@ -26,12 +26,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     Raises
     ------
-    FileNotFoundError
-        If the folder isn't there.
+    FileNotFoundError, PermissionError
+        If the folder isn't there, or can't be written into.
     """
     path = Path(os.path.realpath(path))  # what a link points at is replaced, not the link
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} to write into.")
+    check_writable(path)
     clean(path)
     partial, old = temporary(path), temporary(path)
     try:
@@ -46,6 +45,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
             old.rename(path)
         abandon(partial)
         delete(old)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file whose folder isn't there or can't be written into."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder} to write into.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write into {folder}.")
+
+
+def explain(error: Exception) -> str:
+    """Say what went wrong with a file; of an error of HDF5, which names its functions and flags, the reason alone."""
+    text = str(error)
+    if "unable to lock file" in text:
+        return "another program has it open"
+    if found := re.search(r"errno = (\d+), error message", text):
+        return os.strerror(int(found[1])).lower()
+    return text
 
 
 def temporary(path: Path) -> Path:

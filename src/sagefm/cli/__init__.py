@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sagefm as sg
+from sagefm._io.files import explain
 from sagefm._settings import logger, settings
 from sagefm.cli import _histology, _tools, _training
 from sagefm.cli._files import headless
@@ -48,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(error: Exception, kept: str) -> str:
     """What an error says, in the words of the command line; ``kept`` is what a stop leaves of the output."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # KeyError quotes its message
-    if getattr(error, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:  # the latter from HDF5
+    text = (
+        str(error.args[0]) if isinstance(error, KeyError) and error.args else explain(error)
+    )  # KeyError quotes its own
+    if getattr(error, "errno", None) == errno.ENOSPC or text == os.strerror(errno.ENOSPC).lower():  # the latter of HDF5
         text = f"the disk is full; {kept}"
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror.lower()}."

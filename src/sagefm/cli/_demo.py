@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm import _keys, datasets, pl, pp, tl
+from sagefm._io.files import check_writable
 from sagefm.cli._files import headless, write_slide
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ def run(out: Path) -> None:
     """Do the main job on a simulated slide, write slide and figures into a folder, and say what came of it."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; --out takes a folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / "demo.h5ad")
     adata = datasets.simulated_visium()
     pp.neighborhood_graph(adata)
     pp.assess(adata, MODEL)
@@ -26,7 +29,6 @@ def run(out: Path) -> None:
     tl.cluster(adata)
     tl.impute(adata, None, MODEL)
     tl.perturb_lr(adata, "paper", MODEL)
-    out.mkdir(parents=True, exist_ok=True)
     with headless():
         pl.assessment(adata, save=out / "assessment.png")
         pl.cluster(adata, show=False, save=out / "clusters.png")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm._io.files import atomic
+from sagefm._io.files import atomic, check_writable
 from sagefm._settings import logger
 from sagefm._slides import SUFFIXES, is_visium
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequence[str] = SUFFIXES) -> AnnData:
     """Read a slide, after checking that the output can be written."""
-    if path.suffix not in SUFFIXES and not is_visium(path) and (path.suffix or path.exists()):
+    visium = is_visium(path)
+    if path.suffix not in SUFFIXES and not visium and (path.suffix or path.exists()):
         raise ValueError(f"{path} is not {' or '.join(SUFFIXES)}, and not the outs folder or the .h5 of Space Ranger.")
     if not path.exists():
         raise FileNotFoundError(f"no slide at {path}.")
@@ -24,8 +25,8 @@ def read_slide(path: Path, out: Path | None, *, overwrite: bool, writes: Sequenc
         raise ValueError(f"{out} is not {' or '.join(writes)}.")
     if out is not None and out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; --overwrite replaces it.")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {out.absolute().parent} to write into.")
+    if out is not None:
+        check_writable(out)
     if (path / "tables").is_dir():
         raise ValueError(f"{path} is a SpatialData object; the command line takes its table, written as an .h5ad.")
     from sagefm.read._section import read_section  # brings pandas

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sagefm as sg
 from sagefm import _keys
-from sagefm._io.files import atomic
+from sagefm._io.files import atomic, check_writable
 from sagefm._settings import logger, settings
 from sagefm._slides import SUFFIXES, is_visium
 from sagefm.cli._files import headless, read_slide, write_slide
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add the commands."""
     reading = argparse.ArgumentParser(add_help=False)
-    reading.add_argument("input", type=Path, help="slide with raw counts, .h5ad or .zarr")
+    reading.add_argument("input", type=Path, help="raw counts: .h5ad, .zarr, or Space Ranger's outs folder or .h5")
     add_options(reading, *OPTIONS)
 
     assess = commands.add_parser("assess", parents=[reading], help="say whether the model can be trusted on a slide")
@@ -124,8 +124,8 @@ def _perturb(arguments: argparse.Namespace) -> None:
     interactions = arguments.interactions
     if interactions.endswith(".csv"):
         interactions = pd.read_csv(interactions)
-    if arguments.plot is not None and not arguments.plot.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {arguments.plot.absolute().parent} to write into.")
+    if arguments.plot is not None:
+        check_writable(arguments.plot)
     adata = _read(arguments, writes=[".csv"])
     options = take(arguments, "mask", "n_controls", "library_key", "layer", "device", "batch_size")
     sg.tl.perturb_lr(adata, interactions, arguments.model, **options)

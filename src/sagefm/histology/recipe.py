@@ -39,7 +39,7 @@ class HistologyRecipe:
         Weight of the loss of masked tokens. The published loss counts 0 for images without masks, which are half of
         them: that is a weight of 0.5.
     clip
-        Longest gradient.
+        Maximum gradient norm.
     jitter
         How views differ from the patch.
 

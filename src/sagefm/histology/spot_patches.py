@@ -244,7 +244,8 @@ def get_params(adata: AnnData, key: str) -> dict[str, Any]:
     """What :func:`histology_patches` was called with."""
     params = recorded_params(adata, key)
     if params.get("function") != FUNCTION:
-        raise KeyError(f"{key!r} not in adata.uns. Run sg.pp.histology_patches(adata, image) first.")
+        run = _keys.advise("sg.pp.histology_patches(adata, image)", key)
+        raise KeyError(f"{key!r} not in adata.uns. Run {run} first.")
     return dict(params)
 
 

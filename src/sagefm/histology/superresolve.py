@@ -189,7 +189,8 @@ class SpotFits:
     def __init__(self, adata: AnnData, key: str, reference: AnnData | None) -> None:
         params = recorded_params(adata, key)
         if params.get("function") != PREDICTED or key not in adata.obsm:
-            raise KeyError(f"no prediction of spots in adata.uns[{key!r}]. Run sg.tl.predict_expression(adata) first.")
+            run = _keys.advise("sg.tl.predict_expression(adata)", key)
+            raise KeyError(f"no prediction of spots in adata.uns[{key!r}]. Run {run} first.")
         if params["reference"] != (reference is not None):
             raise ValueError(
                 "the spots were predicted from a reference: pass it as reference=..."

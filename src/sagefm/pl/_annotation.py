@@ -96,7 +96,7 @@ def annotation(
     adata = get_anndata(adata, table_key)
     run = "sg.tl.annotate(adata, ...)"
     if key not in adata.obs:
-        raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
+        raise KeyError(f"{key!r} not in adata.obs. Run {_keys.advise(run, key)} first.")
     probability = get_spot_table(adata, key, run)
     if label_key is not None and label_key not in adata.obs:
         raise KeyError(f"label_key={label_key!r} not in adata.obs.")

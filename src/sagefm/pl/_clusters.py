@@ -88,7 +88,7 @@ def cluster(
     adata = get_anndata(adata, table_key)
     run = "sg.tl.cluster(adata)"
     if key not in adata.obs:
-        raise KeyError(f"{key!r} not in adata.obs. Run {run} first.")
+        raise KeyError(f"{key!r} not in adata.obs. Run {_keys.advise(run, key)} first.")
     params = get_result(adata, (key, "params"), Mapping, ["use_rep"], run)
     slides = get_slides(adata, spatial_key, library_key, library_id)
     axes, show = open_maps(ax, len(slides), figsize, show)

@@ -159,7 +159,7 @@ def _scores(recorded: Mapping[str, Any], symbol: str, slide: Slide) -> str:
 
 def _values(adata: AnnData, gene: str, key: str) -> tuple[str, Floats | None, Floats]:
     """Symbol, measured log1p counts, None for a gene that the slide lacks, and predicted ones."""
-    mend = f"Run sg.tl.impute(adata, [{gene!r}]) first."
+    mend = f"Run {_keys.advise(f'sg.tl.impute(adata, [{gene!r}])', key)} first."
     recorded = adata.uns.get(key)
     if not isinstance(recorded, Mapping) or "params" not in recorded or _keys.GENE_INDEX not in adata.var:
         raise KeyError(f"{key!r} not in adata.uns, or not of sg.tl.impute. {mend}")

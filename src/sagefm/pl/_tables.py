@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from sagefm import _keys
 from sagefm._utils import shorten
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def get_spot_table(adata: AnnData, key: str, run: str) -> pd.DataFrame:
     """Return the table that ``run`` left in ``obsm``."""
     table = adata.obsm.get(key)
     if not isinstance(table, pd.DataFrame):
-        raise KeyError(f"no table in adata.obsm[{key!r}]. Run {run} first.")
+        raise KeyError(f"no table in adata.obsm[{key!r}]. Run {_keys.advise(run, key)} first.")
     return table
 
 

@@ -203,7 +203,7 @@ class Counts:
 
     def _check_type(self, dtype: np.dtype[Any]) -> None:
         if dtype.kind not in "fiub":
-            raise ValueError(f"{self.name} holds values of type {dtype}, which are no counts. {self._hint}")
+            raise ValueError(f"{self.name} holds values of type {dtype}, which are not counts. {self._hint}")
 
     def _check(self, values: Array) -> bool:
         """Refuse what is no count; return whether any value is 0."""
@@ -216,11 +216,11 @@ class Counts:
             what = "negative values" if low < 0 else "values that are not finite"
             if low >= 0 and np.isfinite(high):
                 what = f"values such as {high:.4g}, more than a spot has molecules (an integer that overflowed?)"
-            raise ValueError(f"{self.name} holds {what}, so it is no matrix of raw counts. {self._hint}")
+            raise ValueError(f"{self.name} holds {what}, so it is not a matrix of raw counts. {self._hint}")
         sample = values[:: max(1, len(values) // N_SAMPLED)]
         if values.dtype.kind == "f" and (odd := sample[sample != np.rint(sample)]).size:
             raise ValueError(
-                f"{self.name} holds values that are no counts, such as {odd[0]:.4g}: the model takes raw counts "
+                f"{self.name} holds values that are not counts, such as {odd[0]:.4g}: the model takes raw counts "
                 f"and does its own log1p. {self._hint}"
             )
         return bool(low == 0)

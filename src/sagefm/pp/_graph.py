@@ -236,7 +236,7 @@ def get_graph(adata: AnnData, connectivity_key: str) -> sparse.csr_matrix:
     graph.setdiag(0)
     graph.eliminate_zeros()
     if adata.n_obs and not graph.nnz:
-        raise ValueError(f"adata.obsp[{key!r}] connects no spots. Run sg.pp.neighborhood_graph(adata) again.")
+        raise ValueError(f"adata.obsp[{key!r}] connects no spots. Build the graph again.")
     graph.data = np.ones(graph.nnz, dtype=np.float32)
     return graph
 

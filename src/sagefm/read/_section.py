@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagefm._anndata import get_anndata
+from sagefm._io.files import explain
 from sagefm._slides import is_visium
 from sagefm.read._visium import visium
 
@@ -18,8 +19,8 @@ def read_section(path: Path, table_key: str = "table") -> AnnData:
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing at this path.
+    FileNotFoundError, PermissionError
+        If there is nothing at this path, or it may not be read.
     ValueError
         If it can't be read.
     """
@@ -38,5 +39,5 @@ def read_section(path: Path, table_key: str = "table") -> AnnData:
 
         sdata = spatialdata.read_zarr(path)
     except Exception as error:  # whatever the readers raise on a damaged file
-        raise ValueError(f"{path} can't be read as an AnnData: {error}") from error
+        raise ValueError(f"{path} can't be read as an AnnData: {explain(error)}") from error
     return get_anndata(sdata, table_key)

@@ -71,7 +71,7 @@ def nichepca_embed(
     KeyError
         If the graph or the layer is missing.
     ValueError
-        If the counts are no raw counts, or there are too few spots or genes for so many components.
+        If the counts are not raw, or there are too few spots or genes for so many components.
 
     Notes
     -----
@@ -158,7 +158,7 @@ def mofa_embed(
     KeyError
         If the layer or ``library_key`` is missing.
     ValueError
-        If the counts are no raw counts, a spot has no slide, or there are too few spots or genes for so many
+        If the counts are not raw, a spot has no slide, or there are too few spots or genes for so many
         factors.
 
     Notes

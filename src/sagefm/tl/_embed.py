@@ -76,7 +76,7 @@ def sage_embed(
     KeyError
         If the graph or the layer is missing.
     ValueError
-        If the counts are no raw counts, too few genes are known, or an argument is wrong.
+        If the counts are not raw, too few genes are known, or an argument is wrong.
     FileExistsError
         If there is something at ``store``.
 

@@ -213,7 +213,7 @@ def _prepare(
     counts = np.expm1(log_counts.data, dtype=np.float64)
     whole = np.rint(counts)
     if (np.abs(counts - whole) > 0.01 + 1e-5 * whole).any():  # beyond the rounding of float32
-        raise ValueError("holds values that are no counts, such as fractions.")
+        raise ValueError("holds values that are not counts, such as fractions.")
     dtype = np.uint16 if whole.max(initial=0) < 2**16 else np.uint32
     stored = sparse.csr_matrix((whole.astype(dtype), log_counts.indices, log_counts.indptr), log_counts.shape)
     stored.sort_indices()

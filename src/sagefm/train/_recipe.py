@@ -1,4 +1,4 @@
-"""What is trained and how: hyper-parameters, and the presets."""
+"""Training recipe: hyper-parameters, and presets of them."""
 
 from __future__ import annotations
 

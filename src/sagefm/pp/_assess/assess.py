@@ -105,7 +105,7 @@ def assess(
     KeyError
         If the graph or the layer is missing.
     ValueError
-        If the counts are no raw counts, the slide is empty, or ``save`` has another ending.
+        If the counts are not raw, the slide is empty, or ``save`` has another ending.
 
     Notes
     -----

@@ -74,7 +74,7 @@ def cluster_markers(
     KeyError
         If the clusters or the layer are missing.
     ValueError
-        If there are fewer than two clusters, none of two spots, or the counts are no raw counts.
+        If there are fewer than two clusters, none of two spots, or the counts are not raw counts.
 
     Notes
     -----

@@ -164,7 +164,7 @@ def impute(
         If the graph or the layer is missing, the model knows none of the names of a gene, or there are no
         coordinates to score genes with.
     ValueError
-        If the counts are no raw counts, too few genes are known, an argument is wrong, or there is nothing to base
+        If the counts are not raw, too few genes are known, an argument is wrong, or there is nothing to base
         ``intervals`` on.
     RuntimeError
         If the layer would be larger than the memory that is free, which ``store`` doesn't need.

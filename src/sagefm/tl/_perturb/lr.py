@@ -145,7 +145,7 @@ def perturb_lr(
     KeyError
         If the graph, the layer, ``library_key`` or a resource of that name is missing.
     ValueError
-        If the counts are no raw counts, too few genes are known, or an argument is wrong.
+        If the counts are not raw, too few genes are known, or an argument is wrong.
 
     Notes
     -----

@@ -93,7 +93,7 @@ def gene_sensitivity(
     KeyError
         If the graph or the layer is missing, or a gene is unknown to the model.
     ValueError
-        If the counts are no raw counts, too few genes are known, or an argument is wrong.
+        If the counts are not raw, too few genes are known, or an argument is wrong.
 
     Examples
     --------

@@ -99,7 +99,7 @@ def perturb_targets(
     KeyError
         If the graph, the layer or ``library_key`` is missing.
     ValueError
-        If the counts are no raw counts, too few genes are known, or an argument is wrong.
+        If the counts are not raw, too few genes are known, or an argument is wrong.
 
     Notes
     -----
