@@ -126,7 +126,7 @@ class Run:
                     *(made.get(name) for name in ("connectivity_key", "use_rep", "key")),
                     *made.get("use_reps", ()),
                 )
-                if source in made_of and key not in stale:
+                if source in (*made_of, *made.get("use_reps", ())) and key not in stale:
                     stale.append(key)
                     sources.append(key)
         return [key for key in params if key in stale]
