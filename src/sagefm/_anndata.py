@@ -122,10 +122,7 @@ class Run:
         while sources:
             source = sources.pop()
             for key, made in params.items():
-                made_of = (
-                    *(made.get(name) for name in ("connectivity_key", "use_rep", "key")),
-                    *made.get("use_reps", ()),
-                )
+                made_of = [made.get(name) for name in ("connectivity_key", "use_rep", "key")]
                 if source in (*made_of, *made.get("use_reps", ())) and key not in stale:
                     stale.append(key)
                     sources.append(key)
