@@ -145,7 +145,7 @@ FUNCTIONS: dict[str, Function] = {
         "counts genes graph names",
     ),
     "tl.perturb_targets": _function(
-        lambda a, k: sg.tl.perturb_targets(a, {"CXCL12": ["CXCR4", "KRT8"]}, k.model, n_controls=3, device="cpu"),
+        lambda a, k: sg.tl.perturb_targets(a, {"CXCL12": ["CXCR4", "KRT8"]}, k.model, n_controls=5, device="cpu"),
         "uns/perturb_targets",
         "counts genes graph names",
     ),

@@ -17,7 +17,7 @@ def _done(_slide, tiny):
     sg.tl.impute(slide, GENES, tiny, intervals=0.8)
     pairs = [("TGFB1", "TGFBR2"), ("CXCL12", "CXCR4"), ("X", "Y")]
     sg.tl.perturb_lr(slide, pairs, tiny, n_controls=5, n_levels=3)
-    sg.tl.perturb_targets(slide, {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4"]}, tiny, n_controls=3)
+    sg.tl.perturb_targets(slide, {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4"]}, tiny, n_controls=5)
     sg.tl.cluster_markers(slide, "domain")
     sg.pp.assess(slide, "sagefm-mini")
     return slide

@@ -16,7 +16,7 @@ def _perturbed(_slide, tiny):
     options = {"library_key": "half", "store_spots": True, "n_levels": 4, "n_controls": 5}
     sg.tl.perturb_lr(slide, pairs, tiny, **options)
     sg.tl.perturbation_overlap(slide)
-    sg.tl.perturb_targets(slide, {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4"]}, tiny, n_controls=3)
+    sg.tl.perturb_targets(slide, {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4"]}, tiny, n_controls=5)
     sg.tl.gene_sensitivity(slide, ["CXCL12", "TGFB1"], ["CXCR4", "FN1", "CD74"], model=tiny, store_spots=True)
     return slide
 
@@ -115,10 +115,11 @@ def test_targets_and_their_controls(perturbed, tmp_path):
     ax = sg.pl.target_controls(perturbed)
     tests = perturbed.uns["perturb_targets"]["tests"]
     diamonds = [c for c in ax.collections if len(c.get_offsets()) == 1]
-    pooled = tests[tests["replicate"] == "pooled"]
-    np.testing.assert_allclose([d.get_offsets()[0, 1] for d in diamonds], pooled["mean_target"])
-    perturbed.uns["perturb_targets"]["tests"] = tests[(tests["gene"] != "CXCL12") | (tests["replicate"] != "pooled")]
-    with pytest.raises(KeyError, match="no pooled row of 'CXCL12'. Run sg.tl.perturb_targets"):
+    np.testing.assert_allclose([d.get_offsets()[0, 1] for d in diamonds], tests["mean_target"])
+    circles = [c.get_offsets()[:, 1] for c in ax.collections if len(c.get_offsets()) == 5]
+    np.testing.assert_allclose([means.mean() for means in circles], tests["mean_control"])
+    del perturbed.uns["perturb_targets"]["controls"]
+    with pytest.raises(KeyError, match="no table in .*'controls'.*Run sg.tl.perturb_targets"):
         sg.pl.target_controls(perturbed)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from perturbation import SYMBOLS, run
+from perturbation import SYMBOLS, planted_model, run
 from scipy import stats
 
 import sagefm as sg
@@ -37,28 +37,46 @@ def test_overlap_of_two_groups(slide):
         sg.tl.perturbation_overlap(slide, ["test", "x"])
 
 
-def test_targets_and_random_controls(slide, sage):
+def test_targets_and_their_controls(slide, sage):
     targets = {"TGFB1": ["COL1A1", "FN1", "nonsense"], "CXCL12": ["CXCR4", "CD74"]}
-    sg.tl.perturb_targets(slide, targets, sage, n_controls=4)
+    sg.tl.perturb_targets(slide, targets, sage, n_controls=6, control_spots=None)
     found = slide.uns["perturb_targets"]
     assert found["results"]["status"].tolist() == ["ok", "ok", "not_in_model", "ok", "ok"]
     pairs = run(slide, [(g, t) for g, names in targets.items() for t in names], sage)
     assert found["results"]["effect"].to_numpy() == pytest.approx(pairs["effect"].to_numpy(), nan_ok=True)
     controls = found["controls"]
-    assert len(controls) == 4 * 4
+    assert len(controls) == 6 * 4
     assert not set(controls["control"]) & {*targets, "COL1A1", "FN1", "CXCR4", "CD74"}
-    tests = found["tests"]
-    assert tests["gene"].tolist() == [name for name in ("all", "TGFB1", "CXCL12") for _ in range(5)]
+    tests = found["tests"].set_index("gene")
+    assert tests.index.tolist() == ["all", "TGFB1", "CXCL12"]
     # In the second run targets and controls are masked together.
     names = [(g, t) for g in targets for t in ["COL1A1", "FN1", "CXCR4", "CD74", *controls["control"].unique()]]
-    both = run(slide, names, sage)["effect"]
-    own = both[["TGFB1|COL1A1", "TGFB1|FN1", "CXCL12|CXCR4", "CXCL12|CD74"]]
-    other = both[[f"{row.gene}|{row.control}" for row in controls.itertuples()]]
-    assert other.to_numpy() == pytest.approx(controls["effect"].to_numpy())
-    expected = stats.ttest_ind(own, other)
-    row = tests.iloc[0]
-    assert (row["t"], row["pval"]) == pytest.approx((expected.statistic, expected.pvalue))
-    assert (row["n_targets"], row["n_controls"], row["replicate"]) == (4, 16, "pooled")
+    both = run(slide, names, sage)
+    other = both.loc[[f"{row.gene}|{row.control}" for row in controls.itertuples()]]
+    assert other["effect"].to_numpy() == pytest.approx(controls["effect"].to_numpy())
+    sd = pd.Series(np.log1p(slide.X.toarray()).std(axis=0), slide.var_names)
+
+    def change(names):  # in standard deviations of what is read
+        return (both.loc[names, "mean_delta"] / sd[[name.split("|")[1] for name in names]].to_numpy()).mean()
+
+    own = change(["TGFB1|COL1A1", "TGFB1|FN1"])
+    drawn = controls[controls["gene"] == "TGFB1"].groupby("replicate")["control"]
+    means = np.array([change([f"TGFB1|{name}" for name in names]) for _, names in drawn])
+    t = (own - means.mean()) / (means.std(ddof=1) * np.sqrt(1 + 1 / 6))
+    row = tests.loc["TGFB1"]
+    assert (row["target_t"], row["n_targets"]) == (pytest.approx(t, rel=1e-3), 2)
+    assert row["target_pval"] == pytest.approx(2 * stats.t.sf(abs(t), 5), rel=1e-3)
+    assert row["pval"] == max(row["target_pval"], row["gene_pval"])
+    effects = both.loc[["TGFB1|COL1A1", "TGFB1|FN1", "CXCL12|CXCR4", "CXCL12|CD74"], "effect"]
+    assert tests.loc["all", "mean_target"] == pytest.approx(effects.mean())
+
+
+def test_a_gene_with_planted_targets_is_told_from_one_without(slide):
+    targets = {"CXCL12": ["CXCR4", "CCR7", "CD74"], "CSF1": ["CSF1R", "FN1", "COL1A1"]}
+    model = planted_model([("CXCL12", "CXCR4"), ("CXCL12", "CCR7"), ("CXCL12", "CD74")], 20.0)
+    sg.tl.perturb_targets(slide, targets, model)
+    tests = slide.uns["perturb_targets"]["tests"].set_index("gene")
+    assert tests.loc["CXCL12", "padj"] < 0.001 < 0.05 < tests.loc["CSF1", "padj"]
 
 
 def test_textbook_targets_have_references():

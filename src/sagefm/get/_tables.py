@@ -154,7 +154,7 @@ def perturb_targets(
     genes
         Perturbed genes to return, in this order. By default, all.
     tests
-        Return the tests of targets against random genes, one row for each gene and replicate.
+        Return the tests of targets against control genes, one row for each gene.
     by_slide
         Return the effects within each slide, with the slide in the column ``library``.
     {key}
@@ -176,7 +176,7 @@ def perturb_targets(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=3)
+    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=5)
     >>> sg.get.perturb_targets(adata)["target"].tolist()
     ['COL1A1', 'FN1']
     """

@@ -21,7 +21,12 @@ RUN = {
     _keys.SENSITIVITY: "sg.tl.gene_sensitivity(adata, ...)",
 }
 # Tables that are not always there.
-OPTIONS = {"libraries": " with library_key", "doses": " with n_levels above 2", "tests": " with n_controls above 0"}
+OPTIONS = {
+    "libraries": " with library_key",
+    "doses": " with n_levels above 2",
+    "tests": " with n_controls above 0",
+    "controls": " with n_controls above 0",
+}
 
 
 def table_in(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm._types import Floats
-from sagefm._utils import shorten
 from sagefm.pl._axes import ORANGE, finish, legend_below, name_columns, open_axes, tidy
 from sagefm.pl._perturb.recorded import overlap_in, run_pairs, table_in
 
@@ -73,7 +73,7 @@ def target_effects(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=2)
+    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=5)
     >>> ax = sg.pl.target_effects(adata, show=False)
     """
     adata = get_anndata(adata, table_key)
@@ -110,7 +110,7 @@ def target_controls(
     save: str | Path | None = None,
     return_fig: bool | None = None,
 ) -> Axes | Figure | None:
-    """Show the mean effect on each gene's targets beside that on random genes, and the pooled t-test.
+    """Show the mean effect on each gene's targets beside that on control genes, and the p-value.
 
     Parameters
     ----------
@@ -144,29 +144,26 @@ def target_controls(
     >>> import sagefm as sg
     >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
     >>> sg.pp.neighborhood_graph(adata)
-    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=3)
+    >>> sg.tl.perturb_targets(adata, {{"TGFB1": ["COL1A1", "FN1"]}}, "sagefm-mini", n_controls=5)
     >>> ax = sg.pl.target_controls(adata, show=False)
     """
     adata = get_anndata(adata, table_key)
     run_pairs(table_in(adata, key, ["status"], default=_keys.PERTURB_TARGETS))
-    columns = ["gene", "replicate", "mean_target", "mean_control", "pval"]
-    tests = table_in(adata, key, columns, "tests", default=_keys.PERTURB_TARGETS)
-    genes = list(dict.fromkeys(tests["gene"]))
-    is_pooled = tests["replicate"] == "pooled"
-    pooled, replicates = tests[is_pooled].drop_duplicates("gene").set_index("gene"), tests[~is_pooled]
-    if lacking := [gene for gene in genes if gene not in pooled.index]:
-        raise KeyError(f"the tests have no pooled row of {shorten(lacking)}. Run sg.tl.perturb_targets again.")
+    default = _keys.PERTURB_TARGETS
+    tests = table_in(adata, key, ["gene", "mean_target", "pval"], "tests", default=default).set_index("gene")
+    controls = table_in(adata, key, ["gene", "replicate", "effect"], "controls", default=default)
+    replicates = pd.concat([controls, controls.assign(gene="all")]).groupby(["gene", "replicate"])["effect"].mean()
+    genes = list(tests.index)
     ax, show = open_axes(ax, figsize or (2.0 + 0.65 * len(genes), 4.0), show)
     for x, gene in enumerate(genes):
-        controls = replicates.loc[replicates["gene"] == gene, "mean_control"].to_numpy(dtype=float)
-        at = x + _spread(len(controls))
-        circles = ax.scatter(at, controls, s=26, facecolor="none", edgecolor="0.4", zorder=2)
-        mean, p = pooled.loc[gene, ["mean_target", "pval"]]
+        means = replicates[gene].to_numpy(dtype=float)
+        circles = ax.scatter(x + _spread(len(means)), means, s=26, facecolor="none", edgecolor="0.4", zorder=2)
+        mean, p = tests.loc[gene, ["mean_target", "pval"]]
         diamond = ax.scatter(x, mean, marker="D", s=60, color=ORANGE, edgecolor="k", zorder=3)
         text = "" if np.isnan(p) else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.0e}"
         ax.text(x, 1.1, text, ha="center", va="bottom", fontsize="x-small")
     _finish_genes(ax, genes, "mean effect E", 1.25)
-    for drawn, label in ((circles, "random genes (a replicate)"), (diamond, "targets")):
+    for drawn, label in ((circles, "control genes (a replicate)"), (diamond, "targets")):
         drawn.set_label(label)
     legend_below(ax)
     return finish(ax, title, show, save, return_fig)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm._types import Bools, Floats, Ints
+from sagefm._utils import check_whole
 
 if TYPE_CHECKING:
     from sagefm.tl._perturb.clamp import GeneStatistics
@@ -20,6 +21,15 @@ MAX_HIDDEN = 0.3
 MIN_CONTROLS = 5
 # Ranks are pooled over pairs of similar expression, in as many bins as keep this many ranks in each.
 RANKS_A_BIN, MAX_BINS = 2_000, 5
+
+
+def check_controls(n_controls: int) -> int:
+    """Refuse a number of controls that is above 0 and gives no standard deviation to speak of."""
+    if 0 < (number := check_whole("n_controls", n_controls, 0)) < MIN_CONTROLS:
+        raise ValueError(
+            f"n_controls={n_controls} is too few to tell a response from chance: at least {MIN_CONTROLS}, or 0."
+        )
+    return number
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,6 @@ def match_controls(
     excluded: Collection[int],
     n_controls: int,
     max_pool: int,
-    argument: str = "n_controls",
 ) -> dict[int, Ints]:
     """Genes most alike in mean expression and detection, for each of some genes.
 
@@ -69,7 +78,7 @@ def match_controls(
     if min(len(candidates), max_pool) < n_controls:
         raise ValueError(
             f"only {min(len(candidates), max_pool)} of the slide's genes can serve as controls, fewer than "
-            f"{argument}={n_controls}. Ask for fewer controls or fewer interactions."
+            f"n_controls={n_controls}. Ask for fewer controls or fewer interactions."
         )
     place = np.zeros((len(statistics.mean), 2))
     for axis, values in enumerate((statistics.mean, statistics.detection)):

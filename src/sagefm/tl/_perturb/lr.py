@@ -12,6 +12,7 @@ from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._slides import find_libraries
 from sagefm._utils import check_choice, check_whole
+from sagefm.tl._perturb.controls import check_controls
 from sagefm.tl._perturb.interactions import Interactions, read_interactions
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ def perturb_lr(
     mask: Literal["all", "pair"] = "all",
     n_controls: int = 20,
     control_spots: int | None = 500,
-    n_control_ligands: int = 0,
     n_shuffles: int = 0,
     library_key: str | None = None,
     store_spots: bool = False,
@@ -56,8 +56,8 @@ def perturb_lr(
     The ligand is set to its lowest and to its highest observed log1p count in all neighbors of every spot, and
     the receptor, which the spot doesn't show, is predicted each time. How many spots go up or down is the paper's
     measure. It says nothing about size, and nearly every gene moves a little whatever the ligand is; so the mean
-    change stands beside it, and control genes that are as abundant as the receptor say whether that is
-    more than any gene does.
+    change stands beside it, and controls say whether it is about this pair: the receptor has to move more than genes
+    as abundant do under this ligand, and more than it does itself under other genes as abundant as the ligand.
 
     A response is a statement about the model: that this ligand in the neighborhood goes together with this
     receptor in the tissue that it was trained on. It is no proof of signalling. The published model moreover sees
@@ -79,14 +79,11 @@ def perturb_lr(
         What is masked in the center while a pair is scored: the receptors of all pairs, as in the published
         code, or the pair's own alone, which takes a run of the network for every pair instead of every ligand.
     n_controls
-        Control genes a receptor: no ligand or receptor of the call, and nearest in mean and in detection. They are
-        scored in a second run, with receptors and controls masked, and compared with the receptor's
-        response there, so they don't change any other column. 0 for none.
+        Control genes for each receptor, and as many for each ligand: no ligand or receptor of the call, and nearest
+        in mean and in detection. They are scored in a second run, with receptors and controls masked, and compared
+        with the pair's response there, so they don't change any other column. 0 for neither.
     control_spots
         Spots to score controls on, drawn at random where the slide has more; None takes all.
-    n_control_ligands
-        Control ligands, matched as controls are: does this receptor respond to this ligand more than to others?
-        Adds columns that begin with ``ligand_``. 0 for none.
     n_shuffles
         Runs in which every spot gets another spot's neighbors (of its own slide): does the response depend
         on the neighbors it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
@@ -119,10 +116,13 @@ def perturb_lr(
         - ``effect``: E = (up - down) / all. ``mean_delta``: mean change of the predicted log1p count.
         - ``reference_r``, ``reference_pval``: Pearson correlation over spots of the ligand's mean in the
           neighbors with the receptor in the center, as measured. ``concordant``: whether E has its sign.
-        - ``control_mean``, ``control_sd``, ``zscore``, ``pval``, ``padj``: the statistic is the mean change in
-          standard deviations of the receptor. ``zscore`` is its distance from the controls in their standard
-          deviations; ``pval`` ranks this distance among those of all controls of similar expression, each from
-          the others of its pair (two-sided); ``padj`` is Benjamini and Hochberg's.
+        - ``control_mean``, ``control_sd``, ``zscore``: mean and standard deviation of the statistic, which is the mean
+          change in standard deviations of the receptor, over the receptor's controls; the pair's distance from
+          their mean in their standard deviations. ``ligand_control_mean``, ``ligand_control_sd``,
+          ``ligand_zscore``: the same with the ligand's controls.
+        - ``receptor_pval``, ``ligand_pval``: rank of this distance among those of all controls of similar
+          expression, each from the others of its pair (two-sided). ``pval`` is the larger of the two, so a small one
+          needs both; ``padj`` is Benjamini and Hochberg's.
         - ``verdict``: ``responds`` (``padj`` < 0.05), ``not distinguishable from controls``, or ``not
           testable`` (not ``ok``, a receptor that doesn't vary, or fewer than 5 controls that do).
     ``uns["perturb_lr"]["libraries"]``
@@ -131,6 +131,10 @@ def perturb_lr(
     ``uns["perturb_lr"]["doses"]``
         With ``n_levels`` above 2: by pair and ``level``, ``dose`` (of the ligand, or of a complex's first subunit)
         and ``mean`` predicted receptor, both log1p counts.
+    ``uns["perturb_lr"]["pairing"]``
+        With controls and at least 10 pairs: do the pairs respond more than the same genes in other pairs? ``n_pairs``;
+        ``auc``, the chance that a pair responds more than a re-paired one (0.5 is none); ``pval``, one-sided. A
+        re-paired set leaves each gene its number of partners and holds no pair of the call.
     ``uns["perturb_lr"]["params"]``
         What was asked.
     ``obsm["perturb_lr"]``
@@ -172,8 +176,7 @@ def perturb_lr(
     check_choice("contrast", contrast, ("max_vs_min", "max_vs_observed"))
     check_choice("mask", mask, ("all", "pair"))
     n_levels, n_shuffles = check_whole("n_levels", n_levels, 2), check_whole("n_shuffles", n_shuffles, 0)
-    n_controls = _check_controls("n_controls", n_controls)
-    n_control_ligands = _check_controls("n_control_ligands", n_control_ligands)
+    n_controls = check_controls(n_controls)
     if control_spots is not None:
         control_spots = check_whole("control_spots", control_spots, 1)
     pairs = read_interactions(interactions)
@@ -197,25 +200,24 @@ def perturb_lr(
         to_unclamped=contrast == "max_vs_observed",
         alone=mask == "pair",
         n_controls=n_controls,
-        n_control_sources=n_control_ligands,
     )
     counts, moments = screen.run(libraries, store_spots=store_spots), screen.observed(libraries)
     table = tables.describe(counts.total(), moments.total())
-    tables.add_comparison(table, screen.controls(control_spots, generator) if n_controls else None)
-    if n_control_ligands:
-        tables.add_comparison(table, screen.control_sources(), "ligand_")
+    grid = screen.read_controls(control_spots, generator, crossed=True) if n_controls and screen.pairs else None
+    tables.add_controls(table, screen, grid)
     if n_shuffles:
         tables.add_shuffles(table, counts.mean_change, screen.shuffles(n_shuffles, libraries, generator))
     results = tables.add_verdict(tables.expand(screen, table, *SIDES))
     recorded: dict[str, Any] = {"results": results}
     if libraries.key is not None:
         recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, *SIDES)
+    if grid is not None and (pairing := tables.pairing(screen, grid, generator)):
+        recorded["pairing"] = pairing
     if n_levels > 2:
         recorded["doses"] = tables.doses(screen, counts)
     written = {} if counts.spots is None else {("obsm", key_added): _spot_table(run, screen, counts.spots)}
     params: dict[str, Any] = {"contrast": contrast, "n_levels": n_levels, "mask": mask, "n_controls": n_controls}
-    params |= {"n_control_ligands": n_control_ligands, "n_shuffles": n_shuffles}
-    params |= {"control_spots": control_spots, "library_key": libraries.key}
+    params |= {"n_shuffles": n_shuffles, "control_spots": control_spots, "library_key": libraries.key}
     verdicts = results["verdict"].value_counts()
     logger.info(
         "Perturbed %d spots with %s; wrote uns['%s']: %d pairs, of which %d respond, %d are like controls and %d "
@@ -232,12 +234,3 @@ def _spot_table(run: SlideRun, screen: Screen, change: Floats32) -> pd.DataFrame
 
     columns = screen.columns
     return pd.DataFrame(change[:, list(columns.values())], index=run.adata.obs_names, columns=list(columns))
-
-
-def _check_controls(name: str, value: int) -> int:
-    """Refuse a number of controls that is above 0 and gives no standard deviation to speak of."""
-    from sagefm.tl._perturb.controls import MIN_CONTROLS
-
-    if 0 < (number := check_whole(name, value, 0)) < MIN_CONTROLS:
-        raise ValueError(f"{name}={value} is too few to tell a response from chance: at least {MIN_CONTROLS}, or 0.")
-    return number

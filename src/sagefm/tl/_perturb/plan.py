@@ -118,34 +118,12 @@ def clamps_of_pairs(pairs: Sequence[Pair], levels: Levels, *, alone: bool = Fals
     ]
 
 
-def clamps_with_controls(pairs: Sequence[Pair], levels: Levels, controls: Mapping[int, Ints], n: int) -> list[Clamp]:
-    """The same clamps with ``n`` control genes read beside each target; output ``i * (n + 1)`` is pair i."""
-    clamps = []
-    for clamp in clamps_of_pairs(pairs, levels):
-        readouts = [
-            readout
-            for i in clamp.outputs
-            for readout in (pairs[i].target_genes, *matched(controls, pairs[i].target_genes))
-        ]
-        outputs = np.concatenate([i * (n + 1) + np.arange(n + 1) for i in clamp.outputs])
-        clamps.append(Clamp(clamp.genes, clamp.levels, readouts, outputs))
-    return clamps
-
-
-def clamps_of_controls(pairs: Sequence[Pair], levels: Levels, controls: Mapping[int, Ints], n: int) -> list[Clamp]:
-    """Clamps of each source and of its ``n`` control genes; output ``i * (n + 1)`` is pair i under its own source."""
-    wanted: dict[Genes, list[tuple[int, int]]] = {}
-    for i, pair in enumerate(pairs):
-        for slot, genes in enumerate([pair.source_genes, *matched(controls, pair.source_genes)]):
-            wanted.setdefault(tuple(dict.fromkeys(genes)), []).append((i, slot))
+def clamps_of_readouts(readouts: Mapping[Genes, Sequence[Genes]], levels: Levels) -> list[Clamp]:
+    """One clamp for each source, with what is read meanwhile; outputs are numbered in that order."""
+    ends = np.cumsum([0, *map(len, readouts.values())])
     return [
-        Clamp(
-            genes,
-            levels(genes),
-            [pairs[i].target_genes for i, _ in places],
-            np.array([i * (n + 1) + slot for i, slot in places]),
-        )
-        for genes, places in wanted.items()
+        Clamp(source, levels(source), read, np.arange(start, start + len(read)))
+        for (source, read), start in zip(readouts.items(), ends[:-1], strict=True)
     ]
 
 

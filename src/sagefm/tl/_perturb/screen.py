@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +12,16 @@ import numpy as np
 from sagefm._slides import Libraries
 from sagefm._types import Floats, Floats32, Ints
 from sagefm.tl._perturb.clamp import Expression, gene_statistics
-from sagefm.tl._perturb.controls import MAX_HIDDEN, MIN_CONTROLS, ControlComparison, compare, match_controls
+from sagefm.tl._perturb.controls import MAX_HIDDEN, match_controls
+from sagefm.tl._perturb.grid import Grid
 from sagefm.tl._perturb.observed import ObservedMoments, observed_moments
 from sagefm.tl._perturb.plan import (
     CONSTANT,
     OK,
-    Clamp,
     Genes,
     Pair,
-    clamps_of_controls,
     clamps_of_pairs,
-    clamps_with_controls,
+    clamps_of_readouts,
     matched,
 )
 from sagefm.tl._perturb.responses import Responder, ResponseCounts
@@ -30,6 +29,7 @@ from sagefm.tl._perturb.responses import Responder, ResponseCounts
 if TYPE_CHECKING:
     from sagefm.tl._engine import Engine
 
+CLAMPS_A_CONTROL = 10  # control sources of all pairs together, in multiples of those of one pair
 TARGETS, BOTH = (0,), (0, 1)  # sets of the projection: targets, and controls beside them
 
 
@@ -50,8 +50,8 @@ class Screen:
         Whether the highest level is compared with the neighbors as they are, not with the lowest level.
     alone
         Whether every pair hides its own target alone.
-    n_controls, n_control_sources
-        Matched genes for a target, and for a source.
+    n_controls
+        Matched genes for every target, and for every source.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Screen:
         to_unclamped: bool = False,
         alone: bool = False,
         n_controls: int = 0,
-        n_control_sources: int = 0,
     ) -> None:
         self._engine, self._measured = engine, measured
         self.n_levels, self._to_unclamped, self._alone = n_levels, to_unclamped, alone
@@ -83,8 +82,7 @@ class Screen:
         number = {key: i for i, key in enumerate(distinct)}
         self.position = np.array([number.get((p.source_genes, p.target_genes), -1) for p in self.asked])
         """Number in ``pairs`` of every pair asked for, -1 where it can't be run."""
-        self._n = n_controls, n_control_sources
-        self._controls, self._control_sources = self._match(n_controls, n_control_sources)
+        self._controls, self._control_sources = self._match(n_controls) if self.pairs and n_controls else ({}, {})
 
     @property
     def columns(self) -> dict[str, int]:
@@ -105,20 +103,12 @@ class Screen:
         """Genes that may be hidden beside the targets; the model has met no more in training."""
         return int(MAX_HIDDEN * len(self._measured)) - len(self._targets)
 
-    def _match(self, n_targets: int, n_sources: int) -> tuple[dict[int, Ints], dict[int, Ints]]:
-        """Controls of every target and of every source."""
+    def _match(self, n: int) -> tuple[dict[int, Ints], dict[int, Ints]]:
+        """Controls of every target, which have to be hidden, and of every source, each of which is a clamp more."""
         sources = sorted({gene for pair in self.pairs for gene in pair.source_genes})
-        wanted = (
-            (n_targets, self._targets.tolist(), max(self.room, n_targets), "n_controls"),
-            (n_sources, sources, 5 * n_sources, "n_control_ligands"),
-        )
-        found = [
-            match_controls(genes, self.statistics, self._measured, self.genes, n, most, argument)
-            if self.pairs and n
-            else {}
-            for n, genes, most, argument in wanted
-        ]
-        return found[0], found[1]
+        match = partial(match_controls, statistics=self.statistics, measured=self._measured, excluded=self.genes)
+        of_targets = match(self._targets.tolist(), n_controls=n, max_pool=max(self.room, n))
+        return of_targets, match(sources, n_controls=n, max_pool=CLAMPS_A_CONTROL * n)
 
     # What is run.
 
@@ -148,23 +138,33 @@ class Screen:
             store_spots=store_spots,
         )
 
-    def controls(self, n_spots: int | None, rng: np.random.Generator) -> ControlComparison:
-        """Read control genes in a second run that hides them beside the targets: where each pair stands among them."""
-        n, n_obs = self._n[0], self._engine.counts.n_obs
-        spots = None if n_spots is None or n_spots >= n_obs else np.sort(rng.choice(n_obs, n_spots, replace=False))
-        clamps = clamps_with_controls(self.pairs, self.extremes, self._controls, n)
-        sd = [
-            [self._sd_of[genes] for genes in (pair.target_genes, *matched(self._controls, pair.target_genes))]
-            for pair in self.pairs
-        ]
-        return self._compare(clamps, BOTH, n, np.array(sd).reshape(-1, n + 1), "Controls", spots)
+    def controls_of(self, pair: Pair) -> tuple[list[Genes], list[Genes]]:
+        """Controls of a pair's source, and of its target."""
+        return matched(self._control_sources, pair.source_genes), matched(self._controls, pair.target_genes)
 
-    def control_sources(self) -> ControlComparison:
-        """Clamp control genes instead: where each pair stands among other sources."""
-        n = self._n[1]
-        clamps = clamps_of_controls(self.pairs, self.extremes, self._control_sources, n)
-        sd = np.array([self._sd_of[pair.target_genes] for pair in self.pairs])[:, None]
-        return self._compare(clamps, TARGETS, n, sd, "Control sources")
+    def read_controls(self, n_spots: int | None, rng: np.random.Generator, *, crossed: bool = False) -> Grid:
+        """Read every pair, its source with the target's controls, and its target with the source's controls.
+
+        All in one run that hides targets and their controls, on spots drawn at random where there are more. With
+        ``crossed``, every target is read under every source as well.
+        """
+        n_obs = self._engine.counts.n_obs
+        spots = None if n_spots is None or n_spots >= n_obs else np.sort(rng.choice(n_obs, n_spots, replace=False))
+        targets = list(dict.fromkeys(pair.target_genes for pair in self.pairs))
+        readouts: dict[Genes, dict[Genes, None]] = {}  # ordered sets
+        for pair in self.pairs:
+            sources, controls = self.controls_of(pair)
+            own = readouts.setdefault(pair.source_genes, dict.fromkeys(targets if crossed else ()))
+            own |= dict.fromkeys([pair.target_genes, *controls])
+            for source in sources:
+                readouts.setdefault(source, {})[pair.target_genes] = None
+        read = {source: list(found) for source, found in readouts.items()}
+        clamps = clamps_of_readouts(read, self.extremes)
+        n_outputs = sum(map(len, read.values()))
+        counts = self._responder.count(clamps, BOTH, self._together, n_outputs, "Controls", spots=spots)
+        sd = np.array([self._sd_of[genes] for found in read.values() for genes in found])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Grid.of(read, counts.mean_change / sd, counts.effect)
 
     def shuffles(self, n_shuffles: int, libraries: Libraries, rng: np.random.Generator) -> Floats:
         """Mean change of every pair while spots have the neighbors of others, shape (shuffles, pairs)."""
@@ -176,18 +176,6 @@ class Screen:
             responder = self._responder.with_graph(graph[order])
             means.append(self.run(self._together, responder=responder).mean_change)
         return np.array(means).reshape(n_shuffles, len(self.pairs))
-
-    def effects(self, readouts: Mapping[Genes, Sequence[Genes]]) -> list[Floats]:
-        """E of each source on some genes, all of which are hidden beside the targets."""
-        ends = np.cumsum([0, *map(len, readouts.values())])
-        clamps = [
-            Clamp(source, self.extremes(source), read, np.arange(start, start + len(read)))
-            for (source, read), start in zip(readouts.items(), ends[:-1], strict=True)
-        ]
-        every = np.array([gene for read in readouts.values() for genes in read for gene in genes], dtype=np.int64)
-        responder = self.open(np.setdiff1d(every, self._targets), np.empty(0, dtype=np.int64))
-        counts = responder.count(clamps, BOTH, self._together, int(ends[-1]), "Controls")
-        return np.split(counts.effect, ends[1:-1])
 
     def observed(self, libraries: Libraries) -> ObservedMoments:
         """What was measured of the pairs."""
@@ -208,25 +196,6 @@ class Screen:
         """Levels that a contrast takes: the highest, and the lowest where it is compared with that."""
         levels = self.levels(genes)
         return levels[-1:] if self._to_unclamped else levels[[0, -1]]
-
-    def _compare(
-        self, clamps: list[Clamp], masks: tuple[int, ...], n: int, sd: Floats, desc: str, spots: Ints | None = None
-    ) -> ControlComparison:
-        """Rank each pair's mean change among those of its n controls, in standard deviations of what is read."""
-        n_pairs = len(self.pairs)
-        counts = self._responder.count(clamps, masks, self._together, n_pairs * (n + 1), desc, spots=spots)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            statistic = counts.mean_change.reshape(n_pairs, n + 1) / sd
-        # Controls that don't vary have no statistic.
-        finite = np.isfinite(statistic)
-        known = finite[:, 0] & (finite[:, 1:].sum(axis=1) >= MIN_CONTROLS)
-        statistic = np.where(finite, statistic, np.nan)
-        comparison = ControlComparison.missing(n_pairs)
-        if known.any():
-            mean = self.statistics.mean
-            expression = np.array([mean[list(pair.target_genes)].min() for pair in self.pairs], dtype=float)
-            comparison.fill(known, compare(statistic[known, 0], statistic[known, 1:], expression[known]))
-        return comparison
 
     @cached_property
     def _sd_of(self) -> dict[Genes, float]:

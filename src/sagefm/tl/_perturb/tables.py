@@ -9,10 +9,11 @@ import pandas as pd
 
 from sagefm._stats import adjust_pvalues
 from sagefm._types import Floats
+from sagefm.tl._perturb.controls import ControlComparison
+from sagefm.tl._perturb.grid import MIN_PAIRS, Grid, compare_pairing, stand_among
 
 if TYPE_CHECKING:
     from sagefm._slides import Libraries
-    from sagefm.tl._perturb.controls import ControlComparison
     from sagefm.tl._perturb.observed import ObservedMoments
     from sagefm.tl._perturb.responses import ResponseCounts
     from sagefm.tl._perturb.screen import Screen
@@ -85,11 +86,44 @@ def doses(screen: Screen, counts: ResponseCounts) -> pd.DataFrame:
     return text_index(pd.DataFrame(rows, columns=["pair", "level", "dose", "mean"]))
 
 
-def add_comparison(table: pd.DataFrame, comparison: ControlComparison | None, prefix: str = "") -> None:
-    """Columns of a comparison with controls; missing values without one."""
-    for name, column in (("mean", "control_mean"), ("sd", "control_sd"), ("zscore", "zscore"), ("pval", "pval")):
-        table[prefix + column] = np.nan if comparison is None else getattr(comparison, name)
-    table[f"{prefix}padj"] = adjust_pvalues(table[f"{prefix}pval"].to_numpy(dtype=float))
+def add_controls(table: pd.DataFrame, screen: Screen, grid: Grid | None) -> None:
+    """Where each pair stands among the controls of its target and of its source; missing values without them.
+
+    The larger of the two p-values tests that it stands out from both (the intersection-union test).
+    """
+    for side, prefix in enumerate(("ligand_", "")):
+        found = ControlComparison.missing(len(table)) if grid is None else _stand(screen, grid, side)
+        table[f"{prefix}control_mean"], table[f"{prefix}control_sd"] = found.mean, found.sd
+        table[f"{prefix}zscore"], table[f"{prefix or 'receptor_'}pval"] = found.zscore, found.pval
+    table["pval"] = table[["receptor_pval", "ligand_pval"]].max(axis=1, skipna=False)
+    table["padj"] = adjust_pvalues(table["pval"].to_numpy(dtype=float))
+
+
+def _stand(screen: Screen, grid: Grid, side: int) -> ControlComparison:
+    """Where each pair stands among the controls of its source (side 0) or of its target (1)."""
+    own, controls, abundance = [], [], []
+    for pair in screen.pairs:
+        of_source, of_target = screen.controls_of(pair)
+        at = grid.at([pair.source_genes], of_target) if side else grid.at(of_source, [pair.target_genes])
+        own.append(grid.change[tuple(grid.at([pair.source_genes], [pair.target_genes]))][0])
+        controls.append(grid.change[tuple(at)])
+        abundance.append(screen.statistics.mean[list((pair.source_genes, pair.target_genes)[side])].min())
+    return stand_among(np.array(own), np.array(controls), np.array(abundance, dtype=float))
+
+
+def pairing(screen: Screen, grid: Grid, rng: np.random.Generator) -> dict[str, float]:
+    """Whether pairs respond more than the same genes in other pairs; nothing of few pairs."""
+    if len(screen.pairs) < MIN_PAIRS:
+        return {}
+    sources, targets = [pair.source_genes for pair in screen.pairs], [pair.target_genes for pair in screen.pairs]
+    rows, columns = grid.at(sources, targets)
+    allowed = np.isfinite(grid.change)
+    for source in set(sources):
+        for target in set(targets):
+            if not set(source).isdisjoint(target):
+                allowed[grid.sources[source], grid.targets[target]] = False
+    allowed[rows, columns] = False
+    return compare_pairing(grid.change, rows, columns, allowed, rng)
 
 
 def add_shuffles(table: pd.DataFrame, mean_change: Floats, shuffled: Floats) -> None:
