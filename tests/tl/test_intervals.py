@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from references import SYMBOLS, calibration
+from scipy import sparse
 
 import sagefm as sg
 from sagefm.models._calibration import ends, misfit, spread
 from sagefm.models._vocabulary import hest1k
 from sagefm.tl._impute.blocks import spatial_blocks
+from sagefm.tl._impute.intervals import of_measured
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +50,32 @@ def test_intervals_of_measured_genes_cover(large, sage, level):
 
 
 def test_an_interval_is_split_conformal(large, sage):
-    """One gene by hand: sorted misfits of the other tiles, the k-th of them."""
+    """One gene by hand: sorted misfits of the other tiles' spots with like predictions, the k-th of them."""
     adata, gene = large.copy(), frequent(large, 3)[2]
     sg.tl.impute(adata, gene, sage, intervals=0.9)
     p = sc.get.obs_df(adata, [gene], layer="sage_imputed")[gene].to_numpy(dtype=float)
     t = np.log1p(sc.get.obs_df(adata, [gene])[gene].to_numpy())
     part = spatial_blocks(adata, adata.obsp["sage_connectivities"]) % 5
+    fifths = np.array_split(np.argsort(p, kind="stable"), 5)
     for spot in (0, 99, 300, adata.n_obs - 1):
-        others = sorted(misfit(p, t)[part != part[spot]])
+        alike = next(rows for rows in fifths if spot in rows)
+        others = sorted(misfit(p, t)[alike][part[alike] != part[spot]])
         reach = others[int(np.ceil(0.9 * (len(others) + 1))) - 1] * spread(p[spot])
         lower, upper = ends(p[[spot]], np.array([reach]))
         assert adata.obsm["sage_imputed_lower"][gene].iloc[spot] == pytest.approx(lower.item(), abs=1e-5)
         assert adata.obsm["sage_imputed_upper"][gene].iloc[spot] == pytest.approx(upper.item(), abs=1e-5)
+
+
+def test_intervals_cover_where_a_gene_is_high_as_well():
+    """Errors that grow with the prediction more than a count's do: with one reach for all, 0.50 of the highest fifth."""
+    rng = np.random.default_rng(0)
+    rate = np.exp(rng.normal(0, 1, (1000, 20)))
+    counts = rng.poisson(rate * rng.gamma(1 / (0.2 * rate), 0.2 * rate)).astype(float)
+    found = of_measured([""] * 20, np.log1p(rate), sparse.csr_matrix(np.log1p(counts)), np.arange(1000) // 50, 0.8)
+    inside = (np.log1p(counts) >= found.lower - 1e-4) & (np.log1p(counts) <= found.upper + 1e-4)
+    high = rate > np.quantile(rate, 0.8, axis=0)
+    assert 0.79 < inside.mean() < 0.88
+    assert 0.78 < inside[high].mean() < 0.85
 
 
 def test_intervals_of_a_wrong_model_are_wide(large, sage):
