@@ -5,10 +5,10 @@ from dataclasses import replace
 import anndata as ad
 import numpy as np
 import pytest
-import torch
 from references import SYMBOLS, N, calibration, irregular, thinned
 
 import sagefm as sg
+from sagefm.pp._assess import trial
 
 
 def unit(rows):
@@ -21,6 +21,12 @@ def known_slide():
     adata = sg.datasets.simulated_visium(30, 28, rng=5)
     sg.pp.neighborhood_graph(adata)
     return adata
+
+
+@pytest.fixture(autouse=True)
+def predicted_well(monkeypatch):
+    """The other checks are looked at, with a model of random weights; test_trial.py looks at this one."""
+    monkeypatch.setattr(trial, "judge", lambda tried: "fine")
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +246,14 @@ def test_assessing_changes_nothing_else(known_slide, judge, tmp_path):
     assert page.count("<tr>") == len(adata.uns["sage_assessment"]["checks"])
 
 
-def test_without_a_reference_there_is_no_verdict(known_slide, sage):
+def test_without_a_calibration_the_slide_alone_can_tell(known_slide, sage, monkeypatch):
     found = card(known_slide.copy(), sage)
-    assert found["verdict"] == "unknown"
-    assert (found["checks"]["verdict"] == "unknown").all()
+    assert found["verdict"] == "with care"
+    assert (found["checks"]["verdict"].drop("prediction") == "unknown").all()
     assert np.isnan(found["expected_r"])
     assert "carries no calibration" in found["text"]
+    monkeypatch.undo()
+    assert card(known_slide.copy(), sage)["verdict"] == "outside what the model knows"  # its weights are random
 
 
 def test_translated_genes_are_taken_with_care(known_slide, judge):
@@ -299,9 +307,3 @@ def test_verdicts_on_real_sections(section, name, verdict):
     adata = section(name)
     sg.pp.neighborhood_graph(adata)
     assert card(adata, "sagefm-mini")["verdict"] == verdict
-
-
-def test_nothing_is_predicted(known_slide, judge):
-    """So a network that can't run is no hindrance."""
-    broken = replace(judge, weights=torch.nn.Module())
-    assert card(known_slide.copy(), broken)["verdict"] == "fine"

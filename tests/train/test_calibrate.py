@@ -125,10 +125,9 @@ def trial(group, shift, depth=1000.0, lacking=0.1, distance=0.1, ahead=True, use
         "distance": distance,
         "rmse": 0.3 - gain,
         "baseline_rmse": 0.3,
-        "r_within": 0.25 if useful else 0.1,
-        "baseline_r_within": 0.2,
-        "r2_spot": 0.2 + gain if useful else -0.1,
-        "baseline_r2_spot": 0.2,
+        "r_beyond_depth": 0.25 if useful else 0.01,
+        "baseline_r_beyond_depth": 0.2,
+        "depth_r": 0.0,
     }
 
 
@@ -146,7 +145,7 @@ def test_limits_part_what_is_ahead_from_what_is_not():
             )
         for lacking in (0.3, 0.5, 0.7, 0.9):
             shifted = trial(group, "lacking", lacking=lacking, distance=distance, ahead=lacking < 0.6)
-            trials.append(shifted | ({"r_within": 0.19} if lacking > 0.8 else {}))
+            trials.append(shifted | ({"r_beyond_depth": 0.01} if lacking > 0.8 else {}))
     limits = find_limits(pd.DataFrame(trials))
     assert limits["distance"]["care"] == pytest.approx(0.35)
     assert limits["distance"]["outside"] == 0.5  # nothing further was tried

@@ -16,6 +16,7 @@ from sagefm._docs import fill_docstring
 from sagefm._types import Bools, Floats, Floats32
 from sagefm._utils import check_whole, progress, shorten
 from sagefm.models._calibration import Calibration
+from sagefm.pp._assess.trial import MARGIN
 from sagefm.pp._neighbors import lattice_of
 from sagefm.train._corpus import Corpus
 from sagefm.train._left_out import LACKING, LeftOut, measure, pick_sorted, quantiles, training_centroids
@@ -67,14 +68,15 @@ def calibrate(
 
     - Genes are hidden on the whole section, so that it lacks 25 to 95 % of the vocabulary, and predicted: their
       correlations are the prior of absent genes, their errors the intervals.
-    - The training task is run as it is, on counts thinned down to a twentieth, and with 30 to 90 % of the genes
-      hidden. The model is *ahead* where RMSE, correlation within the section and R² of a spot are all better than
-      those of the neighbors' mean scaled by depth. The limit of ``fine`` is the depth, the share of missing genes, or
+    - A third of the genes is hidden in the center and predicted: on the section as it is, on counts thinned down to a
+      twentieth, and with 30 to 90 % of the genes missing. The model is *ahead* where its RMSE, and its r beyond depth
+      in genes of more than 30 % of the spots, are better than those of depth alone, of the neighbors' mean and of the
+      mean of similar spots, both scaled by depth. The limit of ``fine`` is the depth, the share of missing genes, or
       the distance to the training data that best parts the trials where it is ahead from the others, one that passes
       wrongly counting as two that are held up wrongly. For missing genes only groups count on which it is ahead with
       all of them.
-    - A slide is outside what the model knows where, by the same rule, R² of a spot is not above 0 or the
-      correlation not above the baseline's; where no trial came to that, beyond all that was tried.
+    - A slide is outside what the model knows where, by the same rule, r beyond depth is not above that of depth alone;
+      where no trial came to that, beyond all that was tried.
 
     Examples
     --------
@@ -192,13 +194,10 @@ def _count_share(corpus: Corpus, names: list[str]) -> Floats32:
 
 def find_limits(trials: pd.DataFrame, caution: float = CAUTION) -> dict[str, dict[str, float]]:
     """Limits of the trust card from the trials of left-out groups, see :func:`calibrate`."""
-    metrics = ["depth", "lacking", "distance"] + [
-        name + key for name in ("", "baseline_") for key in ("rmse", "r_within", "r2_spot")
-    ]
     trials = trials.assign(step=trials.groupby(["group", "section"], sort=False).cumcount())
-    table = trials.groupby(["group", "step", "shift"], as_index=False)[metrics].mean()
+    table = trials.drop(columns="section").groupby(["group", "step", "shift"], as_index=False).mean()
     ahead = is_ahead(table).to_numpy()
-    useless = ((table["r2_spot"] <= 0) | (table["r_within"] <= table["baseline_r_within"])).to_numpy()
+    useless = (table["r_beyond_depth"] <= table["depth_r"] + MARGIN).to_numpy()
     intact = (table["step"] == 0).to_numpy()
     # A group on which the model is behind as it is says nothing of what missing genes do.
     strong = table["group"].isin(table.loc[intact & ahead, "group"]).to_numpy()
@@ -225,12 +224,8 @@ def find_limits(trials: pd.DataFrame, caution: float = CAUTION) -> dict[str, dic
 
 
 def is_ahead(trials: Any) -> Any:
-    """Whether the model is better than the baseline in every respect, for one trial or a table of them."""
-    return (
-        (trials["rmse"] < trials["baseline_rmse"])
-        & (trials["r_within"] > trials["baseline_r_within"])
-        & (trials["r2_spot"] > trials["baseline_r2_spot"])
-    )
+    """Whether the model is ahead of every baseline in both respects, for one trial or a table of them."""
+    return (trials["rmse"] < trials["baseline_rmse"]) & (trials["r_beyond_depth"] > trials["baseline_r_beyond_depth"])
 
 
 def _stump(value: Floats, bad: Bools, caution: float = CAUTION) -> float:

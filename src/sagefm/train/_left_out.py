@@ -16,11 +16,11 @@ from sagefm import _keys
 from sagefm._depth import DepthSpline, pearson_beyond_depth
 from sagefm._stats import pearson
 from sagefm._types import Floats, Floats32, Ints
-from sagefm.models._baselines import depth_scaled
+from sagefm.models._baselines import DEPTH
 from sagefm.models._calibration import EDGES, misfit, nearest, unit
-from sagefm.models._masks import RandomMasks
-from sagefm.models._scores import RunningScores, Summary
 from sagefm.models._spots import Spots, predict, read_spots
+from sagefm.pp._assess.checks import MODEL
+from sagefm.pp._assess.trial import try_slide
 
 if TYPE_CHECKING:
     from sagefm.models import Model
@@ -35,7 +35,7 @@ N_CENTROIDS = 48
 LACKING = [0.25, 0.5, 0.75, 0.95]
 N_QUANTILES, MIN_VALUES = 200, 1_000
 MIDDLES = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
-THINNED, HIDDEN, MASK = (1.0, 0.5, 0.25, 0.1, 0.05), (0.3, 0.6, 0.8, 0.9), 0.3
+THINNED, HIDDEN = (1.0, 0.5, 0.25, 0.1, 0.05), (0.3, 0.6, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class LeftOut:
     ranks
         Quantiles of the rank of each gene's error among those of its class, shape (shares, quantiles, genes).
     trials
-        One row for each section and shift: its ``depth``, share ``lacking`` and ``distance``, and ``rmse``,
-        ``r_within`` and ``r2_spot`` of the model and (``baseline_``) of the neighbors' mean scaled by depth.
+        One row for each section and shift: its ``depth``, share ``lacking`` and ``distance``, and ``rmse`` and
+        ``r_beyond_depth`` of the model and (``baseline_``) of the best baseline in each; ``depth_r``, the latter of
+        depth alone.
     """
 
     group: str
@@ -133,10 +134,10 @@ def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftO
         order = rng.permutation(section.genes)
         for share in THINNED:
             row = {"section": name, "shift": "depth", "distance": distance}
-            trials.append(row | _trial(canonical, section.thinned(share, rng), seed))
+            trials.append(row | _trial(canonical, section.thinned(share, rng)))
         for share in HIDDEN:
             row = {"section": name, "shift": "lacking", "distance": distance}
-            trials.append(row | _trial(canonical, section.without(order[: int(share * len(order))]), seed))
+            trials.append(row | _trial(canonical, section.without(order[: int(share * len(order))])))
         for at, share in enumerate(LACKING):
             r[number, at], beyond[number, at], prediction, error = _absent(canonical, section, order, share)
             absent[at].append((prediction, error))
@@ -148,29 +149,22 @@ def measure(model: Model, corpus: Corpus, group: str, *, seed: int = 0) -> LeftO
     return LeftOut(group, mean_r, mean_beyond, errors, ranks, pd.DataFrame(trials))
 
 
-@torch.inference_mode()
-def _trial(canonical: Canonical, section: SampledSection, seed: int) -> dict[str, float]:
-    """The training task on a section, beside the baseline, on the genes that it still has."""
+def _trial(canonical: Canonical, section: SampledSection) -> dict[str, float]:
+    """How the model does on a section beside the baselines, with the genes that it still has."""
     n_genes = section.log_counts.shape[1]
-    has = torch.zeros(n_genes, dtype=torch.bool)
-    has[section.genes] = True
-    has[section.hidden] = False
-    mask = RandomMasks(n_genes, MASK, (seed,))(section.rows)
-    spots = section.spots(mask)
-    found = {
-        "": predict(canonical, spots),
-        "baseline_": depth_scaled(spots.masked_center, spots.neighbor_mean, mask),
+    genes = np.setdiff1d(section.genes, section.hidden)
+    shown = sparse.csr_matrix(section.log_counts.multiply(np.isin(np.arange(n_genes), genes)))
+    tried = try_slide(canonical, shown, section.graph, section.rows, genes)
+    others = tried.drop(index=MODEL)
+    return {
+        "depth": float(np.median(section.totals())),
+        "lacking": 1 - len(genes) / n_genes,
+        "rmse": tried.loc[MODEL, "rmse"],
+        "baseline_rmse": others["rmse"].min(),
+        "r_beyond_depth": tried.loc[MODEL, "r_beyond_depth"],
+        "baseline_r_beyond_depth": others["r_beyond_depth"].max(),
+        "depth_r": tried.loc[DEPTH, "r_beyond_depth"],
     }
-    total = section.totals()
-    row = {"depth": float(np.median(total)), "lacking": 1 - float(has.sum()) / n_genes}
-    for name, prediction in found.items():
-        scores = RunningScores(n_genes)
-        scores.add(prediction, spots.center, mask & has)
-        summary = Summary(n_genes)
-        summary.add(scores)
-        metrics = summary.metrics()
-        row |= {name + key: metrics[key] for key in ("rmse", "r_within", "r2_spot")}
-    return row
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from sagefm._io.files import atomic
 from sagefm._settings import ROWS_AT_A_TIME, logger
 from sagefm._slides import Libraries, find_libraries
 from sagefm._types import Floats, Ints
+from sagefm._utils import progress
 from sagefm.pp._assess import card as _card
 from sagefm.pp._assess import checks as _checks
 from sagefm.pp._assess.checks import CARE, UNKNOWN, VERDICTS, Check, Distances
@@ -144,11 +145,11 @@ def assess(
         "library_key": libraries.key,
     }
     found = {
-        "verdict": _verdict(checks, loaded),
+        "verdict": _verdict(checks),
         "checks": _tabulate(checks),
         "slides": pd.DataFrame(
             {
-                "verdict": [_verdict([*of_all, *found], loaded) for found in by_slide.values()],
+                "verdict": [_verdict([*of_all, *found]) for found in by_slide.values()],
                 **{
                     f"{check.name}_{what}": [getattr(found[i], what) for found in by_slide.values()]
                     for i, check in enumerate(worst)
@@ -170,10 +171,9 @@ def assess(
     return run.commit({}, params, **found)
 
 
-def _verdict(checks: list[Check], model: Model) -> str:
+def _verdict(checks: list[Check]) -> str:
     """Worst of some checks; what couldn't be looked at is no reason for trust."""
-    levels = [CARE if check.verdict == UNKNOWN else check.verdict for check in checks]
-    return UNKNOWN if model.calibration is None else max(levels, key=VERDICTS.index)
+    return max((CARE if check.verdict == UNKNOWN else check.verdict for check in checks), key=VERDICTS.index)
 
 
 def _tabulate(checks: list[Check]) -> pd.DataFrame:
@@ -184,17 +184,27 @@ def _check_slides(
     adata: AnnData, libraries: Libraries, counts: Counts, connectivity_key: str, alignment: Alignment, model: Model
 ) -> dict[str, list[Check]]:
     """Look at each slide."""
+    import torch
+
+    from sagefm.pp._assess.trial import judge, try_slide
+
+    genes = alignment.measured
     graph, slides = get_graph(adata, connectivity_key), dict(libraries.rows())
     picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
-    totals, means = _read(counts, graph, picked)
+    needed = np.union1d(picked, graph[picked].indices)
+    totals, log_counts = _read(counts, needed, len(model.vocabulary))
+    around = graph[needed][:, needed]
+    canonical = model.canonical().to(torch.device("cpu"), torch.float32)
     found = {}
-    for name, spots in slides.items():
+    for name, spots in progress(slides.items(), "Trying slides", total=len(slides), unit="slide"):
         distances = Distances(adata, spots, connectivity_key)
+        rows = np.searchsorted(needed, np.intersect1d(picked, spots))
         found[name] = [
             _checks.depth(totals[spots], alignment, model.calibration),
             _checks.neighbors(graph, spots, distances, model),
             _checks.lattice(distances, model.calibration),
-            _checks.expression(means[np.isin(picked, spots)], alignment, model.calibration),
+            _checks.expression(_neighborhoods(log_counts, around, rows), alignment, model.calibration),
+            _checks.prediction(tried := try_slide(canonical, log_counts, around, rows, genes), judge(tried)),
         ]
     return found
 
@@ -219,11 +229,9 @@ def _sample(adata: AnnData, spots: Ints) -> Ints:
     return by_name[np.random.default_rng(0).permutation(len(spots))[:N_SAMPLED]]
 
 
-def _read(counts: Counts, graph: sparse.csr_matrix, picked: Ints) -> tuple[Floats, sparse.csr_matrix]:
-    """Counts of every spot, and mean log1p counts of some spots with their neighbors, in the slide's genes."""
+def _read(counts: Counts, needed: Ints, n_genes: int) -> tuple[Floats, sparse.csr_matrix]:
+    """Counts of every spot, and log1p counts of some in all of the model's genes, shape (needed, genes)."""
     n = counts.n_obs
-    around = graph[picked]
-    needed = np.union1d(picked, around.indices)
     totals, kept = np.empty(n), []
     read = counts.reader(np.empty(0, dtype=np.int64), counts.genes)
     for start in range(0, n, ROWS_AT_A_TIME):
@@ -233,12 +241,14 @@ def _read(counts: Counts, graph: sparse.csr_matrix, picked: Ints) -> tuple[Float
         totals[start:stop] = np.asarray(values.expm1().sum(axis=1)).ravel()
         kept.append(values[needed[(needed >= start) & (needed < stop)] - start])
     rows = sparse.vstack(kept, format="csr")
-    members = around[:, needed] + sparse.csr_matrix(
-        (np.ones(len(picked)), (np.arange(len(picked)), np.searchsorted(needed, picked))), (len(picked), len(needed))
-    )
-    members.data[:] = 1
-    size = np.asarray(members.sum(axis=1))
-    return totals, sparse.csr_matrix((members @ rows).multiply(1 / size))
+    return totals, sparse.csr_matrix((rows.data, counts.genes[rows.indices], rows.indptr), (len(needed), n_genes))
+
+
+def _neighborhoods(log_counts: sparse.csr_matrix, graph: sparse.csr_matrix, rows: Ints) -> sparse.csr_matrix:
+    """Mean log1p counts of some spots with their neighbors."""
+    around = graph[rows]
+    size = np.diff(around.indptr) + 1
+    return sparse.csr_matrix((around @ log_counts + log_counts[rows]).multiply(1 / size[:, None]))
 
 
 def _expected_r(alignment: Alignment, calibration: Calibration | None) -> dict[str, float]:

@@ -69,7 +69,9 @@ def remarks(found: dict[str, Any]) -> list[str]:
             f"(± {found['expected_r_sd']:.2f} between donors), and {found['expected_r_beyond_depth']:.2f} beyond depth."
         )
     else:
-        lines.append(f"{found['params']['model']} carries no calibration, so no verdict can be given.")
+        lines.append(
+            f"{found['params']['model']} carries no calibration, so genes that the slide lacks can't be judged."
+        )
     if len(found["markers_unknown"]):
         lines.append(f"The model doesn't know {', '.join(found['markers_unknown'])}.")
     if len(found["markers_missing"]):

@@ -17,6 +17,7 @@ from sagefm.pp._graph import FAR_SPACINGS
 from sagefm.pp._neighbors import lattice_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from sagefm.models import Model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FINE, CARE, OUTSIDE, UNKNOWN = "fine", "with care", "outside what the model knows", "unknown"
 # From good to bad.
 VERDICTS = [FINE, UNKNOWN, CARE, OUTSIDE]
+MODEL = "model"  # as trials name it, beside the baselines
 ABOVE, BELOW = "above", "below"
 
 
@@ -168,6 +170,20 @@ def expression(means: sparse.csr_matrix, alignment: Alignment, calibration: Cali
         return Check("expression", float("nan"), "the model carries no calibration to compare with")
     if not len(alignment.measured):
         return Check("expression", float("nan"), "no genes to compare", verdict=OUTSIDE)
-    value = float(np.median(calibration.distance(means.toarray(), alignment.measured)))
+    value = float(np.median(calibration.distance(means[:, alignment.measured].toarray(), alignment.measured)))
     text = f"neighborhoods {value:.2f} from the nearest of training (cosine distance)"
     return _judged("expression", value, text, _limit(calibration, "distance"), form=".2f")
+
+
+def prediction(tried: pd.DataFrame, verdict: str) -> Check:
+    """How the model does on the slide itself, in both respects beside the best baseline in each."""
+    own, others = tried.loc[MODEL], tried.drop(index=MODEL)
+    r, best, closest = own["r_beyond_depth"], others["r_beyond_depth"], others["rmse"]
+    if verdict == UNKNOWN:
+        text = f"what {own['n_genes']:.0f} hidden genes in over 30% of the spots show is depth and chance"
+        return Check("prediction", float("nan"), text)
+    text = (
+        f"hidden genes reach r = {r:.2f} beyond depth ({best.idxmax()} {best.max():.2f}, attainable "
+        f"{own['attainable_r']:.2f}) and RMSE {own['rmse']:.3f} ({closest.idxmin()} {closest.min():.3f})"
+    )
+    return Check("prediction", float(r), text, worse=BELOW, verdict=verdict)
