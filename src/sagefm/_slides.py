@@ -192,3 +192,9 @@ def split_libraries(
 def find_libraries(adata: AnnData, library_key: str | None, connectivity_key: str = _keys.GRAPH) -> Libraries:
     """Slide of every spot by the user's ``library_key``, else by that of the spatial graph."""
     return split_libraries(adata, find_library_key(adata, library_key, connectivity_key))
+
+
+def sample_spots(adata: AnnData, spots: Ints, n: int) -> Ints:
+    """At most n of some spots (rows), drawn by name, so that their order doesn't matter; ascending."""
+    by_name = spots[np.argsort(adata.obs_names[spots].to_numpy().astype(str), kind="stable")]
+    return np.sort(by_name[np.random.default_rng(0).permutation(len(spots))[:n]])

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from references import SYMBOLS, calibration
+from references import SYMBOLS, N, calibration
 from scipy import sparse
 
 import sagefm as sg
-from sagefm.models._calibration import ends, misfit, spread
+from sagefm.models._calibration import EDGES, ends, misfit, spread
 from sagefm.models._vocabulary import hest1k
 from sagefm.tl._impute.blocks import spatial_blocks
 from sagefm.tl._impute.intervals import of_measured
@@ -67,7 +67,7 @@ def test_an_interval_is_split_conformal(large, sage):
 
 
 def test_intervals_cover_where_a_gene_is_high_as_well():
-    """Errors that grow with the prediction more than a count's do: with one reach for all, 0.50 of the highest fifth."""
+    """Errors that grow with the prediction; one reach for all would cover 0.50 of the highest fifth."""
     rng = np.random.default_rng(0)
     rate = np.exp(rng.normal(0, 1, (1000, 20)))
     counts = rng.poisson(rate * rng.gamma(1 / (0.2 * rate), 0.2 * rate)).astype(float)
@@ -190,3 +190,26 @@ def test_levels_of_any_number_type(slide, sage):
     model = replace(sage, calibration=calibration())
     sg.tl.impute(slide, ["KRT8", absent_gene(slide)], model, intervals=np.float32(0.9))
     assert slide.uns["sage_imputed"]["intervals"]["level"].to_numpy() == pytest.approx([0.9, 0.9])
+
+
+def test_intervals_of_absent_genes_are_widened_until_they_hold_on_this_slide(large, sage):
+    """Errors of left-out donors larger than here, a little smaller, and much smaller."""
+    genes, rng = frequent(large, 300), np.random.default_rng(0)
+    absent = rng.permutation(genes)[:60].tolist()
+    truth = np.log1p(large.to_df())[absent]
+    adata = large[:, ~large.var_names.isin(absent)].copy()
+    errors, found = np.ones((2, len(EDGES) + 1, 50)), {}
+    for size in (3.0, 1.1, 0.5):
+        known = calibration(errors=size * errors, ranks=np.full((2, 2, N), 0.8))
+        model = replace(sg.models.load("sagefm-mini"), calibration=known)
+        sg.tl.impute(adata, absent, model, intervals=0.8, reliability=False)
+        lower, upper = adata.obsm["sage_imputed_lower"][absent], adata.obsm["sage_imputed_upper"][absent]
+        table = adata.uns["sage_imputed"]["intervals"]
+        inside = ((truth >= lower - 1e-4) & (truth <= upper + 1e-4)).to_numpy().mean()
+        found[size] = (table["widened"].iloc[0], inside, table["trusted"].all())
+    assert found[3.0][0] == 1
+    assert 1 < found[1.1][0] < 1.5
+    assert found[1.1][1] == pytest.approx(0.8, abs=0.05)
+    assert found[1.1][2]
+    assert found[0.5][0] == 1.5
+    assert not found[0.5][2]

@@ -114,8 +114,7 @@ def test_limit_costs_least(trials):
         assert limit == value.max()
 
 
-def trial(group, shift, depth=1000.0, lacking=0.1, distance=0.1, ahead=True, useful=True):
-    gain = 0.1 if ahead else -0.01
+def trial(group, shift, depth=1000.0, lacking=0.1, distance=0.1, useful=True):
     return {
         "group": group,
         "section": group,
@@ -123,7 +122,7 @@ def trial(group, shift, depth=1000.0, lacking=0.1, distance=0.1, ahead=True, use
         "depth": depth,
         "lacking": lacking,
         "distance": distance,
-        "rmse": 0.3 - gain,
+        "rmse": 0.3,
         "baseline_rmse": 0.3,
         "r_beyond_depth": 0.25 if useful else 0.01,
         "baseline_r_beyond_depth": 0.2,
@@ -131,28 +130,20 @@ def trial(group, shift, depth=1000.0, lacking=0.1, distance=0.1, ahead=True, use
     }
 
 
-def test_limits_part_what_is_ahead_from_what_is_not():
+def test_limits_part_where_the_model_says_something_from_where_it_does_not():
     trials = []
     for group, distance in (("a", 0.1), ("b", 0.15), ("c", 0.2), ("d", 0.5)):
-        near = distance < 0.3
-        trials.append(trial(group, "depth", distance=distance, ahead=near))
-        if not near:  # behind from the start, so it says nothing of missing genes
-            trials += [trial(group, "lacking", lacking=0.3, distance=distance, ahead=False)] * 4
-            continue
+        is_near = distance < 0.3
+        trials.append(trial(group, "depth", distance=distance, useful=is_near))
         for depth in (800.0, 400.0, 100.0, 10.0):
-            trials.append(
-                trial(group, "depth", depth, distance=distance, ahead=near and depth > 200, useful=depth > 50)
-            )
+            trials.append(trial(group, "depth", depth, distance=distance, useful=depth > 50))
         for lacking in (0.3, 0.5, 0.7, 0.9):
-            shifted = trial(group, "lacking", lacking=lacking, distance=distance, ahead=lacking < 0.6)
-            trials.append(shifted | ({"r_beyond_depth": 0.01} if lacking > 0.8 else {}))
+            trials.append(trial(group, "lacking", lacking=lacking, distance=distance, useful=lacking < 0.8))
     limits = find_limits(pd.DataFrame(trials))
-    assert limits["distance"]["care"] == pytest.approx(0.35)
-    assert limits["distance"]["outside"] == 0.5  # nothing further was tried
-    assert limits["depth"]["care"] == pytest.approx(200, rel=1e-3)
-    assert limits["depth"]["outside"] == pytest.approx(np.sqrt(100 * 10), rel=1e-3)
-    assert limits["lacking"]["care"] == pytest.approx(0.6)
-    assert limits["lacking"]["outside"] == pytest.approx(0.8)
+    assert limits["distance"] == {"care": pytest.approx(0.35), "outside": 0.5, "above": 1.0}
+    assert limits["depth"]["care"] == pytest.approx(np.sqrt(100 * 10), rel=1e-3)
+    assert limits["depth"]["outside"] == pytest.approx(10)  # nothing shallower was tried
+    assert limits["lacking"] == {"care": pytest.approx(0.8), "outside": 0.9, "above": 1.0}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -69,14 +69,12 @@ def calibrate(
     - Genes are hidden on the whole section, so that it lacks 25 to 95 % of the vocabulary, and predicted: their
       correlations are the prior of absent genes, their errors the intervals.
     - A third of the genes is hidden in the center and predicted: on the section as it is, on counts thinned down to a
-      twentieth, and with 30 to 90 % of the genes missing. The model is *ahead* where its RMSE, and its r beyond depth
-      in genes of more than 30 % of the spots, are better than those of depth alone, of the neighbors' mean and of the
-      mean of similar spots, both scaled by depth. The limit of ``fine`` is the depth, the share of missing genes, or
-      the distance to the training data that best parts the trials where it is ahead from the others, one that passes
-      wrongly counting as two that are held up wrongly. For missing genes only groups count on which it is ahead with
-      all of them.
-    - A slide is outside what the model knows where, by the same rule, r beyond depth is not above that of depth alone;
-      where no trial came to that, beyond all that was tried.
+      twentieth, and with 30 to 90 % of the genes missing. The model is *useless* where its r beyond depth, in genes of
+      more than 30 % of the spots, is not above that of depth alone. The limit of ``fine`` is the depth, the share of
+      missing genes, or the distance to the training data that best parts useless trials from others, one that passes
+      wrongly counting as two that are held up wrongly. A slide is outside what the model knows beyond all that was
+      tried. Whether the model is ahead of the baselines is not read off such limits: :func:`sagefm.pp.assess` tries it
+      on the slide itself.
 
     Examples
     --------
@@ -196,15 +194,10 @@ def find_limits(trials: pd.DataFrame, caution: float = CAUTION) -> dict[str, dic
     """Limits of the trust card from the trials of left-out groups, see :func:`calibrate`."""
     trials = trials.assign(step=trials.groupby(["group", "section"], sort=False).cumcount())
     table = trials.drop(columns="section").groupby(["group", "step", "shift"], as_index=False).mean()
-    ahead = is_ahead(table).to_numpy()
-    useless = (table["r_beyond_depth"] <= table["depth_r"] + MARGIN).to_numpy()
+    is_useless = ~(table["r_beyond_depth"] > table["depth_r"] + MARGIN).to_numpy()
     intact = (table["step"] == 0).to_numpy()
-    # A group on which the model is behind as it is says nothing of what missing genes do.
-    strong = table["group"].isin(table.loc[intact & ahead, "group"]).to_numpy()
-    if not strong.any():  # all count, and the limit passes nothing
-        strong = np.ones_like(strong)
     chosen = {
-        "lacking": (strong & (intact | (table["shift"] == "lacking").to_numpy()), 1),
+        "lacking": (intact | (table["shift"] == "lacking").to_numpy(), 1),
         "depth": ((table["shift"] == "depth").to_numpy(), -1),
         "distance": (intact, 1),
     }
@@ -212,20 +205,13 @@ def find_limits(trials: pd.DataFrame, caution: float = CAUTION) -> dict[str, dic
     for check, (members, sign) in chosen.items():
         # Depths lie orders of magnitude apart.
         value = np.log(table[check].to_numpy()) if check == "depth" else table[check].to_numpy()
-        found = []
-        for bad in (~ahead, useless):
-            limit = sign * _stump(sign * value[members], bad[members], caution)
-            found.append(float(np.exp(limit) if check == "depth" else limit))
-        care, outside = found
-        limits[check] = {"care": care, "outside": outside, "above": float(sign > 0)}
+        value = sign * value[members]
+        found = sign * np.array([_stump(value, is_useless[members], caution), value.max()])
+        care, outside = np.exp(found) if check == "depth" else found
+        limits[check] = {"care": float(care), "outside": float(outside), "above": float(sign > 0)}
     limits["deepest"] = {"care": float(table.loc[intact, "depth"].max()), "above": 1.0}
     limits["far"] = dict(FAR)
     return {check: {key: round(value, 4) for key, value in limit.items()} for check, limit in limits.items()}
-
-
-def is_ahead(trials: Any) -> Any:
-    """Whether the model is ahead of every baseline in both respects, for one trial or a table of them."""
-    return (trials["rmse"] < trials["baseline_rmse"]) & (trials["r_beyond_depth"] > trials["baseline_r_beyond_depth"])
 
 
 def _stump(value: Floats, bad: Bools, caution: float = CAUTION) -> float:

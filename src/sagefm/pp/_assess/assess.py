@@ -15,7 +15,7 @@ from sagefm._anndata import open_run
 from sagefm._docs import fill_docstring
 from sagefm._io.files import atomic
 from sagefm._settings import ROWS_AT_A_TIME, logger
-from sagefm._slides import Libraries, find_libraries
+from sagefm._slides import Libraries, find_libraries, sample_spots
 from sagefm._types import Floats, Ints
 from sagefm._utils import progress
 from sagefm.pp._assess import card as _card
@@ -190,7 +190,7 @@ def _check_slides(
 
     genes = alignment.measured
     graph, slides = get_graph(adata, connectivity_key), dict(libraries.rows())
-    picked = np.sort(np.concatenate([_sample(adata, spots) for spots in slides.values()]))
+    picked = np.sort(np.concatenate([sample_spots(adata, spots, N_SAMPLED) for spots in slides.values()]))
     needed = np.union1d(picked, graph[picked].indices)
     totals, log_counts = _read(counts, needed, len(model.vocabulary))
     around = graph[needed][:, needed]
@@ -221,12 +221,6 @@ def _worst_of(by_slide: dict[str, list[Check]]) -> list[Check]:
             worst = replace(worst, text=";".join([f"{text} (slide {name!r}, the worst of {len(by_slide)})", *limits]))
         checks.append(worst)
     return checks
-
-
-def _sample(adata: AnnData, spots: Ints) -> Ints:
-    """Some of the spots, drawn by name, so that their order doesn't matter."""
-    by_name = spots[np.argsort(adata.obs_names[spots].to_numpy().astype(str), kind="stable")]
-    return by_name[np.random.default_rng(0).permutation(len(spots))[:N_SAMPLED]]
 
 
 def _read(counts: Counts, needed: Ints, n_genes: int) -> tuple[Floats, sparse.csr_matrix]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sagefm._types import Floats, Floats32, Ints
+from sagefm._depth import MIN_DETECTION
+from sagefm._slides import sample_spots
+from sagefm._types import Bools, Floats, Floats32, Ints
 from sagefm.models._calibration import ends, misfit, spread
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from sagefm.models import Model
+    from sagefm.tl._compute import Rows
     from sagefm.tl._engine import Target
     from sagefm.tl._impute.request import Request
     from sagefm.tl._run import SlideRun
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 N_PARTS, ROUNDING = 5, 1e-4
 # Spots of one class that lie outside their intervals, on average, so that a quantile is known; classes at most.
 OUTSIDE, MAX_CLASSES = 10, 5
+# Absent genes: a fifth of the genes that the slide has is hidden on it, to see whether intervals of other donors hold.
+HIDDEN, N_SPOTS, MIN_GENES, MIN_DONORS = 5, 500, 10, 3
+MAX_WIDENING = 1.5  # a slide that needs more is unlike those donors
 SLIDE, DONORS = "slide", "left-out donors"
 
 
@@ -37,6 +43,8 @@ class Intervals:
     upper: Floats
     coverage: Floats
     source: str
+    trusted: Bools
+    widened: float = 1.0
 
     def table(self, level: float) -> pd.DataFrame:
         """One row a gene."""
@@ -45,6 +53,7 @@ class Intervals:
         with np.errstate(invalid="ignore"):
             width = (self.upper - self.lower).mean(axis=0)
         columns = {"level": level, "coverage": self.coverage, "width": width, "source": self.source}
+        columns |= {"widened": self.widened, "trusted": self.trusted}
         return pd.DataFrame(columns, index=pd.Index(self.names))
 
 
@@ -96,22 +105,49 @@ def of_measured(
     np.put_along_axis(scaled, order, reach, axis=0)
     lower, upper = ends(p, scaled * spread(p))
     coverage = ((truth >= lower - ROUNDING) & (truth <= upper + ROUNDING)).mean(axis=0)
-    return Intervals(names, lower, upper, coverage, SLIDE)
+    return Intervals(names, lower, upper, coverage, SLIDE, np.ones(len(names), dtype=bool))
 
 
-def of_absent(
-    names: list[str],
-    prediction: Floats32,
-    genes: Ints,
-    model: Model,
-    lacking: float,
-    level: float,
-) -> Intervals:
-    """Intervals from the errors on donors that were left out of training, with the genes hidden on whole sections."""
-    assert model.calibration is not None
-    reach = model.calibration.reach(prediction, genes, lacking, level)
+def of_absent(names: list[str], prediction: Floats32, genes: Ints, run: SlideRun, level: float) -> Intervals:
+    """Intervals from the errors on donors that were left out of training, with the genes hidden on whole sections.
+
+    A slide may be less like training than they are. So genes that it has are hidden on it as well, and what their
+    intervals lack is made up for.
+    """
+    calibration = run.model.calibration
+    assert calibration is not None
+    needed = _widening(run, level)
+    widened = float(np.clip(np.nan_to_num(needed, nan=1.0), 1.0, MAX_WIDENING))
+    reach = calibration.reach(prediction, genes, run.lacking, level) * widened
     lower, upper = ends(prediction.astype(np.float64), reach)
-    return Intervals(names, lower, upper, np.full(len(genes), np.nan), DONORS)
+    # NaN, of too few genes to tell, is no reason for trust.
+    trusted = np.asarray((calibration.n_donors[genes] >= MIN_DONORS) & (needed <= MAX_WIDENING))
+    return Intervals(names, lower, upper, np.full(len(genes), np.nan), DONORS, trusted, widened)
+
+
+def _widening(run: SlideRun, level: float) -> float:
+    """How much wider intervals have to be to hold as much as they should of frequent genes, hidden on the slide.
+
+    Below 1 where they hold more; NaN where the slide has too few frequent genes to tell.
+    """
+    calibration, measured, engine = run.model.calibration, run.alignment.measured, run.engine
+    assert calibration is not None
+    spots = sample_spots(run.adata, np.arange(run.adata.n_obs), N_SPOTS)
+    hidden = np.sort(np.random.default_rng(0).permutation(measured)[: len(measured) // HIDDEN])
+    frequent = hidden[engine.log_counts(hidden)[spots].getnnz(axis=0) > MIN_DETECTION * len(spots)]
+    if len(frequent) < MIN_GENES:
+        return float("nan")
+    projection, target = engine.project([hidden]), engine.target(frequent, read=True)
+    assert target.log_counts is not None
+
+    def predict(rows: Rows) -> Floats32:
+        return projection.predict(projection.state(rows, "everywhere", [0]), target)
+
+    prediction = np.concatenate([found for _, found in projection.map(predict, "Absent genes", spots)])
+    p = prediction.astype(np.float64)
+    needed = misfit(p, target.log_counts[spots].toarray())
+    given = calibration.reach(prediction, frequent, run.lacking, level) / spread(p)
+    return float(np.nanquantile(needed / np.maximum(given, 1e-6), level))
 
 
 def check(level: float | None, genes: object, n_absent: int, adata: AnnData, tiles: Ints | None, model: Model) -> None:
@@ -166,7 +202,7 @@ def compute(
     ]
     if len(request.absent):
         names = [symbols[gene] for gene in request.absent]
-        parts.append(of_absent(names, absent, request.absent, run.model, run.lacking, level))
+        parts.append(of_absent(names, absent, request.absent, run, level))
     names = [name for part in parts for name in part.names]
     lower, upper = (
         pd.DataFrame(np.hstack(ends).astype(np.float32), index=run.adata.obs_names, columns=names)

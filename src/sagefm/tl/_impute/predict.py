@@ -149,10 +149,12 @@ def impute(
         where the slide has too few spots for the share.
     ``uns["sage_imputed"]["intervals"]``
         One row a gene: ``level``; ``coverage``, the share of measured values inside, NaN for absent genes; mean
-        ``width``; and ``source``. ``"slide"``: from the held-out errors of this gene in other parts of this slide
-        (split conformal, five sets of tiles). ``"left-out donors"``: from errors on donors left out of training,
-        among predictions as high as this one, wider if the gene's own were larger; on a donor unlike those they
-        cover less.
+        ``width``; and ``source``. ``"slide"``: from the held-out errors of this gene in other parts of this slide,
+        among predictions of like rank (split conformal, five sets of tiles, up to five classes of spots).
+        ``"left-out donors"``: from errors on donors left out of training, among predictions as high as this one,
+        wider if the gene's own were larger. A fifth of the slide's genes is hidden on it too, and all intervals are
+        ``widened`` until they hold that share of the frequent ones. ``trusted`` is False where that would take more
+        than a factor of 1.5, the slide has too few frequent genes to tell, or fewer than three donors have the gene.
     ``uns["sage_imputed"]["params"]``
         The model and what it read.
     ``var["sage_gene"]``, ``uns["sage_genes"]``
