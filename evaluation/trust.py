@@ -4,9 +4,10 @@
 
 For every donor the recipe of sagefm-mini is trained without it, unless the model lies in FOLDER. With ``--write`` the
 shipped model is calibrated on all of them. Then every donor in turn is taken for the new slide: its model is calibrated
-on the other donors alone; the shipped model is tried on donors that it never saw. Tables: ``intervals.csv`` (coverage and width), ``prior.csv`` (expected against
-actual correlation of absent genes), ``assessment.csv`` (verdicts beside what the model is worth there), ``cards.csv``
-(the shipped model's verdicts on six sections). About half an hour on 2 CPU cores once the models are there.
+on the other donors alone. The shipped model is tried on donors that it never saw. Tables: ``intervals.csv`` (coverage
+and width), ``prior.csv`` (expected against actual correlation of absent genes), ``assessment.csv`` (verdicts beside
+what the model is worth there), ``cards.csv`` (the shipped model's verdicts on six sections). About an hour on 2 CPU
+cores once the models are there.
 """
 
 import argparse
