@@ -157,6 +157,10 @@ obs : predicted label, categorical, ``"unsure"`` where no class is probable enou
 obsm : probability of each class, a data frame
 uns : ``params``; ``tried``, the settings and their scores; ``scores`` on donors that were held out
 """
+CONFIDENCE = "{}_confidence"
+"""
+obs : chance that a spot's most probable class is right
+"""
 COMPOSITION = "sage_composition"
 """
 obsm : predicted likelihood of each class, a data frame

@@ -8,6 +8,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 import sagefm as sg
 from sagefm.tl._labels import classifiers
+from sagefm.tl._labels.classifiers import fit_confidence
 from sagefm.tl._labels.labels import score_labels
 from sagefm.tl._points import standardize
 
@@ -106,13 +107,15 @@ def test_groups_of_the_reference_count_in_no_score(log):
 
 
 @pytest.mark.slow
-def test_labels_that_the_reference_lacks_count_as_missed():
+def test_labels_that_the_reference_lacks_are_counted_apart(log):
     reference, query = planted(), planted(groups="Q", seed=5, n=200)
     query.obs["label"] = query.obs["label"].astype(str).replace({"z": "new"})
     sg.tl.annotate(query, "label", reference=reference, library_key="donor")
     scores = query.uns["sage_annotation"]["scores"].loc["overall"]
-    assert scores["n_spots"] == 200
-    assert scores["accuracy"] == pytest.approx((query.obs["label"] != "new").mean(), abs=0.03)
+    is_new = query.obs["label"] == "new"
+    assert (scores["n_spots"], scores["n_lacking"]) == ((~is_new).sum(), is_new.sum())
+    assert scores["accuracy"] > 0.95
+    assert f"The reference lacks 'new', so the {is_new.sum()} spots" in log.text
 
 
 @pytest.mark.slow
@@ -132,7 +135,7 @@ def test_unsure_merge_and_missing_labels(tmp_path):
     found = adata.obsm["sage_annotation"]
     assert found.columns.tolist() == ["xy", "z"]
     np.testing.assert_allclose(found.sum(axis=1), 1)
-    sure = found.max(axis=1) >= 0.9
+    sure = adata.obs["sage_annotation_confidence"] >= 0.9
     assert ((adata.obs["sage_annotation"] == "unsure") == ~sure).all()
     known = adata.obs["label"].isin(["x", "y", "z"])
     scores = adata.uns["sage_annotation"]["scores"]
@@ -144,6 +147,33 @@ def test_unsure_merge_and_missing_labels(tmp_path):
     adata.obs["label"] = adata.obs["label"].astype("category")
     adata.write_h5ad(tmp_path / "a.h5ad")
     assert ad.read_h5ad(tmp_path / "a.h5ad").uns["sage_annotation"]["scores"].shape == scores.shape
+
+
+def test_confidence_is_what_held_out_groups_show():
+    """A classifier that is right in 0.6 of the spots where it says 0.99, and in 0.3 of those where it says 0.9."""
+    rng = np.random.default_rng(0)
+    top = np.repeat([0.99, 0.9], 2_000)
+    right = rng.random(4_000) < np.repeat([0.6, 0.3], 2_000)
+    learned = fit_confidence(np.stack([top, 1 - top], axis=1), right)
+    assert learned(np.array([[0.99, 0.01], [0.1, 0.9]])) == pytest.approx([0.6, 0.3], abs=0.04)
+    # More probable classes are less often right: then probability says nothing.
+    upside_down = fit_confidence(np.stack([top, 1 - top], axis=1), ~right)
+    assert upside_down(np.array([[0.99, 0.01], [0.1, 0.9]])) == pytest.approx((~right).mean())
+
+
+def test_sure_spots_are_right_more_often_than_all(log):
+    """Labels that the representation tells for some spots alone."""
+    adata = planted(n=400)
+    rng = np.random.default_rng(0)
+    told = rng.random(adata.n_obs) < 0.4
+    adata.obsm["X_sage"][~told] = rng.normal(size=adata.obsm["X_sage"][~told].shape)
+    sg.tl.annotate(adata, "label", group_key="donor")
+    scores = adata.uns["sage_annotation"]["scores"]
+    assert (scores["accuracy_sure"] > scores["accuracy"] + 0.1).all()
+    assert (scores["accuracy"] > scores["accuracy_unsure"]).all()
+    assert scores.loc["overall", "majority"] == pytest.approx(
+        adata.obs["label"].value_counts(normalize=True).max(), abs=0.1
+    )
 
 
 def test_one_group_has_no_scores_and_says_so(log, tmp_path):

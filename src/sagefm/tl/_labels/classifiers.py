@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sagefm._types import Array, Floats, Ints, Strings
+from sagefm._types import Array, Bools, Floats, Ints, Strings
 from sagefm._utils import progress
 from sagefm.tl._labels.labels import score_labels
 from sagefm.tl._points import standardize
@@ -83,6 +83,28 @@ def fit_probabilities(
 ) -> Callable[[Array], Floats]:
     """Fit a classifier, and return the function that gives probabilities of points."""
     return partial(probabilities, fit(make(kind, params, seed), points, labels), classes=classes)
+
+
+def fit_confidence(probability: Floats, right: Bools) -> Callable[[Floats], Floats]:
+    """Learn from held-out groups how often the most probable class is right, by its probability (Platt's scaling).
+
+    Probabilities of a classifier say little on donors that it hasn't seen: how much is what their spots tell. Where
+    more probable classes aren't more often right, all spots get the share that is.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if right.all() or not right.any():
+        return lambda found: np.full(len(found), float(right.mean()))
+    fitted = LogisticRegression().fit(_odds(probability), right)
+    if fitted.coef_[0, 0] <= 0:
+        return lambda found: np.full(len(found), float(right.mean()))
+    return lambda found: np.asarray(fitted.predict_proba(_odds(found))[:, 1], dtype=float)
+
+
+def _odds(probability: Floats) -> Floats:
+    """Log odds of the most probable class, shape (spots, 1)."""
+    top = probability.max(axis=1, keepdims=True).clip(1e-3, 1 - 1e-3)
+    return np.log(top / (1 - top))
 
 
 def views(points: Array, slides: Array, scale: str) -> dict[str, Array]:

@@ -152,8 +152,8 @@ def record_scores(
     """Scores to record, and one of them in words; a warning where nothing is held out."""
     if scored is None:
         logger.warning(
-            "Nothing is held out: all labelled spots come from one group, so no score can be given. Set group_key to a "
-            "column with two groups or more, such as donors."
+            "Nothing is held out: all labelled spots come from one group, so no score can be given, and no setting "
+            "chosen by one. Set group_key to a column with two groups or more, such as donors."
         )
         return {}, ""
     scores = scored.score(metrics)
