@@ -19,7 +19,7 @@ COLLECTIONS = {
     "her2st": ["her2st_A1", "her2st_C1", "her2st_D1", "her2st_E1", "her2st_F1", "her2st_G2"],
     "synovium": [f"synovium_RA{donor}_s1" for donor in (1, 3, 4)],
 }
-LEFT_OUT = {"undetermined": None, "Unknown": None, "unlabelled": None}
+LEFT_OUT = ["undetermined", "Unknown", "unlabelled"]
 COLUMNS = ["n_spots", "accuracy", "majority", "share_sure", "accuracy_sure", "accuracy_unsure"]
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         sg.pp.neighborhood_graph(adata, library_key="sample")
         sg.tl.sage_embed(adata, "sagefm-mini")
         for classifier in ("forest", "mlp"):
-            sg.tl.annotate(adata, "pathologist", merge=LEFT_OUT, group_key="donor", classifier=classifier)
+            sg.tl.annotate(adata, "pathologist", group_key="donor", classifier=classifier)
             scores = adata.uns["sage_annotation"]["scores"][COLUMNS]
             parts.append(scores.reset_index().assign(collection=name, classifier=classifier))
     table = pd.concat(parts).set_index(["collection", "classifier", "group"]).round(3)
@@ -45,10 +45,11 @@ def main() -> None:
 
 
 def read(file: Path) -> ad.AnnData:
-    """A section; spots between two classes have no label."""
+    """A section; spots between two classes, or of none, have no label."""
     adata = ad.read_h5ad(file)
-    labels = adata.obs["pathologist"].astype(object)
-    adata.obs["pathologist"] = labels.where(labels.notna() & ~labels.astype(str).str.contains(";"), None)
+    labels = adata.obs["pathologist"].astype(object).str.replace("/", " or ")
+    known = labels.notna() & ~labels.astype(str).str.contains(";") & ~labels.isin(LEFT_OUT)
+    adata.obs["pathologist"] = labels.where(known, None)
     return adata
 
 

@@ -91,7 +91,7 @@ def main() -> None:
     )
     pd.DataFrame(verdicts).to_csv(arguments.out / "assessment.csv", index=False)
     write_views(arguments.out)
-    cards = [card(arguments.sections / f"{name}.h5ad") for name in CARDS]
+    cards = [card(arguments.sections / f"{name}.h5ad", shipped) for name in CARDS]
     pd.DataFrame(cards).to_csv(arguments.out / "cards.csv", index=False)
     for file in ("intervals_view.csv", "prior.csv", "assessment_view.csv", "cards.csv"):
         print(pd.read_csv(arguments.out / file).to_string())
@@ -215,11 +215,11 @@ def write_views(out: Path) -> None:
     pd.DataFrame.from_dict(rows, orient="index").rename_axis("donor").to_csv(out / "assessment_view.csv")
 
 
-def card(file: Path) -> dict[str, object]:
-    """The shipped model's verdict on a section."""
+def card(file: Path, shipped: sg.models.Model) -> dict[str, object]:
+    """The shipped model's verdict on a section, calibrated as above."""
     adata = ad.read_h5ad(file)
     sg.pp.neighborhood_graph(adata)
-    sg.pp.assess(adata, "sagefm-mini")
+    sg.pp.assess(adata, shipped)
     if file.stem == SHOWN:
         sg.pl.assessment(adata, show=False, save=FIGURE)
     found = adata.uns["sage_assessment"]

@@ -37,7 +37,7 @@ def annotate(
     merge: Mapping[str, str | None] | None = None,
     classifier: classifiers.Kind = "forest",
     scale: classifiers.Scale = "auto",
-    min_probability: float = 0.5,
+    min_probability: float = 0.7,
     library_key: str | None = None,
     group_key: str | None = None,
     rng: int | np.random.Generator = 0,
