@@ -168,7 +168,7 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "tl.annotate": _function(
         _small_forests(lambda a, k: sg.tl.annotate(a, "domain", group_key="donor", classifier="forest")),
-        "obs/sage_annotation obsm/sage_annotation uns/sage_annotation",
+        "obs/sage_annotation obs/sage_annotation_confidence obsm/sage_annotation uns/sage_annotation",
         "embedding labels donors",
     ),
     "tl.composition": _function(

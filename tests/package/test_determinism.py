@@ -61,7 +61,9 @@ SEEDED = {
         "uns/perturb_lr/results",
     ),
     "tl.perturb_targets": (
-        lambda a, k, seed: sg.tl.perturb_targets(a, {"CXCL12": ["CXCR4"]}, k.model, rng=seed, device="cpu"),
+        lambda a, k, seed: sg.tl.perturb_targets(
+            a, {"CXCL12": ["CXCR4"]}, k.model, control_spots=20, rng=seed, device="cpu"
+        ),
         "uns/perturb_targets/controls",
     ),
     "benchmark.evaluate_imputation": (
