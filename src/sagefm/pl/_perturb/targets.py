@@ -160,7 +160,7 @@ def target_controls(
         circles = ax.scatter(x + _spread(len(means)), means, s=26, facecolor="none", edgecolor="0.4", zorder=2)
         mean, p = tests.loc[gene, ["mean_target", "pval"]]
         diamond = ax.scatter(x, mean, marker="D", s=60, color=ORANGE, edgecolor="k", zorder=3)
-        text = "" if np.isnan(p) else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.0e}"
+        text = "" if np.isnan(p) else f"p = {p:.2g}"
         ax.text(x, 1.1, text, ha="center", va="bottom", fontsize="x-small")
     _finish_genes(ax, genes, "mean effect E", 1.25)
     for drawn, label in ((circles, "control genes (a replicate)"), (diamond, "targets")):
