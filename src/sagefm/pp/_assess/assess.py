@@ -52,8 +52,8 @@ def assess(
 ) -> AnnData | None:
     """Say whether a model can be trusted on a slide: its trust card.
 
-    Nothing is predicted. The slide's genes, depth, arrangement and expression are compared with what the model was
-    trained on and with how it did on donors left out of training.
+    The model is tried on the slide itself, beside plain baselines. The slide's genes, depth, arrangement and expression
+    are compared with what the model was trained on and with how it did on donors left out of training.
 
     Parameters
     ----------
@@ -73,9 +73,10 @@ def assess(
     ``None``, or the copy. Writes ``uns["sage_assessment"]``:
 
     ``verdict``
-        ``"fine"``: in every respect like slides of left-out donors on which the model was ahead of the plain
-        baseline. ``"with care"``: in some respect not. ``"outside what the model knows"``: beyond what it was tried
-        on, or where it is of no use. ``"unknown"``: the model carries no calibration to compare with.
+        The worst of the checks. ``"fine"``: the model is ahead of every baseline on this slide, which is like those of
+        left-out donors of which it knew more than depth. ``"with care"``: in some respect not, or a check couldn't be
+        made. ``"outside what the model knows"``: it knows no more than the depth of the spots, or the slide lies
+        beyond all that was tried.
     ``checks``
         One row each, with its ``value``, limits ``care`` and ``outside``, on which side of them values are ``worse``,
         ``verdict`` and ``text``. One that can't be looked at is ``"unknown"``, and lets the slide pass with care only:
@@ -88,6 +89,11 @@ def assess(
         - ``lattice``: arrangement and spacing of the spots.
         - ``expression``: median cosine distance of the spots' neighborhood means to the nearest of the training
           data's, over the genes that the slide has (of 1,000 spots a slide).
+        - ``prediction``: r beyond depth of the model, over the genes in more than 30 % of the spots, while a third of
+          the genes is hidden in each of 1,000 spots a slide. ``fine`` where this r, and RMSE over all hidden values,
+          are better than those of depth alone, of the neighbors' mean × depth and of diffusion × depth. With care
+          where r is above that of depth alone by more than 0.02. Unknown with fewer than 10 genes, or where nothing
+          varies beyond depth and chance.
         - ``species``: only where genes were translated by a table of orthologs.
     ``slides``
         One row for each slide: its ``verdict``, and the value and verdict of each check that looks at slides, such as
