@@ -56,7 +56,12 @@ def add(commands: Any) -> None:
     add_output(perturb, "table to write, .csv")
     perturb.add_argument("--plot", type=Path, help="figure to write, such as out.png")
     perturb.add_argument("--mask", choices=["all", "pair"], default="all", help="default: %(default)s")
-    perturb.add_argument("--n-controls", type=int, default=20, help="controls a receptor (default: %(default)s)")
+    perturb.add_argument(
+        "--n-controls",
+        type=int,
+        default=20,
+        help="controls for each gene of a pair (default: %(default)s)",
+    )
     perturb.set_defaults(run=_perturb)
 
 

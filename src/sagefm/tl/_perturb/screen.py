@@ -112,15 +112,12 @@ class Screen:
 
     # What is run.
 
-    def open(self, controls: Ints, sources: Ints) -> Responder:
-        """Project the slide, so that targets and controls can be hidden."""
-        genes = np.array(sorted(self.genes), dtype=np.int64)
-        expression = Expression(self._engine, np.concatenate([genes, controls, sources]))
-        return Responder(self._engine.project([self._targets, controls]), expression, self._to_unclamped)
-
     @cached_property
     def _responder(self) -> Responder:
-        return self.open(_pool(self._controls), _pool(self._control_sources))
+        """The slide, projected so that targets and their controls can be hidden."""
+        genes, controls = np.array(sorted(self.genes), dtype=np.int64), _pool(self._controls)
+        expression = Expression(self._engine, np.concatenate([genes, controls, _pool(self._control_sources)]))
+        return Responder(self._engine.project([self._targets, controls]), expression, self._to_unclamped)
 
     def run(
         self, libraries: Libraries, *, store_spots: bool = False, responder: Responder | None = None
