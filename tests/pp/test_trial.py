@@ -101,7 +101,7 @@ def merged(adata):
     [
         (lambda adata: adata, {"fine"}),
         (permuted, {"outside what the model knows"}),
-        (alike, {"with care"}),
+        (alike, {"with care", "outside what the model knows"}),
         (merged, {"with care", "outside what the model knows"}),
     ],
 )

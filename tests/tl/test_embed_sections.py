@@ -51,7 +51,7 @@ def folder(_folder, tmp_path):
 def test_a_folder_of_sections(folder, tmp_path, log):
     table = sg.tl.embed_sections(folder, tmp_path / "out", "sagefm-mini")
     assert table["status"].to_dict() == {"a": "embedded", "b": "embedded", "c": "failed", "d": "embedded"}
-    assert "no counts" in table.loc["c", "error"]
+    assert "not counts" in table.loc["c", "error"]
     assert "1 of 4 sections failed: 'c'" in log.text
     assert [r.getMessage().partition(":")[0] for r in log.records if r.levelname == "ERROR"] == ["c"]
     adata = ad.read_h5ad(folder / "a.h5ad")
