@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(error: Exception, kept: str) -> str:
     """What an error says, in the words of the command line; ``kept`` is what a stop leaves of the output."""
-    text = (
-        str(error.args[0]) if isinstance(error, KeyError) and error.args else explain(error)
-    )  # KeyError quotes its own
-    if getattr(error, "errno", None) == errno.ENOSPC or text == os.strerror(errno.ENOSPC).lower():  # the latter of HDF5
+    is_quoted = isinstance(error, KeyError) and error.args  # by KeyError itself
+    text = str(error.args[0]) if is_quoted else explain(error)
+    # HDF5 has the reason in its text alone.
+    if getattr(error, "errno", None) == errno.ENOSPC or text == os.strerror(errno.ENOSPC).lower():
         text = f"the disk is full; {kept}"
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror.lower()}."

@@ -55,7 +55,7 @@ def _summary(adata: AnnData) -> str:
     return f"""
 A simulated slide of {adata.n_obs} spots and {adata.n_vars} genes, read by {MODEL}:
 
-  trust card  {adata.uns[_keys.ASSESSMENT]["verdict"]}
+  trust card  {adata.uns[_keys.ASSESSMENT]["verdict"]} (it was trained on real tissue, not on simulated slides)
   embedding   {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot
   clusters    {clusters.nunique()}, where the slide has {domains.nunique()} domains ({agreement})
   imputation  Pearson r with the measured counts, which the model didn't see: {correlations}

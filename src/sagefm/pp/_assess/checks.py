@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FINE, CARE, OUTSIDE, UNKNOWN = "fine", "with care", "outside what the model knows", "unknown"
 # From good to bad.
 VERDICTS = [FINE, UNKNOWN, CARE, OUTSIDE]
-MODEL, SCALED = "model", "depth-scaled "  # as trials name it, and what the names of baselines begin with
+MODEL = "model"  # as trials name it, beside the baselines
 ABOVE, BELOW = "above", "below"
 
 
@@ -182,12 +182,8 @@ def prediction(tried: pd.DataFrame, verdict: str) -> Check:
     if verdict == UNKNOWN:
         text = f"what {own['n_genes']:.0f} hidden genes in over 30% of the spots show is depth and chance"
         return Check("prediction", float("nan"), text)
-    best_name, closest_name = (
-        f"{name.removeprefix(SCALED)} × depth" if name.startswith(SCALED) else name
-        for name in (str(best.idxmax()), str(closest.idxmin()))
-    )
     text = (
-        f"hidden genes: r = {r:.2f} beyond depth ({best_name} {best.max():.2f}, attainable {own['attainable_r']:.2f}), "
-        f"RMSE {own['rmse']:.3f} ({closest_name} {closest.min():.3f})"
+        f"hidden genes: r = {r:.2f} beyond depth ({best.idxmax()} {best.max():.2f}, attainable "
+        f"{own['attainable_r']:.2f}), RMSE {own['rmse']:.3f} ({closest.idxmin()} {closest.min():.3f})"
     )
     return Check("prediction", float(r), text, worse=BELOW, verdict=verdict)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 N_FOLDS, BATCH_SIZE = 3, 256
 MARGIN = 0.02  # of r beyond depth; as much comes by chance
 MIN_GENES, MIN_ATTAINABLE = 10, 0.05
-BASELINES = (_baselines.DEPTH, _baselines.DEPTH_SCALED, _baselines.DIFFUSION)
+NEIGHBORS, DIFFUSION = "neighbors × depth", "diffusion × depth"  # beside depth alone
 
 
 @torch.inference_mode()
@@ -48,7 +48,7 @@ def try_slide(
 
     Returns
     -------
-    One row for the model and for each of :data:`BASELINES`: ``rmse`` over all values, ``r_beyond_depth`` and
+    One row for the model and for each of the three baselines: ``rmse`` over all values, ``r_beyond_depth`` and
     ``attainable_r``, means over the ``n_genes`` genes that more than 30 % of the spots show.
     """
     n_genes = log_counts.shape[1]
@@ -107,8 +107,8 @@ def _predictions(
     similar = Diffusion(similar_components(visible))
     means = {
         _baselines.DEPTH: (truth.mean(axis=0), np.full_like(total, total.mean())),
-        _baselines.DEPTH_SCALED: (around, totals),
-        _baselines.DIFFUSION: (similar.mean(truth), similar.mean(total[:, None])[:, 0]),
+        NEIGHBORS: (around, totals),
+        DIFFUSION: (similar.mean(truth), similar.mean(total[:, None])[:, 0]),
     }
     for name, (mean, observed) in means.items():
         ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(observed)).numpy()

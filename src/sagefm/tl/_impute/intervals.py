@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagefm._depth import MIN_DETECTION
-from sagefm._slides import sample_spots
+from sagefm._slides import Libraries, sample_spots
 from sagefm._types import Bools, Floats, Floats32, Ints
 from sagefm.models._calibration import ends, misfit, spread
 
@@ -44,7 +44,7 @@ class Intervals:
     coverage: Floats
     source: str
     trusted: Bools
-    widened: float = 1.0
+    widened: float = 1.0  # the most of any slide
 
     def table(self, level: float) -> pd.DataFrame:
         """One row a gene."""
@@ -108,46 +108,53 @@ def of_measured(
     return Intervals(names, lower, upper, coverage, SLIDE, np.ones(len(names), dtype=bool))
 
 
-def of_absent(names: list[str], prediction: Floats32, genes: Ints, run: SlideRun, level: float) -> Intervals:
+def of_absent(
+    names: list[str], prediction: Floats32, genes: Ints, run: SlideRun, slides: Libraries, level: float
+) -> Intervals:
     """Intervals from the errors on donors that were left out of training, with the genes hidden on whole sections.
 
     A slide may be less like training than they are. So genes that it has are hidden on it as well, and what their
-    intervals lack is made up for.
+    intervals lack is made up for, on each slide by itself.
     """
     calibration = run.model.calibration
     assert calibration is not None
-    needed = _widening(run, level)
-    widened = float(np.clip(np.nan_to_num(needed, nan=1.0), 1.0, MAX_WIDENING))
-    reach = calibration.reach(prediction, genes, run.lacking, level) * widened
+    needed = _widening(run, slides, level)
+    widened = np.clip(np.nan_to_num(needed, nan=1.0), 1.0, MAX_WIDENING)
+    reach = calibration.reach(prediction, genes, run.lacking, level) * widened[slides.codes, None]
     lower, upper = ends(prediction.astype(np.float64), reach)
     # NaN, of too few genes to tell, is no reason for trust.
-    trusted = np.asarray((calibration.n_donors[genes] >= MIN_DONORS) & (needed <= MAX_WIDENING))
-    return Intervals(names, lower, upper, np.full(len(genes), np.nan), DONORS, trusted, widened)
+    trusted = np.asarray((calibration.n_donors[genes] >= MIN_DONORS) & (needed <= MAX_WIDENING).all())
+    return Intervals(names, lower, upper, np.full(len(genes), np.nan), DONORS, trusted, float(widened.max()))
 
 
-def _widening(run: SlideRun, level: float) -> float:
-    """How much wider intervals have to be to hold as much as they should of frequent genes, hidden on the slide.
+def _widening(run: SlideRun, slides: Libraries, level: float) -> Floats:
+    """How much wider intervals have to be to hold as much as they should of frequent genes hidden on each slide.
 
-    Below 1 where they hold more; NaN where the slide has too few frequent genes to tell.
+    Below 1 where they hold more; NaN where the slide has too few frequent genes to tell. Shape (slides,).
     """
     calibration, measured, engine = run.model.calibration, run.alignment.measured, run.engine
     assert calibration is not None
-    spots = sample_spots(run.adata, np.arange(run.adata.n_obs), N_SPOTS)
     hidden = np.sort(np.random.default_rng(0).permutation(measured)[: len(measured) // HIDDEN])
-    frequent = hidden[engine.log_counts(hidden)[spots].getnnz(axis=0) > MIN_DETECTION * len(spots)]
-    if len(frequent) < MIN_GENES:
-        return float("nan")
-    projection, target = engine.project([hidden]), engine.target(frequent, read=True)
+    projection, target = engine.project([hidden]), engine.target(hidden, read=True)
     assert target.log_counts is not None
 
     def predict(rows: Rows) -> Floats32:
         return projection.predict(projection.state(rows, "everywhere", [0]), target)
 
-    prediction = np.concatenate([found for _, found in projection.map(predict, "Absent genes", spots)])
-    p = prediction.astype(np.float64)
-    needed = misfit(p, target.log_counts[spots].toarray())
-    given = calibration.reach(prediction, frequent, run.lacking, level) / spread(p)
-    return float(np.nanquantile(needed / np.maximum(given, 1e-6), level))
+    needed = np.full(len(slides), np.nan)
+    for slide, (_, members) in enumerate(slides.rows()):
+        spots = sample_spots(run.adata, members, N_SPOTS)
+        log_counts = target.log_counts[spots]
+        frequent = np.flatnonzero(log_counts.getnnz(axis=0) > MIN_DETECTION * len(spots))
+        if len(frequent) < MIN_GENES:
+            continue
+        found = [block[:, frequent] for _, block in projection.map(predict, "Absent genes", spots)]
+        prediction = np.concatenate(found)
+        p = prediction.astype(np.float64)
+        given = calibration.reach(prediction, hidden[frequent], run.lacking, level) / spread(p)
+        missed = misfit(p, log_counts[:, frequent].toarray()) / np.maximum(given, 1e-6)
+        needed[slide] = np.nanquantile(missed, level)
+    return needed
 
 
 def check(level: float | None, genes: object, n_absent: int, adata: AnnData, tiles: Ints | None, model: Model) -> None:
@@ -190,6 +197,7 @@ def compute(
     absent: Floats32,
     targets: Sequence[Target],
     tiles: Ints | None,
+    slides: Libraries,
     level: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Lower ends, upper ends and the table of all genes, see :func:`sagefm.tl.impute`."""
@@ -202,7 +210,7 @@ def compute(
     ]
     if len(request.absent):
         names = [symbols[gene] for gene in request.absent]
-        parts.append(of_absent(names, absent, request.absent, run, level))
+        parts.append(of_absent(names, absent, request.absent, run, slides, level))
     names = [name for part in parts for name in part.names]
     lower, upper = (
         pd.DataFrame(np.hstack(ends).astype(np.float32), index=run.adata.obs_names, columns=names)

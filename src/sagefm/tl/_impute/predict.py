@@ -152,9 +152,10 @@ def impute(
         ``width``; and ``source``. ``"slide"``: from the held-out errors of this gene in other parts of this slide,
         among predictions of like rank (split conformal, five sets of tiles, up to five classes of spots).
         ``"left-out donors"``: from errors on donors left out of training, among predictions as high as this one,
-        wider if the gene's own were larger. A fifth of the slide's genes is hidden on it too, and all intervals are
-        ``widened`` until they hold that share of the frequent ones. ``trusted`` is False where that would take more
-        than a factor of 1.5, the slide has too few frequent genes to tell, or fewer than three donors have the gene.
+        wider if the gene's own were larger. A fifth of each slide's genes is hidden on it too, and its intervals are
+        widened until they hold that share of the frequent ones; ``widened`` is the largest factor. ``trusted`` is
+        False where a slide would take more than 1.5 or has too few frequent genes to tell, or where fewer than three
+        donors have the gene.
     ``uns["sage_imputed"]["params"]``
         The model and what it read.
     ``var["sage_gene"]``, ``uns["sage_genes"]``
@@ -244,7 +245,7 @@ def impute(
             beyond = tables["reliability"]["r_beyond_depth"].to_numpy()
             written[column] = _by_column(run.alignment.index, request.measured, beyond)
         if intervals is not None:
-            ends = conformal.compute(run, request, found, absent, targets, tiles, intervals)
+            ends = conformal.compute(run, request, found, absent, targets, tiles, slides, intervals)
             written[lower], written[upper], tables["intervals"] = ends
         tables = request.sort(tables, written, run.model.vocabulary.symbols)
         result = run.commit(written, {"mask": mask, "n_folds": n_folds, "library_key": slides.key}, **tables)
