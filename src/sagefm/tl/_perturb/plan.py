@@ -93,6 +93,13 @@ class Clamp:
         """Where the subunits of each readout are among the targets."""
         return [np.searchsorted(self.targets, readout) for readout in self.readouts]
 
+    @cached_property
+    def by_size(self) -> list[tuple[Ints, Ints]]:
+        """Readouts with equally many subunits, and the columns of these, shape (readouts, subunits)."""
+        size = np.array([len(column) for column in self.columns])
+        members = [np.flatnonzero(size == n) for n in np.unique(size)]
+        return [(found, np.stack([self.columns[i] for i in found])) for found in members]
+
 
 Levels = Callable[[Genes], Floats32]
 """Levels that genes are clamped at, shape (levels, genes)."""

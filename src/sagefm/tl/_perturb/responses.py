@@ -168,6 +168,7 @@ class Responder:
         """Highest level against what it is compared with, shape (spots, outputs)."""
         low = prediction.unclamped if self.to_unclamped else prediction.levels[0]
         change = prediction.levels[-1] - low
-        if all(len(column) == 1 for column in clamp.columns):
-            return change[:, np.concatenate(clamp.columns)]
-        return torch.stack([combine_subunits(change[:, column]) for column in clamp.columns], 1)
+        combined = change.new_empty(len(change), len(clamp.columns))
+        for readouts, columns in clamp.by_size:
+            combined[:, readouts] = combine_subunits(change[:, columns])
+        return combined
