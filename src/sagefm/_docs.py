@@ -70,6 +70,10 @@ TEXTS = {
     Number of passes over the spots.""",
     "rng": """rng
     Seed or random number generator.""",
+    "similar": """similar
+    Whether predictions read the mean of the slide's similar spots, wherever they lie, if the model has that term.
+    It takes a principal component analysis for each set of genes that are hidden together. Without it, and on slides
+    of fewer than 50 spots, the neighbors take their place.""",
     "seed": """rng
     Seed of the random numbers.""",
     "device": """device

@@ -27,7 +27,7 @@ from sagefm.models._masks import RandomMasks
 from sagefm.models._scores import MaskSums, RunningScores, Summary
 from sagefm.models._spots import Spots, predict, read_spots
 from sagefm.pp._counts import Counts
-from sagefm.pp._diffusion import Diffusion, similar_components
+from sagefm.pp._diffusion import Diffusion
 from sagefm.pp._genes import get_alignment
 from sagefm.pp._graph import get_graph
 from sagefm.tl._impute.request import N_FOLDS, gene_folds
@@ -91,24 +91,26 @@ class MaskedSlide:
         slide_mean = np.asarray(of_slide.sum(axis=0), dtype=float).ravel() / np.maximum(n_visible, 1)
         depth = np.asarray(of_slide.expm1().sum(axis=1), dtype=float).ravel()
         spline = DepthSpline(depth)
-        similar = Diffusion(similar_components(of_slide))
+        similar = Diffusion.of_slide(of_slide, self.graph[self.rows][:, self.rows])
         diffused = similar.fill(Scratch().empty(of_slide.shape), shown[self.rows])
         mean = torch.from_numpy(slide_mean.astype(np.float32)).to(self.device)
         masked, scores = MaskSums(self.n_genes), dict[str, RunningScores]()
         for start in range(0, len(self.rows), BATCH_SIZE):
             block = slice(start, start + BATCH_SIZE)
             rows = self.rows[block]
-            spots = read_spots(self.log_counts, self.graph, rows, masks(rows), shown=shown).to(self.device)
+            like = torch.from_numpy(diffused[block])
+            spots = read_spots(self.log_counts, self.graph, rows, masks(rows), shown=shown, similar=like)
+            spots = spots.to(self.device)
             basis = torch.from_numpy(spline(depth[block])).to(self.device)
-            like = torch.from_numpy(diffused[block]).to(self.device)
             masked.add(spots.center, spots.mask, basis)
-            for name, prediction in self._predictions(spots, mean, like).items():
+            for name, prediction in self._predictions(spots, mean).items():
                 part = scores.setdefault(name, RunningScores(self.n_genes, masked))
                 part.add(prediction, spots.center, spots.mask, basis)
         return scores
 
-    def _predictions(self, spots: Spots, slide_mean: Tensor, diffused: Tensor) -> dict[str, Tensor]:
+    def _predictions(self, spots: Spots, slide_mean: Tensor) -> dict[str, Tensor]:
         """Return what each predictor says of some spots."""
+        assert spots.similar is not None
         center, mean = spots.masked_center, spots.neighbor_mean
         found = {self.model.name: predict(self.canonical, spots), _baselines.ZEROS: torch.zeros_like(center)}
         if self.model.gene_mean is not None:
@@ -117,7 +119,7 @@ class MaskedSlide:
         found[_baselines.DEPTH] = _baselines.depth_scaled(center, slide_mean.expand_as(center), spots.mask)
         found[_baselines.NEIGHBOR_MEAN] = mean
         found[_baselines.DEPTH_SCALED] = _baselines.depth_scaled(center, mean, spots.mask)
-        found[_baselines.DIFFUSION] = _baselines.depth_scaled(center, diffused, spots.mask)
+        found[_baselines.DIFFUSION] = spots.similar
         return found
 
     def _hide(self, masks: Masks) -> tuple[csr_matrix, Ints]:

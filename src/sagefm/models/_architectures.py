@@ -67,7 +67,7 @@ def sage_shapes(n_genes: int, hidden: Sequence[int]) -> Shapes:
     if not hidden:
         raise ValueError("hidden has to name the width of the convolution at least.")
     n_first = hidden[0]
-    shapes: Shapes = {"gain": (n_genes,)}
+    shapes: Shapes = {"gain": (n_genes,), "similar_gain": (n_genes,)}
     shapes |= {"conv.lin_l.weight": (n_first, n_genes), "conv.lin_l.bias": (n_first,)}
     shapes |= {"conv.lin_r.weight": (n_first, n_genes)}
     for i, (n_in, n_out) in enumerate(pairwise(hidden)):
@@ -86,6 +86,7 @@ def sage_canonical(weights: Mapping[str, Tensor]) -> Canonical:
         trunk=[_linear(weights, f"linear.{i}") for i in range(n_linears)],
         decoder=_linear(weights, "fc_gene"),
         gain=weights["gain"],
+        similar_gain=weights["similar_gain"],
     )
 
 

@@ -1,11 +1,13 @@
 """The form that every tool is written on: one linear layer on center and neighbors, then an MLP.
 
 ``h_i = c_i @ Wc + n_i @ Wn + b``, then trunk, then decoder; optionally the decoder adds each gene's own mean over the
-neighbors, ``gain_g * sqrt(depth_i) * n_ig``. Knows tensors only.
+neighbors and over the slide's similar spots, ``gain_g * sqrt(depth_i) * n_ig + similar_gain_g * s_ig``. Knows tensors
+only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -38,6 +40,8 @@ class Canonical:
         Linear layer from the embedding to the genes, followed by ReLU.
     gain
         Weight of each gene's own mean over the neighbors, shape (genes,), or None.
+    similar_gain
+        Weight of its mean over similar spots, where there is a ``gain``, shape (genes,), or None.
     dropout
         Share of the embedding dropped before the decoder; 0 outside training.
     """
@@ -49,6 +53,7 @@ class Canonical:
     trunk: list[Linear]
     decoder: Linear
     gain: Tensor | None = None
+    similar_gain: Tensor | None = None
     dropout: float = 0.0
 
     negative_slope: ClassVar[float] = 0.01
@@ -88,6 +93,7 @@ class Canonical:
             trunk=[(move(weight), move(bias)) for weight, bias in self.trunk],
             decoder=(move(self.decoder[0]), move(self.decoder[1])),
             gain=None if self.gain is None else move(self.gain),
+            similar_gain=None if self.similar_gain is None else move(self.similar_gain),
         )
 
     def first_layer(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor) -> Tensor:
@@ -120,7 +126,13 @@ class Canonical:
             h = torch.addmm(bias, F.leaky_relu(h, self.negative_slope), weight)
         return h
 
-    def decode(self, z: Tensor, genes: Tensor | None = None, scaled_mean: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        z: Tensor,
+        genes: Tensor | None = None,
+        scaled_mean: Tensor | None = None,
+        similar: Tensor | None = None,
+    ) -> Tensor:
         """Predicted log1p counts from the embedding.
 
         Parameters
@@ -132,12 +144,14 @@ class Canonical:
         scaled_mean
             Mean of these genes over the neighbors times :func:`depth_scale`, shape (spots, genes). Zero by
             default; read only where there is a gain.
+        similar
+            Their mean over similar spots times :func:`depth_ratio`, likewise.
         """
-        (weight, bias), gain = self.decoder, self.gain
+        weight, bias = self.decoder
         if genes is not None:
-            weight, bias, gain = weight[:, genes], bias[genes], None if gain is None else gain[genes]
+            weight, bias = weight[:, genes], bias[genes]
         output = torch.addmm(bias, z, weight)
-        return F.relu(output if gain is None or scaled_mean is None else output + gain * scaled_mean)
+        return F.relu(add_terms(output, ((self.gain, scaled_mean), (self.similar_gain, similar)), genes))
 
     def read_out(self, genes: Tensor) -> ReadOut:
         """Prepare to predict some genes many times, without the embedding."""
@@ -152,9 +166,17 @@ class Canonical:
             bias=bias.to(self.bias),
             activated=bool(self.trunk),
             gain=None if self.gain is None else self.gain[genes],
+            similar_gain=None if self.similar_gain is None else self.similar_gain[genes],
         )
 
-    def forward(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor, masked: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        center: Tensor,
+        neighbor_sum: Tensor,
+        degree: Tensor,
+        masked: Tensor | None = None,
+        similar: Tensor | None = None,
+    ) -> Tensor:
         """All predictions from log1p counts: differentiable, for training and for tests.
 
         Parameters
@@ -167,11 +189,18 @@ class Canonical:
             Number of neighbors, shape (spots, 1).
         masked
             Genes that don't count for the depth of a spot, boolean, shape (spots, genes); none by default.
+        similar
+            Mean over similar spots times :func:`depth_ratio`, shape (spots, genes); zero by default.
         """
-        return self.forward_both(center, neighbor_sum, degree, masked)[0]
+        return self.forward_both(center, neighbor_sum, degree, masked, similar)[0]
 
     def forward_both(
-        self, center: Tensor, neighbor_sum: Tensor, degree: Tensor, masked: Tensor | None = None
+        self,
+        center: Tensor,
+        neighbor_sum: Tensor,
+        degree: Tensor,
+        masked: Tensor | None = None,
+        similar: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`; also the embedding, with the dropout that the decoder saw."""
         if self.shares_weights:  # one product instead of two
@@ -184,7 +213,7 @@ class Canonical:
         mean = neighbor_sum / degree.clamp(min=1)
         observed = mean if masked is None else mean * ~masked
         scale = depth_scale(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))
-        return self.decode(z, scaled_mean=scale * mean), z
+        return self.decode(z, scaled_mean=scale * mean, similar=similar), z
 
 
 @dataclass(frozen=True)
@@ -202,8 +231,8 @@ class ReadOut:
         What is left, shapes (genes, width) and (genes,).
     activated
         Whether a leaky ReLU comes before it.
-    gain
-        Weight of each gene's own mean over the neighbors, or None.
+    gain, similar_gain
+        Weight of each gene's own mean over the neighbors, and over similar spots, or None.
     """
 
     trunk: list[Linear]
@@ -211,8 +240,15 @@ class ReadOut:
     bias: Tensor
     activated: bool
     gain: Tensor | None
+    similar_gain: Tensor | None
 
-    def predict(self, h: Tensor, genes: Tensor | None = None, scaled_mean: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        h: Tensor,
+        genes: Tensor | None = None,
+        scaled_mean: Tensor | None = None,
+        similar: Tensor | None = None,
+    ) -> Tensor:
         """Predicted log1p counts of the genes, or of some (counted among them). Overwrites ``h``.
 
         As :meth:`Canonical.decode` of :meth:`Canonical.embed`.
@@ -221,11 +257,21 @@ class ReadOut:
             h = torch.addmm(bias, F.leaky_relu_(h, Canonical.negative_slope), weight)
         if self.activated:
             h = F.leaky_relu_(h, Canonical.negative_slope)
-        weight, bias, gain = self.weight, self.bias, self.gain
+        weight, bias = self.weight, self.bias
         if genes is not None:
-            weight, bias, gain = weight[genes], bias[genes], None if gain is None else gain[genes]
+            weight, bias = weight[genes], bias[genes]
         output = torch.addmm(bias, h, weight.T)
-        return F.relu(output if gain is None or scaled_mean is None else output + gain * scaled_mean)
+        return F.relu(add_terms(output, ((self.gain, scaled_mean), (self.similar_gain, similar)), genes))
+
+
+def add_terms(
+    output: Tensor, terms: Iterable[tuple[Tensor | None, Tensor | None]], genes: Tensor | None = None
+) -> Tensor:
+    """Add each gene's own means, times their gains; a pair of which either is None adds nothing."""
+    for gain, mean in terms:
+        if gain is not None and mean is not None:
+            output = output + (gain if genes is None else gain[genes]) * mean
+    return output
 
 
 def depth_ratio(center: Tensor, neighbors: Tensor) -> Tensor:

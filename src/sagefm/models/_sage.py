@@ -1,4 +1,4 @@
-"""The GraphSAGE family: own weights for center and neighbors, and the neighborhood mean in the decoder."""
+"""The GraphSAGE family: own weights for center and neighbors, and the means in the decoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class SAGE(nn.Module):
 
     One ``SAGEConv`` with mean aggregation, linear layers with leaky ReLU (slope 0.01) between them, and a
     decoder that adds each gene's own mean over the neighbors, times a gain of the gene and the square root of
-    the spot's depth relative to its neighbors. Unlike :class:`GCN` it can tell a spot from its neighbors. A second
+    the spot's depth relative to its neighbors, and its mean over the similar spots of the slide at the depth of the
+    spot, times a second gain. Unlike :class:`GCN` it can tell a spot from its neighbors. A second
     convolution would make neighborhoods of neighborhoods, which it has none of.
 
     Parameters
@@ -37,7 +38,7 @@ class SAGE(nn.Module):
     >>> import sagefm as sg
     >>> network = sg.models.SAGE(100, hidden=(8, 4))
     >>> sum(parameter.numel() for parameter in network.parameters())
-    2244
+    2344
     """
 
     architecture = "sage"
@@ -51,6 +52,7 @@ class SAGE(nn.Module):
         self.linear = nn.Sequential(*(nn.Linear(*widths) for widths in pairwise(self.hidden)))
         self.fc_gene = nn.Linear(self.hidden[-1], n_genes)
         self.gain = nn.Parameter(torch.zeros(n_genes))
+        self.similar_gain = nn.Parameter(torch.zeros(n_genes))
 
     def _linears(self) -> list[nn.Linear]:
         return [layer for layer in self.linear if isinstance(layer, nn.Linear)]
@@ -62,7 +64,9 @@ class SAGE(nn.Module):
             h = linear(F.leaky_relu(h, negative_slope=Canonical.negative_slope))
         return h
 
-    def forward(self, x: Tensor, edge_index: Tensor, masked: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, edge_index: Tensor, masked: Tensor | None = None, similar: Tensor | None = None
+    ) -> Tensor:
         """Predicted log1p counts of every node.
 
         Parameters
@@ -73,11 +77,15 @@ class SAGE(nn.Module):
             Edges, shape (2, edges): one complete graph per spot.
         masked
             Genes that don't count for the depth of a node, boolean, shape (nodes, genes); none by default.
+        similar
+            Mean log1p counts of the spots similar to each node, times the depth relative to them, shape (nodes, genes);
+            zero by default.
         """
         mean = SimpleConv(aggr="mean")(x, edge_index)
         observed = mean if masked is None else mean * ~masked
         scale = depth_scale(x.sum(1, keepdim=True), observed.sum(1, keepdim=True))
-        return F.relu(self.fc_gene(self.embed(x, edge_index)) + self.gain * scale * mean)
+        output = self.fc_gene(self.embed(x, edge_index)) + self.gain * scale * mean
+        return F.relu(output if similar is None else output + self.similar_gain * similar)
 
     @torch.no_grad()
     def change_basis(self, matrix: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sagefm._types import Ints
+from sagefm.models._baselines import depth_scaled
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -27,12 +28,16 @@ class Spots(NamedTuple):
         Number of neighbors, shape (spots, 1).
     mask
         Genes to mask in the center, boolean, shape (spots, genes).
+    similar
+        Mean over the similar spots of the slide, times the depth relative to them, shape (spots, genes); None where
+        no other spot shows what is masked.
     """
 
     center: Tensor
     neighbor_sum: Tensor
     degree: Tensor
     mask: Tensor
+    similar: Tensor | None = None
 
     @property
     def masked_center(self) -> Tensor:
@@ -46,11 +51,18 @@ class Spots(NamedTuple):
 
     def to(self, device: torch.device) -> Spots:
         """The same on another device."""
-        return Spots(*(part.to(device) for part in self))
+        moved = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
+        return Spots(**moved)
 
 
 def read_spots(
-    log_counts: csr_matrix, graph: csr_matrix, rows: slice | Ints, mask: Tensor, *, shown: csr_matrix | None = None
+    log_counts: csr_matrix,
+    graph: csr_matrix,
+    rows: slice | Ints,
+    mask: Tensor,
+    *,
+    shown: csr_matrix | None = None,
+    similar: Tensor | None = None,
 ) -> Spots:
     """Read some spots of a slide with their neighborhoods.
 
@@ -66,13 +78,17 @@ def read_spots(
         Genes to mask in the center of each.
     shown
         What neighbors show of their log1p counts; all of them by default.
+    similar
+        Mean of what similar spots show, shape (rows, genes).
     """
     neighbors = graph[rows]
+    center = torch.from_numpy(log_counts[rows].toarray())
     return Spots(
-        center=torch.from_numpy(log_counts[rows].toarray()),
+        center=center,
         neighbor_sum=torch.from_numpy((neighbors @ (log_counts if shown is None else shown)).toarray()),
         degree=torch.from_numpy(np.diff(neighbors.indptr)[:, None].astype(np.float32)),
         mask=mask,
+        similar=None if similar is None else depth_scaled(center.masked_fill(mask, 0), similar, mask),
     )
 
 
@@ -83,4 +99,4 @@ def predict(canonical: Canonical, spots: Spots) -> Tensor:
 
 def predict_and_embed(canonical: Canonical, spots: Spots) -> tuple[Tensor, Tensor]:
     """As :func:`predict`; also the embedding."""
-    return canonical.forward_both(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask)
+    return canonical.forward_both(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask, spots.similar)

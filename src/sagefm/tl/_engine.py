@@ -25,6 +25,7 @@ from sagefm._types import Array, Floats32, Ints
 from sagefm.models._canonical import depth_scale
 from sagefm.pp._counts import Counts
 from sagefm.tl._compute import Compute, Rows
+from sagefm.tl._similar import SimilarSpots
 
 if TYPE_CHECKING:
     from sagefm.models._canonical import Canonical
@@ -70,10 +71,21 @@ class State:
 
 @dataclass(frozen=True)
 class Target:
-    """Genes to predict, and their log1p counts, shape (spots, genes), where the decoder reads them."""
+    """Genes to predict.
+
+    Attributes
+    ----------
+    genes
+        Vocabulary indices.
+    log_counts
+        Their log1p counts, shape (spots, genes), where the decoder reads them.
+    similar
+        Their mean over the similar spots of the slide, at the depth of the spot, likewise.
+    """
 
     genes: Tensor
     log_counts: sparse.csr_matrix | None
+    similar: Floats32 | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,10 @@ class Engine:
         Row i holds the neighbors of spot i.
     compute
         Where and how.
+    slides
+        Rows of each slide; all are of one by default.
+    spatial
+        Take the neighbors in space for the similar spots.
     scratch
         Memory for intermediate arrays.
     """
@@ -98,7 +114,10 @@ class Engine:
     counts: Counts
     graph: sparse.csr_matrix
     compute: Compute
+    slides: Sequence[Ints] = ()
+    spatial: bool = False
     scratch: Scratch = field(default_factory=Scratch)
+    _similar: dict[tuple[bytes, bool], SimilarSpots] = field(default_factory=dict)
 
     @torch.inference_mode()
     def project(self, masks: Sequence[Ints] = ()) -> Projection:
@@ -143,7 +162,7 @@ class Engine:
             pass
         totals = [product[-1][:, -1:].contiguous() for product in products] if self.canonical.gain is not None else []
         centers, neighbors = [product[0] for product in products], [product[-1] for product in products]
-        return Projection(self, self.graph, tuple(centers), tuple(neighbors), tuple(totals))
+        return Projection(self, self.graph, tuple(masks), tuple(centers), tuple(neighbors), tuple(totals))
 
     def _weights(self) -> list[Tensor]:
         """First-layer weights of center and neighbors, once if they are the same; one gene's lie side by side.
@@ -169,13 +188,35 @@ class Engine:
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self.compute.device)
 
-    def target(self, genes: Ints, *, read: bool = False) -> Target:
-        """Prepare genes (vocabulary indices) for :meth:`Projection.predict`; hidden ones must all be of one mask.
+    def target(self, genes: Ints, hidden: Ints | None = None, *, read: bool = False) -> Target:
+        """Prepare genes for :meth:`Projection.predict`.
 
-        With ``read`` their counts are read even if the decoder doesn't need them.
+        Parameters
+        ----------
+        genes
+            Vocabulary indices. Hidden ones must all be of one mask.
+        hidden
+            The genes of that mask, which don't tell what spots are similar. None if no spot shows the genes.
+        read
+            Whether their counts are read even if the decoder doesn't need them.
         """
         read = read or self.canonical.gain is not None
-        return Target(self._tensor(genes), self.log_counts(genes) if read else None)
+        log_counts = self.log_counts(genes) if read else None
+        if log_counts is None or hidden is None or self.canonical.similar_gain is None:
+            return Target(self._tensor(genes), log_counts)
+        return Target(self._tensor(genes), log_counts, self.similar_mean(hidden, log_counts, spatial=self.spatial))
+
+    def similar_mean(self, hidden: Ints, log_counts: sparse.csr_matrix, *, spatial: bool = False) -> Floats32:
+        """Mean over the similar spots of each slide, at the depth of the spot, shape (spots, genes).
+
+        Similar by the genes that aren't hidden, so that nothing hidden is seen: found once for each set of these.
+        """
+        key = (np.sort(hidden).tobytes(), spatial)
+        if key not in self._similar:
+            shown = self.log_counts(np.setdiff1d(self.counts.genes, hidden))
+            slides = self.slides or [np.arange(self.counts.n_obs)]
+            self._similar[key] = SimilarSpots(shown, slides, self.graph, spatial=spatial)
+        return self._similar[key].scaled(log_counts, self.scratch.empty(log_counts.shape))
 
     def log_counts(self, genes: Ints) -> sparse.csr_matrix:
         """log1p counts of some genes (vocabulary indices) on the whole slide, shape (spots, genes)."""
@@ -192,6 +233,8 @@ class Projection:
         Model and slide.
     graph
         Row i holds the neighbors of spot i.
+    masks
+        The sets of genes.
     centers, neighborhoods
         Products with the weights of the center and of the neighbors for each set, shape (spots, width) each; the last
         set is never hidden.
@@ -201,6 +244,7 @@ class Projection:
 
     engine: Engine
     graph: sparse.csr_matrix
+    masks: tuple[Ints, ...]
     centers: tuple[Tensor, ...]
     neighborhoods: tuple[Tensor, ...]
     totals: tuple[Tensor, ...]
@@ -286,15 +330,22 @@ class Projection:
     @torch.inference_mode()
     def predict(self, state: State, target: Target) -> Floats32:
         """Predicted log1p counts, shape (spots, genes of the target)."""
-        model, scaled_mean = self.engine.canonical, None
-        if model.gain is not None and target.log_counts is not None and state.where != "everywhere":
+        model, scaled_mean, similar = self.engine.canonical, None, None
+        dtype, shown = self.engine.compute.dtype, state.where != "everywhere"
+        if model.gain is not None and target.log_counts is not None and shown:
             mean = self.neighbor_mean(state.rows, target.log_counts)
-            scaled_mean = (state.depth * mean).to(self.engine.compute.dtype)
-        return to_numpy(model.decode(model.embed(state.hidden), target.genes, scaled_mean))
+            scaled_mean = (state.depth * mean).to(dtype)
+        if target.similar is not None and shown:
+            similar = self.on_device(target.similar[state.rows]).to(dtype)
+        return to_numpy(model.decode(model.embed(state.hidden), target.genes, scaled_mean, similar))
+
+    def on_device(self, array: Array) -> Tensor:
+        """Array as a tensor on the device."""
+        return torch.from_numpy(array).to(self.engine.compute.device)
 
     def neighbor_mean(self, rows: Rows, values: sparse.csr_matrix) -> Tensor:
         """Mean over the neighbors of values of every spot, shape (rows, columns of the values)."""
-        return torch.from_numpy(neighbor_mean(self.graph[rows], values)).to(self.engine.compute.device)
+        return self.on_device(neighbor_mean(self.graph[rows], values))
 
 
 def neighbor_mean(around: sparse.csr_matrix, values: sparse.csr_matrix) -> Floats32:

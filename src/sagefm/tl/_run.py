@@ -14,6 +14,7 @@ from sagefm import _keys, models
 from sagefm._anndata import Run, Slot, open_run
 from sagefm._io.sink import Sink, open_sink
 from sagefm._settings import ROWS_AT_A_TIME, logger
+from sagefm._slides import find_libraries
 from sagefm._types import Ints
 from sagefm._utils import shorten
 from sagefm.pp._counts import Counts
@@ -119,6 +120,8 @@ def open_slide(
     *,
     layer: str | None,
     connectivity_key: str,
+    library_key: str | None = None,
+    similar: bool | None = None,
     device: str,
     batch_size: int | None,
     default_batch_size: int = ROWS_AT_A_TIME,
@@ -130,7 +133,7 @@ def open_slide(
     """Check everything that a tool reads, and open the model on the slide.
 
     Parameters are those of :func:`sagefm._anndata.open_run` and of the tools; ``dtype`` is recorded where the tool
-    lets the user choose it.
+    lets the user choose it, ``similar`` is None where a tool doesn't read similar spots.
     """
     sink = open_sink(store)
     run = open_run(data, function, key_added, default, slots, more, table_key=table_key, copy=copy)
@@ -142,11 +145,15 @@ def open_slide(
     _warn_of_degrees(graph, loaded, connectivity_key)
     alignment, is_new = get_alignment(run.adata, loaded.vocabulary)
     counts = Counts(run.adata, alignment.index, layer)
+    network = loaded.canonical().to(compute.device, compute.dtype)
+    slides = []
+    if similar is not None:
+        slides = [rows for _, rows in find_libraries(run.adata, library_key, connectivity_key).rows()]
     return SlideRun(
         **vars(run),
         model=loaded,
         alignment=alignment,
-        engine=Engine(loaded.canonical().to(compute.device, compute.dtype), counts, graph, compute),
+        engine=Engine(network, counts, graph, compute, slides, spatial=similar is False),
         sink=sink,
         reads={"model": loaded.name, "connectivity_key": connectivity_key, "layer": layer, "dtype": dtype},
         is_aligned=not is_new,

@@ -2,7 +2,9 @@
 
     CORPUS.zarr/
         sections            table: one row a section
-        section/NAME        AnnData: X counts (CSR), obsp the graph, var["measured"], var["mean_log1p"]
+        section/NAME        AnnData: X counts (CSR), obsp the graph, var["measured"], var["mean_log1p"]; where
+                            there are enough spots also obsp["similar_0"], ...: what spots are alike by the genes
+                            outside of each fold
 
 A spot is stored once; its neighborhood is rows of the same section.
 """
@@ -25,7 +27,7 @@ from sagefm.train._split import SPLITS, TRAIN, assign
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FORMAT = 1
+FORMAT = 2
 ATTRIBUTE = "sagefm_corpus"
 
 
@@ -39,8 +41,8 @@ class Corpus:
         The zarr store.
     sections
         One row a section: ``n_spots``, ``n_values`` (stored counts), ``coverage`` of the vocabulary, ``group``
-        (what was kept together in the split), ``split``, ``digest`` of the counts, and the donor, sample, tissue and
-        platform where they are known.
+        (what was kept together in the split), ``split``, ``digest`` of the counts, whether ``similar`` spots were
+        looked for, and the donor, sample, tissue and platform where they are known.
     vocabulary
         Genes of the columns.
 

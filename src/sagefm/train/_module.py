@@ -82,6 +82,7 @@ class MaskedCenter(ResumableModule):
         """Batches of the training split: this process's share of each."""
         stream = self._stream(
             TRAIN,
+            similar=self.recipe.similar,
             shuffle_spots=self.shuffle_spots,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
@@ -94,7 +95,8 @@ class MaskedCenter(ResumableModule):
         """Batches of the validation split; every process goes through all."""
         if not self.corpus.names(VALIDATE):
             return []
-        return self._stream(VALIDATE, shuffle=False, shuffle_spots=self.shuffle_spots)
+        similar = float(self.recipe.similar > 0)
+        return self._stream(VALIDATE, similar=similar, shuffle=False, shuffle_spots=self.shuffle_spots)
 
     def forward(self, spots: Spots) -> tuple[Tensor, Tensor]:
         """Predicted log1p counts of all genes, shape (spots, genes), and the embedding."""

@@ -26,6 +26,7 @@ from sagefm.pp._genes import MIN_COVERAGE, match_genes
 from sagefm.pp._graph import find_coordinates
 from sagefm.read._section import read_section
 from sagefm.train._corpus import ATTRIBUTE, FORMAT, Corpus
+from sagefm.train._similar import find_steps
 from sagefm.train._split import assign, check_fractions
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def prepare_corpus(
     library_key: str | None = None,
     gene_symbols: str | None = None,
     min_coverage: float = MIN_COVERAGE,
+    similar: bool = True,
     table_key: str = "table",
     overwrite: bool = False,
 ) -> Corpus:
@@ -85,6 +87,9 @@ def prepare_corpus(
     {gene_symbols}
     min_coverage
         Minimum share of the vocabulary that a section has to contain.
+    similar
+        Find the similar spots of each section, for recipes that show them (``Recipe.similar``, as ``"mini"`` does). It
+        takes a principal component analysis for each of four folds of the genes.
     {table_key}
     overwrite
         Replace what is at ``path``.
@@ -140,7 +145,7 @@ def prepare_corpus(
                     full_name = (name if library_key is None else f"{name}_{library}").replace("/", "_")
                     if any(row["name"] == full_name for row in rows):
                         raise ValueError("a second section of this name; give names by a mapping.")
-                    prepared, row = _prepare(adata, vocabulary, split_by, layer, gene_symbols, min_coverage)
+                    prepared, row = _prepare(adata, vocabulary, split_by, layer, gene_symbols, min_coverage, similar)
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # of zarr, on string types that anndata chooses
                         write_elem(group, full_name, prepared)
@@ -192,6 +197,7 @@ def _prepare(
     layer: str | None,
     gene_symbols: str | None,
     min_coverage: float,
+    similar: bool,
 ) -> tuple[AnnData, dict[str, Any]]:
     """One section as it is stored, and its row of the table."""
     from anndata import AnnData
@@ -231,12 +237,16 @@ def _prepare(
     digest = hashlib.sha256()
     for array in (stored.indptr.astype(np.int64), stored.indices.astype(np.int32), stored.data.astype(np.uint32)):
         digest.update(array.tobytes())
+    steps = find_steps(log_counts, digest.hexdigest()) if similar else {}
+    for key, step in steps.items():
+        prepared.obsp[key] = step
     row = {
         "n_spots": prepared.n_obs,
         "n_values": stored.nnz,
         "coverage": float(prepared.var["measured"].mean()),
         "group": group,
         "digest": digest.hexdigest(),
+        "similar": bool(steps),
         **{column: _only_value(adata, column) or "" for column in KEPT},
     }
     return prepared, row

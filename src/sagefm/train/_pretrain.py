@@ -25,7 +25,7 @@ from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS
 from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
-# Share of the gene means that the decoder's bias starts with, and of the neighbors' mean in its gain.
+# What the decoder's gains start with, together; the rest of each gene's mean is in its bias.
 START_GAIN = 0.7
 
 
@@ -159,6 +159,10 @@ def build(
     module_class: type[MaskedCenter] = MaskedCenter,
 ) -> MaskedCenter:
     """Network and objective before the first step."""
+    if recipe.similar and not corpus.sections["similar"].any():
+        raise ValueError(
+            "the corpus holds no similar spots. Prepare it with similar=True, or set similar=0 in the recipe."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(recipe, corpus, init)
@@ -210,7 +214,9 @@ def _network(recipe: Recipe, corpus: Corpus, init: str | Path | Model | None) ->
             network.fc_gene.weight.mul_(0.1)  # type: ignore[union-attr, operator]
             network.fc_gene.bias.copy_(torch.from_numpy((1 - gain) * gene_mean))  # type: ignore[union-attr, operator]
             if recipe.architecture == "sage":
-                network.gain.fill_(gain)  # type: ignore[operator]
+                shared = gain / 2 if recipe.similar else 0.0
+                network.gain.fill_(gain - shared)  # type: ignore[operator]
+                network.similar_gain.fill_(shared)  # type: ignore[operator]
     return network
 
 

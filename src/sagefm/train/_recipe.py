@@ -40,6 +40,10 @@ class Recipe:
     start_at_mean
         Start the decoder at each gene's mean in training. Where its last ReLU is below zero for all spots a
         gene has no gradient, so that with the usual start many genes are never learnt on little data.
+    similar
+        Share of the sections, drawn anew in each epoch, that show their similar spots to the decoder, while a whole
+        fold of the genes is masked at all of their spots, as in :func:`sagefm.tl.impute`. On the others genes are
+        masked at random and the neighbors take the place of the similar spots, as on small slides (``"sage"`` alone).
     niche_weight
         Weight of a second loss: a linear map of the embedding has to give the composition of the neighborhood, which
         depth doesn't change. Afterwards the embedding is turned so that distances are those of the map; predictions
@@ -66,6 +70,7 @@ class Recipe:
     average_from: float | None = 0.5
     start_at_mean: bool = True
     niche_weight: float = 0.0
+    similar: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (("mask_fraction", 0, 1), ("dropout", 0, 1), ("average_from", 0, 1)):
@@ -77,6 +82,8 @@ class Recipe:
         for name in ("learning_rate", "batch_size", "max_epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} has to be above 0.")
+        if not 0 <= self.similar <= 1:
+            raise ValueError(f"similar={self.similar!r} has to lie from 0 to 1.")
         if self.weight_decay < 0 or self.niche_weight < 0:
             raise ValueError("weight_decay and niche_weight can't be below 0.")
         check_choice("architecture", self.architecture, ("gcn", "sage"))
@@ -96,5 +103,5 @@ PRESETS: dict[str, Recipe] = {
         average_from=None,
         start_at_mean=False,
     ),
-    "mini": Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03),
+    "mini": Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03, similar=0.8),
 }

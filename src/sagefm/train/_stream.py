@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from sagefm import _keys
 from sagefm._types import Ints
+from sagefm.models._baselines import depth_scaled
 from sagefm.models._masks import RandomMasks
 from sagefm.models._spots import Spots
 from sagefm.train._corpus import Corpus
+from sagefm.train._similar import choose_fold, mean_of_similar
 
 SHUFFLE_SPOTS = 16_384
 VALIDATION_EPOCH = 1 << 31  # its masks are the same each time, and none of training's
@@ -66,23 +68,57 @@ class _Window:
         self._log_counts = dense[0] if len(dense) == 1 else torch.cat(dense)
         self._graph = sparse.block_diag(graphs, format="csr")
         self._rows = np.concatenate(rows)
+        self._corpus, self._tiles = corpus, tiles
+        self._similar: _Similar | None = None
         self.numbers = np.concatenate([tile.spots for tile in tiles])
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def show_similar(self, share: float, seed: tuple[int, ...]) -> None:
+        """Mask a whole fold on a share of the tiles and show its mean over similar spots; others get random masks."""
+        self._similar = None  # before the next one takes memory
+        shape, device = (len(self), self._log_counts.shape[1]), self._log_counts.device
+        mean, mask = torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
+        first = 0
+        for tile in self._tiles:
+            own = slice(first, first := first + len(tile))
+            fold = choose_fold(self._corpus, tile.section, share, (*seed, tile.first_spot + tile.rows.start))
+            if fold is None:
+                continue
+            log_counts = self._log_counts[torch.from_numpy(self._rows[own]).to(device)].cpu().numpy()
+            hidden, scaled = mean_of_similar(self._corpus, tile.section, tile.rows, fold, log_counts)
+            at = torch.from_numpy(hidden).to(device)
+            mask[own] = at
+            mean[own, at] = torch.from_numpy(scaled).to(device)
+        self._similar = _Similar(mean, mask)
+
     def spots(self, chosen: Ints, masks: RandomMasks) -> Spots:
         """Some spots of the window, counted from 0."""
         device = self._log_counts.device
         graph = self._graph[chosen]
-        parts = (graph.indices, graph.indptr, self._rows[chosen])
-        neighbors, starts, rows = (torch.from_numpy(part.astype(np.int64)).to(device) for part in parts)
-        return Spots(
+        parts = (graph.indices, graph.indptr, self._rows[chosen], chosen)
+        neighbors, starts, rows, at = (torch.from_numpy(part.astype(np.int64)).to(device) for part in parts)
+        spots = Spots(
             center=self._log_counts.index_select(0, rows),
             neighbor_sum=F.embedding_bag(neighbors, self._log_counts, starts, mode="sum", include_last_offset=True),
             degree=starts.diff()[:, None].float(),
             mask=masks(self.numbers[chosen]),
         )
+        mask, alike = spots.mask, None
+        if self._similar is not None:
+            alike, of_fold = (part.index_select(0, at) for part in self._similar)
+            at_random = ~of_fold.any(1, keepdim=True)
+            mask = torch.where(at_random, mask, of_fold)
+        around = depth_scaled(spots.center.masked_fill(mask, 0), spots.neighbor_mean, mask)
+        return spots._replace(mask=mask, similar=around if alike is None else torch.where(at_random, around, alike))
+
+
+class _Similar(NamedTuple):
+    """Means of a fold over the spots similar to each, at its depth, and the fold, shape (spots, genes)."""
+
+    mean: Tensor
+    mask: Tensor
 
 
 def _densify(counts: sparse.csr_matrix, device: torch.device) -> Tensor:
@@ -101,9 +137,10 @@ def _densify(counts: sparse.csr_matrix, device: torch.device) -> Tensor:
 class Stream:
     """Batches of one split of a corpus, for one of several processes.
 
-    Sections are shuffled and read in windows of about ``shuffle_spots`` spots, dense in memory (58 kB a spot), and
-    shuffled again there. A split that fits into one window is read once. Order and masks follow from the
-    seed and the epoch alone: not from the number of processes, nor from where a run was interrupted.
+    Sections are shuffled and read in windows of about ``shuffle_spots`` spots, dense in memory (58 kB a spot, and as
+    much again for similar spots), and shuffled again there. A split that fits into one window is read once. Order and
+    masks follow from the seed and the epoch alone: not from the number of processes, nor from where a run was
+    interrupted.
 
     Parameters
     ----------
@@ -113,6 +150,9 @@ class Stream:
         Spots of a batch, over all processes together.
     mask_fraction
         Share of the center's genes to mask.
+    similar
+        Share of the sections on which a whole fold is masked instead, and its mean over similar spots shown. On the
+        others the neighbors take the place of the similar spots.
     seed
         Seed of order and masks.
     shuffle
@@ -134,6 +174,7 @@ class Stream:
         *,
         batch_size: int,
         mask_fraction: float,
+        similar: float = 0.0,
         seed: int = 0,
         shuffle: bool = True,
         shuffle_spots: int = SHUFFLE_SPOTS,
@@ -144,6 +185,7 @@ class Stream:
     ) -> None:
         self.corpus, self.batch_size, self.mask_fraction, self.seed = corpus, batch_size, mask_fraction, seed
         self.shuffle, self.rank, self.world_size, self.epoch = shuffle, rank, world_size, epoch
+        self.similar = similar
         self.device = torch.device(device)
         self.first_batch = 0
         """Batch that the next iteration begins with, to resume in the middle of an epoch."""
@@ -165,18 +207,16 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[str, Spots]]:
         epoch = self.epoch()
-        masks = RandomMasks(
-            len(self.corpus.vocabulary),
-            self.mask_fraction,
-            (self.seed, epoch if self.shuffle else VALIDATION_EPOCH),
-            self.device,
-        )
+        seed = (self.seed, epoch if self.shuffle else VALIDATION_EPOCH)
+        masks = RandomMasks(len(self.corpus.vocabulary), self.mask_fraction, seed, self.device)
         batch, self.first_batch, first = 0, 0, self.first_batch
         for tiles, n_batches in self._plan(epoch):
             if batch + n_batches <= first:
                 batch += n_batches  # done before the interruption, not read
                 continue
             window = self._read(tiles)
+            if self.similar:
+                window.show_similar(self.similar, seed)
             order = np.arange(len(window))
             if self.shuffle:
                 np.random.default_rng((self.seed, epoch, int(window.numbers[0]))).shuffle(order)

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from sagefm._depth import MIN_DETECTION, DepthSpline, attainable, mean_over_detected, pearson_beyond_depth
-from sagefm._types import Bools, Floats32, Ints
+from sagefm._types import Bools, Floats, Floats32, Ints
 from sagefm.models import _baselines
 from sagefm.models._canonical import depth_ratio
 from sagefm.models._spots import predict, read_spots
 from sagefm.pp._assess.checks import CARE, FINE, MODEL, OUTSIDE, UNKNOWN
-from sagefm.pp._diffusion import Diffusion, similar_components
+from sagefm.pp._diffusion import Diffusion
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -93,23 +93,25 @@ def _predictions(
     visible: csr_matrix,
 ) -> Iterator[tuple[str, Floats32]]:
     """Each predictor, and what it says of the hidden genes, shape (spots, genes given)."""
+    total = np.asarray(visible.sum(axis=1), dtype=float)
+    similar = Diffusion.of_slide(visible, graph[rows][:, rows])
+    diffused = similar.mean(truth) * _relative_depth(total, similar.mean(total))
+    own, around, totals = np.empty_like(truth), np.empty_like(truth), np.empty_like(total)
     mask, shown = torch.from_numpy(hidden), np.flatnonzero(~hidden)
-    own, around = np.empty_like(truth), np.empty_like(truth)
-    totals = np.empty(len(rows))
     for start in range(0, len(rows), BATCH_SIZE):
         block = slice(start, start + BATCH_SIZE)
         spots = read_spots(log_counts, graph, rows[block], mask.expand(len(rows[block]), -1))
-        own[block] = predict(canonical, spots).numpy()[:, genes]
+        like = torch.zeros_like(spots.center)
+        like[:, genes] = torch.from_numpy(diffused[block])
+        own[block] = predict(canonical, spots._replace(similar=like)).numpy()[:, genes]
         mean = spots.neighbor_mean
-        around[block], totals[block] = mean[:, genes].numpy(), mean[:, shown].sum(1).numpy()
+        around[block], totals[block] = mean[:, genes].numpy(), mean[:, shown].sum(1, keepdim=True).numpy()
     yield MODEL, own
-    total = np.asarray(visible.sum(axis=1), dtype=float).ravel()
-    similar = Diffusion(similar_components(visible))
-    means = {
-        _baselines.DEPTH: (truth.mean(axis=0), np.full_like(total, total.mean())),
-        NEIGHBORS: (around, totals),
-        DIFFUSION: (similar.mean(truth), similar.mean(total[:, None])[:, 0]),
-    }
-    for name, (mean, observed) in means.items():
-        ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(observed)).numpy()
-        yield name, np.asarray(mean * ratio[:, None], dtype=np.float32)
+    everywhere = np.full_like(total, total.mean())
+    yield _baselines.DEPTH, (truth.mean(axis=0) * _relative_depth(total, everywhere)).astype(np.float32)
+    yield NEIGHBORS, around * _relative_depth(total, totals)
+    yield DIFFUSION, diffused
+
+
+def _relative_depth(total: Floats, around: Floats) -> Floats32:
+    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around)).float().numpy()

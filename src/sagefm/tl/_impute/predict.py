@@ -40,6 +40,7 @@ def impute(
     *,
     mask: Literal["center", "everywhere"] = "center",
     n_folds: int = N_FOLDS,
+    similar: bool = True,
     reliability: bool | Literal["diffusion"] = True,
     intervals: float | None = None,
     missing: Missing = "error",
@@ -73,10 +74,11 @@ def impute(
     n_folds
         Number of folds; each masks about ``1 / n_folds`` of the genes. Fixed by the position of the gene
         in the vocabulary and a fixed seed, so not by the order or choice of genes.
+    {similar}
     reliability
         Score every measured gene asked for by its held-out predictions, beside predictors that need no model; say
         what to expect of absent ones, if the model carries a calibration. ``"diffusion"`` adds the mean of similar
-        spots, the strongest plain predictor, which takes a principal component analysis for each fold.
+        spots, the strongest plain predictor.
     intervals
         Share of values, such as 0.9, that intervals are to cover; none by default. For genes that are named. Those
         of absent genes exist at 0.8, 0.9 and 0.95, and need a model with a calibration.
@@ -210,6 +212,8 @@ def impute(
         *(adata, model, "tl.impute", key_added, _keys.IMPUTED, ["layers", "obsm"], [lower, upper, column]),
         layer=layer,
         connectivity_key=connectivity_key,
+        library_key=library_key,
+        similar=similar,
         device=device,
         batch_size=batch_size,
         dtype=dtype,
@@ -225,7 +229,10 @@ def impute(
     tiles = spatial_blocks(run.adata, run.engine.graph, slides) if scored else None
     conformal.check(intervals, genes, len(request.absent), run.adata, tiles, run.model)
 
-    targets = [run.engine.target(target, read=scored) for target in request.targets]
+    targets = [
+        run.engine.target(target, fold if mask == "center" else None, read=scored)
+        for target, fold in zip(request.targets, request.folds, strict=True)
+    ]
     scores = None
     if reliability and tiles is not None:
         scores = HeldOut(
@@ -248,7 +255,8 @@ def impute(
             ends = conformal.compute(run, request, found, absent, targets, tiles, slides, intervals)
             written[lower], written[upper], tables["intervals"] = ends
         tables = request.sort(tables, written, run.model.vocabulary.symbols)
-        result = run.commit(written, {"mask": mask, "n_folds": n_folds, "library_key": slides.key}, **tables)
+        params = {"mask": mask, "n_folds": n_folds, "similar": similar, "library_key": slides.key}
+        result = run.commit(written, params, **tables)
     _report(run, request, written, tables, mask)
     return result
 

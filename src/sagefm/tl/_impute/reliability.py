@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy.sparse import csr_matrix
 
 from sagefm._depth import N_COLUMNS, DepthSpline, attainable, correlate_residuals, project, residual_sums, whiten
 from sagefm._slides import Libraries
 from sagefm._stats import MIN_VARIANCE, adjust_pvalues, draw_blocks, pearson_from_moments, pearson_pvalue
 from sagefm._types import Array, Floats, Floats32, Ints
-from sagefm.models._canonical import depth_ratio
-from sagefm.pp._diffusion import Diffusion, similar_components
 from sagefm.tl._engine import neighbor_mean
+from sagefm.tl._similar import relative_depth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +72,8 @@ class HeldOut:
             for values, depth in zip(self._log_counts, counts.T, strict=True)
         ]
         self._diffused = [
-            _diffuse(engine, slides, hidden, values, total)
-            for hidden, values, total in zip(folds, self._log_counts, self._totals.T, strict=True)
+            engine.similar_mean(hidden, values) if target.similar is None or engine.spatial else target.similar
+            for hidden, values, target in zip(folds, self._log_counts, targets, strict=True)
             if diffusion
         ]
 
@@ -90,7 +88,7 @@ class HeldOut:
         found = {DEPTH: np.broadcast_to(total[rows].astype(np.float32), (len(total[rows]), values.shape[1]))}
         if self._neighbors_show:
             around = self._graph[rows]
-            ratio = _ratio(total[rows], neighbor_mean(around, csr_matrix(total)))
+            ratio = relative_depth(total[rows], neighbor_mean(around, csr_matrix(total)))
             found[NEIGHBORS] = neighbor_mean(around, values) * ratio
         if self._diffused:
             found[DIFFUSION] = self._diffused[fold][rows]
@@ -123,22 +121,6 @@ def _depth_basis(depth: Floats, slides: Libraries) -> Floats:
     for _, rows in slides.rows():
         basis[rows] = DepthSpline(depth[rows])(depth[rows])
     return basis
-
-
-def _diffuse(engine: Engine, slides: Libraries, hidden: Ints, values: csr_matrix, total: Floats) -> Array:
-    """Mean of a slide's similar spots by the genes that are shown, times the depth, of the targets of a fold."""
-    log_counts = engine.log_counts(np.setdiff1d(np.arange(engine.canonical.n_genes), hidden))
-    found = engine.scratch.empty(values.shape)
-    for _, rows in slides.rows():
-        similar, depth = Diffusion(similar_components(log_counts[rows])), total[rows][:, None]
-        mean = similar.fill(np.empty((len(rows), values.shape[1]), dtype=np.float32), values[rows])
-        found[rows] = mean * _ratio(depth, similar.mean(depth))
-    return found
-
-
-def _ratio(total: Floats, around: Array) -> Floats32:
-    """Depth of spots relative to others."""
-    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around).double()).float().numpy()
 
 
 def visible_totals(engine: Engine, folds: Sequence[Ints]) -> tuple[Floats, Floats]:

@@ -149,6 +149,9 @@ class Clamping:
         self._weights = self._model.neighbors[self._tensor(self._clamped)]
         self._hidden_weights = self._model.center[self._tensor(self._hidden)]
         self._read_out = self._model.read_out(self._tensor(self._targets))
+        # Context of a spot, which clamps leave as it is.
+        hiding = np.concatenate([self._hidden, *(projection.masks[mask] for mask in masks)])
+        self._similar = projection.engine.target(self._targets, hiding).similar
         self._places = [self._place(clamp) for clamp in clamps]
 
     def _tensor(self, array: Array) -> Tensor:
@@ -183,7 +186,7 @@ class Clamping:
             if plain is None:  # shared by all clamps that hide nothing of their own
                 state = block.state
                 scaled = None if block.targets is None else state.depth * block.targets
-                plain = self._read_out.predict(state.hidden.clone(), scaled_mean=scaled)
+                plain = self._read_out.predict(state.hidden.clone(), scaled_mean=scaled, similar=block.similar)
             level, spot = active.nonzero(as_tuple=True)
             unclamped = plain[:, place.targets]
             levels = unclamped.repeat(len(active), 1, 1)
@@ -226,7 +229,8 @@ class Clamping:
             for target, gene in place.clamped_targets:  # the mean over the neighbors is what the gene is clamped to
                 has_neighbors = state.degree[spot[:n_shifted], 0] > 0
                 scaled[:n_shifted, target] = has_neighbors * depth[:n_shifted, 0] * place.levels[level, gene]
-        return self._read_out.predict(hidden, place.targets, scaled)
+        similar = None if block.similar is None else block.similar[:, place.targets][spot]
+        return self._read_out.predict(hidden, place.targets, scaled, similar)
 
     def _read_block(self, rows: Rows) -> _Block:
         where: Where | None = "center" if len(self._masks) else None
@@ -236,6 +240,7 @@ class Clamping:
             state=self._projection.state(rows, where, self._masks),
             clamped=means[:, clamped],
             targets=means[:, targets] if self._model.gain is not None else None,
+            similar=None if self._similar is None else self._projection.on_device(self._similar[rows]),
             hidden=self._tensor(self._expression.log_counts[rows].toarray())[:, hidden],
             hidden_means=means[:, hidden],
         )
@@ -254,11 +259,12 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some spots: first layer, means over the neighbors, and counts in the center; shape (spots, genes) each."""
+    """Some spots: first layer, means over neighbors and similar spots, counts in the center; (spots, genes) each."""
 
     state: State
     clamped: Tensor
     targets: Tensor | None
+    similar: Tensor | None
     hidden: Tensor
     hidden_means: Tensor
 

@@ -40,6 +40,7 @@ def perturb_lr(
     n_controls: int = 20,
     control_spots: int | None = 500,
     n_shuffles: int = 0,
+    similar: bool = True,
     library_key: str | None = None,
     store_spots: bool = False,
     key_added: str = _keys.PERTURB_LR,
@@ -88,6 +89,7 @@ def perturb_lr(
         Runs in which every spot gets another spot's neighbors (of its own slide): does the response depend
         on the neighbors it has? Adds columns that begin with ``shuffled_``. 0 for none; each costs as much as
         the first run.
+    {similar}
     library_key
         Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group. By
         default, the ``library_key`` of :func:`sagefm.pp.neighborhood_graph`.
@@ -185,6 +187,7 @@ def perturb_lr(
         *(adata, model, "tl.perturb_lr", key_added, _keys.PERTURB_LR, ["obsm"]),
         layer=layer,
         connectivity_key=connectivity_key,
+        similar=similar,
         device=device,
         batch_size=batch_size,
         default_batch_size=BATCH_SPOTS,
@@ -217,7 +220,12 @@ def perturb_lr(
         recorded["doses"] = tables.doses(screen, counts)
     written = {} if counts.spots is None else {("obsm", key_added): _spot_table(run, screen, counts.spots)}
     params: dict[str, Any] = {"contrast": contrast, "n_levels": n_levels, "mask": mask, "n_controls": n_controls}
-    params |= {"n_shuffles": n_shuffles, "control_spots": control_spots, "library_key": libraries.key}
+    params |= {
+        "n_shuffles": n_shuffles,
+        "control_spots": control_spots,
+        "similar": similar,
+        "library_key": libraries.key,
+    }
     verdicts = results["verdict"].value_counts()
     logger.info(
         "Perturbed %d spots with %s; wrote uns['%s']: %d pairs, of which %d respond, %d are like controls and %d "

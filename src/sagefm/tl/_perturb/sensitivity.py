@@ -35,6 +35,7 @@ def gene_sensitivity(
     model: str | Path | Model = "sage-fm-hest1k",
     wrt: Literal["neighbors", "center"] = "neighbors",
     mask: Literal["all", "none"] = "all",
+    similar: bool = True,
     store_spots: bool = False,
     key_added: str = _keys.SENSITIVITY,
     layer: str | None = None,
@@ -64,6 +65,7 @@ def gene_sensitivity(
     mask
         Whether all targets are masked in the center, as in training. A gene that is masked there has no
         derivative with respect to the center: 0.
+    {similar}
     store_spots
         Keep the derivatives at every spot.
     {key_added}
@@ -118,6 +120,7 @@ def gene_sensitivity(
         *(adata, model, "tl.gene_sensitivity", key_added, _keys.SENSITIVITY, ["obsm"]),
         layer=layer,
         connectivity_key=connectivity_key,
+        similar=similar,
         device=device,
         batch_size=batch_size,
         table_key=table_key,
@@ -140,7 +143,7 @@ def gene_sensitivity(
         "Differentiated %d targets by %d genes with %s; wrote uns['%s'].",
         *(len(read), len(sources), run.model.name, key_added),
     )
-    return run.commit(written, {"wrt": wrt, "mask": mask}, results=table)
+    return run.commit(written, {"wrt": wrt, "mask": mask, "similar": similar}, results=table)
 
 
 def _derivatives(
@@ -158,7 +161,8 @@ def _derivatives(
     device = engine.compute.device
     # Only a decoder with a gain reads the neighbors' mean of its targets.
     shown_genes, place = np.unique(of, return_inverse=True)
-    shown = engine.target(shown_genes).log_counts
+    target = engine.target(shown_genes, np.concatenate([np.empty(0, dtype=np.int64), *masks]))
+    shown, alike = target.log_counts, target.similar
     targets, genes = torch.from_numpy(of).to(device), torch.from_numpy(by).to(device)
     of_neighbors = wrt == "neighbors"
     weights = (model.neighbors if of_neighbors else model.center)[genes]
@@ -169,7 +173,8 @@ def _derivatives(
     def differentiate(rows: Rows) -> tuple[Floats, Floats32 | None]:
         state = projection.state(rows, "center" if masks else None, range(len(masks)))
         scaled = None if shown is None else state.depth * projection.neighbor_mean(rows, shown)[:, place]
-        slopes, gates = _slopes(model, state.hidden, targets, scaled)
+        similar = None if alike is None else projection.on_device(alike[rows][:, place])
+        slopes, gates = _slopes(model, state.hidden, targets, scaled, similar)
         share = (model.neighbors_share if of_neighbors else model.center_share)(state.degree)
         summed = np.zeros((len(by), len(of)))
         spots = np.empty((len(state.degree), *summed.shape), dtype=np.float32) if keep else None
@@ -189,7 +194,9 @@ def _derivatives(
     return projection.map(differentiate, "Differentiating")
 
 
-def _slopes(model: Canonical, h: Tensor, read: Tensor, scaled: Tensor | None) -> tuple[list[Tensor], Tensor]:
+def _slopes(
+    model: Canonical, h: Tensor, read: Tensor, scaled: Tensor | None, similar: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
     """Slope of each activation of the trunk, and which targets are above zero, shape (spots, targets)."""
     import torch
     from torch.nn import functional as F
@@ -198,7 +205,7 @@ def _slopes(model: Canonical, h: Tensor, read: Tensor, scaled: Tensor | None) ->
     for weight, bias in model.trunk:
         slopes.append(torch.where(h > 0, 1.0, model.negative_slope))
         h = torch.addmm(bias, F.leaky_relu(h, model.negative_slope), weight)
-    return slopes, (model.decode(h, read, scaled) > 0).to(h.dtype)
+    return slopes, (model.decode(h, read, scaled, similar) > 0).to(h.dtype)
 
 
 def _pull_back(model: Canonical, slopes: list[Tensor], target: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def perturb_targets(
     *,
     n_controls: int = 20,
     control_spots: int | None = 500,
+    similar: bool = True,
     library_key: str | None = None,
     key_added: str = _keys.PERTURB_TARGETS,
     rng: int | np.random.Generator = 0,
@@ -69,6 +70,7 @@ def perturb_targets(
         and in detection. 0 for neither.
     control_spots
         Spots to score controls on, drawn at random where the slide has more; None takes all.
+    {similar}
     library_key
         Column of ``obs`` with the slide, or any other group, of each spot. Adds a table with a row for each group. By
         default, the ``library_key`` of :func:`sagefm.pp.neighborhood_graph`.
@@ -141,6 +143,7 @@ def perturb_targets(
         *(adata, model, "tl.perturb_targets", key_added, _keys.PERTURB_TARGETS),
         layer=layer,
         connectivity_key=connectivity_key,
+        similar=similar,
         device=device,
         batch_size=batch_size,
         default_batch_size=BATCH_SPOTS,
@@ -160,7 +163,12 @@ def perturb_targets(
         "Perturbed %d spots with %s; wrote uns['%s']: %d genes and targets, of which %d could be run.",
         *(run.adata.n_obs, run.model.name, key_added, len(pairs), int((results["status"] == OK).sum())),
     )
-    params = {"n_controls": n_controls, "control_spots": control_spots, "library_key": libraries.key}
+    params = {
+        "n_controls": n_controls,
+        "control_spots": control_spots,
+        "similar": similar,
+        "library_key": libraries.key,
+    }
     return run.commit({}, params, **recorded)
 
 

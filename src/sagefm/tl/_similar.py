@@ -1,0 +1,60 @@
+"""Similar spots as context: what a slide's most similar spots show of a gene, at the depth of the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sagefm._types import Array, Floats, Floats32, Ints
+from sagefm.models._canonical import depth_ratio
+from sagefm.pp._diffusion import GENES_AT_A_TIME, Diffusion, with_unit_rows
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+class SimilarSpots:
+    """Means over similar spots, each within its slide, times the depth of the spot relative to these.
+
+    Parameters
+    ----------
+    log_counts
+        log1p counts of the genes that are shown, shape (spots, genes).
+    slides
+        Rows of each slide.
+    neighbors
+        Ones where a spot (row) has a neighbor (column).
+    spatial
+        Take the neighbors in space for the similar spots on every slide, not only on those with few spots.
+    """
+
+    def __init__(
+        self, log_counts: csr_matrix, slides: Iterable[Ints], neighbors: csr_matrix, *, spatial: bool = False
+    ) -> None:
+        total = np.asarray(log_counts.sum(axis=1), dtype=float)
+        self._slides: list[tuple[Ints, Diffusion, Floats32]] = []
+        for rows in slides:
+            around = neighbors[rows][:, rows]
+            if spatial:
+                mean = Diffusion(with_unit_rows(around), 1)
+            else:
+                mean = Diffusion.of_slide(log_counts[rows], around)
+            self._slides.append((rows, mean, relative_depth(total[rows], mean.mean(total[rows]))))
+
+    def scaled(self, values: csr_matrix, into: Array) -> Array:
+        """Fill an array of shape (spots, genes) with the scaled means of some genes' log1p counts."""
+        columns = values.tocsc()
+        for start in range(0, values.shape[1], GENES_AT_A_TIME):
+            genes = slice(start, start + GENES_AT_A_TIME)
+            dense = columns[:, genes].toarray()
+            for rows, mean, depth in self._slides:
+                into[rows, genes] = depth * mean.mean(dense[rows])
+        return into
+
+
+def relative_depth(total: Floats, around: Array) -> Floats32:
+    """Depth of spots relative to others, see :func:`~sagefm.models._canonical.depth_ratio`."""
+    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around).double()).float().numpy()
