@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from anndata import AnnData
 from scipy import sparse
 from sklearn.neighbors import BallTree
 from torch_geometric.data import Data
@@ -62,16 +63,59 @@ def ego_graphs(dense, neighborhoods, center_mask=None, everywhere_mask=None):
         yield Data(x=torch.from_numpy(x), edge_index=complete_edges(len(spots)))
 
 
+def diffusion_weights(visible):
+    """Weight of every spot (column) in the mean of each (row): three steps over similar spots, the spot left out."""
+    import scanpy as sc
+
+    counts = np.expm1(visible.astype(float))
+    depth = counts.sum(axis=1, keepdims=True)
+    values = np.log1p(counts * np.median(depth[depth > 0]) / np.maximum(depth, 1e-12))
+    left, scale, _ = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    slide = AnnData(obsm={"X_pca": (left * scale)[:, :50].astype(np.float32)})
+    sc.pp.neighbors(slide, n_neighbors=15, use_rep="X_pca", method="gauss")
+    kernel = slide.obsp["connectivities"].toarray()
+    np.fill_diagonal(kernel, kernel.max(axis=1))
+    weights = np.linalg.matrix_power(kernel / kernel.sum(axis=1, keepdims=True), 3)
+    np.fill_diagonal(weights, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def similar_mean(dense, masked, neighborhoods):
+    """Diffusion × depth at the central spots, dense: the mean of all genes over similar spots, at the spot's depth.
+
+    Similar by the genes that aren't masked; on slides of fewer than 50 spots the neighbors stand for them.
+    """
+    centers = [spots[0] for spots in neighborhoods]
+    shown = dense.copy()
+    shown[:, masked] = 0
+    if len(dense) < 50:
+        weights = np.zeros((len(centers), len(dense)))
+        for row, spots in zip(weights, neighborhoods, strict=True):
+            row[spots[1:]] = 1 / max(len(spots) - 1, 1)
+    else:
+        weights = diffusion_weights(shown)[centers]
+    total = shown.sum(axis=1, dtype=float)
+    around = weights @ total
+    ratio = np.where(around > 0, np.clip(total[centers] / np.maximum(around, 1e-12), 0.2, 5), 1)
+    return (ratio[:, None] * (weights @ dense)).astype(dense.dtype)
+
+
 @torch.no_grad()
-def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
+def run(network, dense, neighborhoods, *, what="embed", batch_size=64, similar=None, **masks):
     """Output at the central spots: the embedding (``"embed"``) or all genes (``"predict"``)."""
     graphs = list(ego_graphs(dense, neighborhoods, **masks))
     extra = {}
-    if network.architecture == "sage" and masks.get("center_mask") is not None:
+    masked = masks.get("center_mask")
+    if network.architecture == "sage" and what == "predict" and masked is not None:
         # What is masked at the center doesn't count for its depth.
-        extra["masked"] = torch.from_numpy(masks["center_mask"])
+        extra["masked"] = torch.from_numpy(masked)
+        similar = similar_mean(dense, masked, neighborhoods) if similar is None else similar
+        for graph, row in zip(graphs, similar, strict=True):
+            graph.similar = torch.from_numpy(np.vstack([row, np.zeros_like(graph.x[1:])]))
     results = []
     for batch in DataLoader(graphs, batch_size=batch_size):
+        if "similar" in batch:
+            extra["similar"] = batch.similar
         forward = network.embed if what == "embed" else partial(network, **extra)
         nodes = forward(batch.x, batch.edge_index)
         results.append(nodes[batch.ptr[:-1]])
@@ -79,10 +123,12 @@ def run(network, dense, neighborhoods, *, what="embed", batch_size=64, **masks):
 
 
 @torch.no_grad()
-def perturbed(network, dense, neighborhoods, clamped, masked, batch_size=64):
+def perturbed(network, dense, neighborhoods, clamped, masked, batch_size=64, similar=None):
     """All genes predicted at the central spots, with genes set to values on all other nodes (``clamped``) and masked
     at the center."""
     predictions = []
+    if network.architecture == "sage" and similar is None:
+        similar = similar_mean(dense, masked, neighborhoods)
     for start in range(0, len(neighborhoods), batch_size):
         graphs, extra = [], {}
         for spots in neighborhoods[start : start + batch_size]:
@@ -96,18 +142,20 @@ def perturbed(network, dense, neighborhoods, clamped, masked, batch_size=64):
             # The depth is that of the counts as observed, whatever is clamped.
             observed = [dense[spots] for spots in neighborhoods[start : start + batch_size]]
             extra = {"depth": torch.tensor([_depth(x, masked) for x in observed])}
+            extra["similar"] = torch.from_numpy(similar[start : start + batch_size])
         predictions.append(predict_center(network, batch, **extra))
     return torch.cat(predictions).numpy()
 
 
-def predict_center(network, batch, depth=None):
-    """Prediction at the central nodes, with a given depth where the decoder takes one."""
+def predict_center(network, batch, depth=None, similar=None):
+    """Prediction at the central nodes, with a given depth and means over similar spots where the decoder takes them."""
     center = batch.ptr[:-1]
     if depth is None:
         return network(batch.x, batch.edge_index)[center]
     z = network.embed(batch.x, batch.edge_index)[center]
     neighbors = torch.stack([part[1:].mean(0) for part in batch.x.split(batch.ptr.diff().tolist())])
-    return torch.relu(network.fc_gene(z) + network.gain * depth[:, None].sqrt() * neighbors)
+    own = network.gain * depth[:, None].sqrt() * neighbors + network.similar_gain * similar
+    return torch.relu(network.fc_gene(z) + own)
 
 
 def _depth(x, masked):

@@ -1,6 +1,7 @@
 """Evaluation of masked predictions, beside baselines, against plain loops."""
 
 import anndata as ad
+import literal
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,22 +22,6 @@ def test_masks_follow_from_seed_and_spot_alone():
     assert np.corrcoef(every[:-1].flatten(), every[1:].flatten())[0, 1] == pytest.approx(0, abs=0.01)
 
 
-def diffuse(visible, values):
-    """Three steps over similar spots, as one dense matrix without its diagonal."""
-    import scanpy as sc
-
-    slide = ad.AnnData(np.expm1(visible))
-    sc.pp.normalize_total(slide, target_sum=float(np.median(slide.X.sum(1))))
-    sc.pp.log1p(slide)
-    sc.pp.pca(slide, n_comps=50, random_state=0)
-    sc.pp.neighbors(slide, n_neighbors=15, use_rep="X_pca", method="gauss", random_state=0)
-    kernel = slide.obsp["connectivities"].toarray()
-    np.fill_diagonal(kernel, kernel.max(axis=1))
-    weights = np.linalg.matrix_power(kernel / kernel.sum(axis=1, keepdims=True), 3)
-    np.fill_diagonal(weights, 0)
-    return (weights / weights.sum(axis=1, keepdims=True)) @ values
-
-
 @pytest.mark.slow
 def test_evaluation_is_the_plain_loop(model):
     """Every predictor, from a dense slide and numpy alone."""
@@ -54,7 +39,7 @@ def test_evaluation_is_the_plain_loop(model):
     neighbors = (adata.obsp["sage_connectivities"] @ x) / 14
     center = x * ~mask
     slide_mean = center.sum(0) / (~mask).sum(0)
-    diffused = diffuse(center, x)
+    diffused = literal.diffusion_weights(center) @ x
 
     def scaled(mean):
         return mean * (center.sum(1) / (mean * ~mask).sum(1)).clip(0.2, 5)[:, None]
@@ -172,7 +157,7 @@ def test_smoothers_never_see_what_they_predict(slide):
     from sagefm.pp._diffusion import Diffusion, similar_components
 
     for n_steps in (1, 2, 3):
-        similar = Diffusion(similar_components(slide.X.log1p()), n_neighbors=8, n_steps=n_steps)
+        similar = Diffusion.over_similar(similar_components(slide.X.log1p()), n_neighbors=8, n_steps=n_steps)
         weights = similar.mean(np.eye(slide.n_obs))
         np.testing.assert_allclose(np.diag(weights), 0, atol=1e-12)
         assert weights.min() > -1e-12

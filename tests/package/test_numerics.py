@@ -44,7 +44,7 @@ def random_network(rng, n_genes):
         network = sg.models.SAGE(n_genes, widths)
     network.requires_grad_(False).eval()
     for name, parameter in network.named_parameters():
-        if name.endswith("bias") or name == "gain":
+        if name.endswith("bias") or name.endswith("gain"):
             parameter.normal_(std=0.3)
     return network
 

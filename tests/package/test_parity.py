@@ -141,7 +141,9 @@ def test_sage_spelled_out(sage):
     x = rng.poisson(0.5, size=(15, len(hest1k()))).astype(np.float32)
     masked = rng.random(x.shape[1]) < 0.3
     x[0, masked] = 0
-    found = sage.network(torch.from_numpy(x), literal.complete_edges(15), torch.from_numpy(masked))[0]
+    alike = rng.random(x.shape, dtype=np.float32)
+    parts = (torch.from_numpy(part) for part in (masked, alike))
+    found = sage.network(torch.from_numpy(x), literal.complete_edges(15), *parts)[0]
 
     weights = {name: tensor.numpy().astype(float) for name, tensor in sage.network.state_dict().items()}
     mean = x[1:].mean(axis=0)
@@ -150,6 +152,7 @@ def test_sage_spelled_out(sage):
         h = np.where(h > 0, h, 0.01 * h) @ weights[f"linear.{i}.weight"].T + weights[f"linear.{i}.bias"]
     depth = np.sqrt(np.clip(x[0, ~masked].sum() / mean[~masked].sum(), 0.2, 5))
     output = h @ weights["fc_gene.weight"].T + weights["fc_gene.bias"] + weights["gain"] * depth * mean
+    output += weights["similar_gain"] * alike[0]
     np.testing.assert_allclose(found, np.maximum(output, 0), atol=1e-4)
 
 
@@ -160,11 +163,12 @@ def test_training_form_has_the_literal_gradients(model):
     x = torch.rand(15, len(hest1k()), generator=torch.Generator().manual_seed(0))
     masked = torch.rand(1, len(hest1k()), generator=torch.Generator().manual_seed(1)) < 0.3
     x[0, masked[0]] = 0
-    extra = {"masked": masked} if network.architecture == "sage" else {}
+    alike = torch.rand(15, len(hest1k()), generator=torch.Generator().manual_seed(2))
+    extra = {"masked": masked, "similar": alike} if network.architecture == "sage" else {}
     network(x, literal.complete_edges(15), **extra)[0].square().mean().backward()
     expected = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
     network.zero_grad()
     neighbors = x[1:].sum(0, keepdim=True)
-    network.canonical().forward(x[:1], neighbors, torch.tensor(14.0), masked).square().mean().backward()
+    network.canonical().forward(x[:1], neighbors, torch.tensor(14.0), masked, alike[:1]).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad - expected[name]).abs().max() <= 1e-4 * expected[name].abs().max(), name

@@ -24,7 +24,7 @@ def residual(values, depth):
 
 
 def test_scores_are_those_of_a_dense_computation(slide, sage):
-    """Depth alone and neighbors × depth written out, the model by the literal protocol with the genes masked."""
+    """The baselines written out, the model by the literal protocol with the genes masked."""
     x = literal.dense_log1p(slide, SYMBOLS)
     graph = sparse.csr_matrix(slide.obsp["sage_connectivities"])
     measured = np.flatnonzero(pd.Index(SYMBOLS).isin(slide.var_names))
@@ -42,7 +42,9 @@ def test_scores_are_those_of_a_dense_computation(slide, sage):
         "neighbors × depth": around[:, hidden] * np.clip(own / around[:, shown].sum(axis=1), 0.2, 5)[:, None],
     }
     neighborhoods = [literal.neighborhoods_of(graph)[row] for row in rows]
-    predicted["model"] = literal.perturbed(sage.network, x, neighborhoods, {}, hidden)[:, hidden]
+    similar = literal.similar_mean(x[rows], hidden, [[i] for i in range(len(rows))])  # among the spots of the trial
+    predicted["diffusion × depth"] = similar[:, hidden]
+    predicted["model"] = literal.perturbed(sage.network, x, neighborhoods, {}, hidden, similar=similar)[:, hidden]
     frequent = (truth > 0).mean(axis=0) > 0.3
     for name, prediction in predicted.items():
         assert found.loc[name, "rmse"] == pytest.approx(np.sqrt(((prediction - truth) ** 2).mean()), rel=1e-4)

@@ -4,7 +4,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from perturbation import SYMBOLS, gene
+from perturbation import SYMBOLS, awake, gene
 
 import sagefm as sg
 
@@ -13,7 +13,7 @@ import sagefm as sg
 @pytest.mark.parametrize("mask", ["all", "none"])
 @pytest.mark.parametrize("wrt", ["neighbors", "center"])
 def test_sensitivity_is_the_gradient(slide, family, mask, wrt, request):
-    model = request.getfixturevalue(family)
+    model = awake(request.getfixturevalue(family))
     genes, targets = ["CXCL12", "COL1A1", "CD74"], ["CXCR4", "COL1A1"]
     sg.tl.gene_sensitivity(slide, genes, targets, model=model, mask=mask, wrt=wrt, store_spots=True)
     spots = slide.obsm["gene_sensitivity"].to_numpy().reshape(slide.n_obs, 3, 2)
@@ -21,6 +21,8 @@ def test_sensitivity_is_the_gradient(slide, family, mask, wrt, request):
     dense = torch.from_numpy(literal.dense_log1p(slide, SYMBOLS))
     graph = slide.obsp["sage_connectivities"]
     index, read = [gene(name) for name in genes], [gene(name) for name in targets]
+    masked = np.array(read if mask == "all" else [], dtype=int)
+    alike = literal.similar_mean(dense.numpy(), masked, literal.neighborhoods_of(graph))
     for spot in (0, 50, 109):
         neighbors = dense[graph.indices[graph.indptr[spot] : graph.indptr[spot + 1]]]
 
@@ -35,11 +37,12 @@ def test_sensitivity_is_the_gradient(slide, family, mask, wrt, request):
                 center[read], observed[read] = 0, 0
             x = torch.cat([center[None], around])
             batch = literal.Data(x=x, edge_index=literal.complete_edges(len(x)), ptr=torch.tensor([0, len(x)]))
-            depth = None
+            depth = similar = None
             if model.architecture == "sage":
                 seen = np.concatenate([observed[None].numpy(), neighbors.numpy()])
-                depth = torch.tensor([literal._depth(seen, np.array(read if mask == "all" else [], dtype=int))])
-            return literal.predict_center(model.network, batch, depth)[0, read]
+                depth = torch.tensor([literal._depth(seen, masked)])
+                similar = torch.from_numpy(alike[[spot]])
+            return literal.predict_center(model.network, batch, depth, similar)[0, read]
 
         at = neighbors[:, index].mean(0) if wrt == "neighbors" else dense[spot, index]
         expected = torch.autograd.functional.jacobian(predict, at).T

@@ -16,8 +16,10 @@ RECIPE = replace(sg.train.PRESETS["mini"], hidden=(12, 8), batch_size=40, max_ep
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [sg.models.GCN, sg.models.SAGE])
-def test_step_trains_what_the_literal_step_trains(corpus, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "similar"), [(sg.models.GCN, 0.0), (sg.models.SAGE, 0.0), (sg.models.SAGE, 1.0)]
+)
+def test_step_trains_what_the_literal_step_trains(corpus, architecture, similar):
     """Loss and gradients of a batch against one complete PyG graph a spot, masks as the stream drew them."""
     torch.manual_seed(0)
     is_sage = architecture is sg.models.SAGE
@@ -25,16 +27,17 @@ def test_step_trains_what_the_literal_step_trains(corpus, architecture):
     if is_sage:
         with torch.no_grad():
             network.gain.normal_(0.5, 0.1)
+            network.similar_gain.normal_(0.5, 0.1)
     adata = corpus.read("s2")
     x = np.log1p(adata.X.toarray().astype(np.float32))
     neighborhoods = literal.neighborhoods_of(adata.obsp["sage_connectivities"])
-    ((_, spots),) = Stream(corpus, "validate", batch_size=1000, mask_fraction=0.3, shuffle=False)
+    ((_, spots),) = Stream(corpus, "validate", batch_size=1000, mask_fraction=0.3, similar=similar, shuffle=False)
 
     total = torch.zeros(())
     for center, graph in enumerate(literal.ego_graphs(x, neighborhoods)):
         mask = spots.mask[center]
         graph.x[0, mask] = 0
-        extra = {"masked": mask[None]} if is_sage else {}
+        extra = {"masked": mask[None], "similar": spots.similar[[center]]} if is_sage else {}
         prediction = network(graph.x, graph.edge_index, **extra)[0]
         total = total + ((prediction - torch.from_numpy(x[center])) ** 2)[mask].sum()
     expected_loss = total / spots.mask.sum()

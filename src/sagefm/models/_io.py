@@ -15,6 +15,7 @@ from sagefm.models import _calibration, _containers, _vocabulary
 from sagefm.models._architectures import ARCHITECTURES
 from sagefm.models._calibration import PREFIX
 from sagefm.models._model import Model, Weights
+from sagefm.models._seen import KEY as TRAINED
 
 # Entries of the published checkpoint: those that the model's card records, and all.
 TRAINING_KEYS = ("epoch", "best_val_loss", "learning_rate", "weight_decay", "mask_percentage", "batch_size")
@@ -122,6 +123,11 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _build(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], vocabulary: _vocabulary.Vocabulary) -> Model:
     """Make a model of what a file holds, after checking every name, shape and value."""
+    trained = tensors.pop(TRAINED, None)
+    if trained is not None and (trained.dtype != torch.int64 or trained.ndim != 1):
+        raise ValueError(
+            f"{path}: {TRAINED} holds {trained.dtype} of shape {tuple(trained.shape)}, not a list of hashes."
+        )
     _containers.check_floats(path, tensors)
     hidden, gene_mean = header["hidden"], header.get("gene_mean")
     with _naming(path):
@@ -153,4 +159,5 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], vocab
         card=header["card"],
         gene_mean=None if gene_mean is None else np.asarray(gene_mean, dtype=np.float32),
         calibration=calibration,
+        trained_spots=None if trained is None else trained.numpy().copy(),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagefm._types import Floats32
+from sagefm._types import Floats32, Ints
 from sagefm.models._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class Model:
     calibration
         What left-out donors showed of the model, which its trust card and the priors and intervals of absent genes
         rest on; see :func:`sagefm.train.calibrate`.
+    trained_spots
+        Hashes of the spots that it was trained on, ascending, so that its trust card knows them again.
 
     Examples
     --------
@@ -106,6 +108,7 @@ class Model:
     card: dict[str, Any] = field(default_factory=dict)
     gene_mean: Floats32 | None = None
     calibration: Calibration | None = None
+    trained_spots: Ints | None = None
 
     @property
     def genes(self) -> list[str]:
@@ -165,6 +168,7 @@ class Model:
 
         from sagefm.models import _containers, _vocabulary
         from sagefm.models._calibration import PREFIX
+        from sagefm.models._seen import KEY as TRAINED
 
         header = {
             "name": self.name,
@@ -182,4 +186,6 @@ class Model:
             header["calibration"] = self.calibration.header()
             arrays = self.calibration.arrays()
             tensors |= {PREFIX + key: torch.from_numpy(array) for key, array in arrays.items()}
+        if self.trained_spots is not None:
+            tensors[TRAINED] = torch.from_numpy(self.trained_spots)
         return _containers.write_tensors(Path(path), header, tensors)

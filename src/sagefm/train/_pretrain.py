@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import nn
@@ -17,6 +18,7 @@ from sagefm._settings import logger
 from sagefm._utils import check_choice, check_whole
 from sagefm.benchmark import evaluate_imputation
 from sagefm.models import Model
+from sagefm.models._seen import hash_spots, hashed_genes
 from sagefm.train._corpus import Corpus
 from sagefm.train._module import MaskedCenter
 from sagefm.train._niche import Niche
@@ -246,6 +248,9 @@ def _finish(
     model = Model(name, network, corpus.vocabulary, card=full_card, gene_mean=corpus.gene_mean(TRAIN))
     if not trainer.is_global_zero:
         return model
+    genes = hashed_genes(corpus.vocabulary, corpus.gene_mean(TRAIN))
+    hashes = [hash_spots(section.X, genes) for section in corpus.iter_sections(TRAIN)]
+    model = replace(model, trained_spots=np.unique(np.concatenate([found[enough] for found, enough in hashes])))
     if half:  # what is evaluated is what is saved
         for parameter in network.parameters():
             parameter.copy_(parameter.half().float())

@@ -94,6 +94,8 @@ def assess(
           are better than those of depth alone, of the neighbors' mean × depth and of diffusion × depth. With care
           where r is above that of depth alone by more than 0.02. Unknown with fewer than 10 genes, or where nothing
           varies beyond depth and chance.
+        - ``training``: share of the spots that the model was trained on, if it carries their hashes; with care above
+          5 %.
         - ``species``: only where genes were translated by a table of orthologs.
     ``slides``
         One row for each slide: its ``verdict``, and the value and verdict of each check that looks at slides, such as
@@ -211,6 +213,7 @@ def _check_slides(
             _checks.lattice(distances, model.calibration),
             _checks.expression(_neighborhoods(log_counts, around, rows), alignment, model.calibration),
             _checks.prediction(tried := try_slide(canonical, log_counts, around, rows, genes), judge(tried)),
+            *_checks.training(log_counts[rows], model),
         ]
     return found
 

@@ -12,6 +12,7 @@ from scipy import sparse
 from sagefm import _keys
 from sagefm._anndata import recorded_params
 from sagefm._types import Floats, Ints
+from sagefm.models._seen import hash_spots, hashed_genes
 from sagefm.pp._genes import Alignment, hint_at_names
 from sagefm.pp._graph import FAR_SPACINGS
 from sagefm.pp._neighbors import lattice_of
@@ -28,6 +29,7 @@ FINE, CARE, OUTSIDE, UNKNOWN = "fine", "with care", "outside what the model know
 VERDICTS = [FINE, UNKNOWN, CARE, OUTSIDE]
 MODEL = "model"  # as trials name it, beside the baselines
 ABOVE, BELOW = "above", "below"
+MANY_TRAINED = 0.05  # share of a slide's spots; single ones may be alike by chance
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,18 @@ def expression(means: sparse.csr_matrix, alignment: Alignment, calibration: Cali
     value = float(np.median(calibration.distance(means[:, alignment.measured].toarray(), alignment.measured)))
     text = f"neighborhoods {value:.2f} from the nearest of training (cosine distance)"
     return _judged("expression", value, text, _limit(calibration, "distance"), form=".2f")
+
+
+def training(log_counts: sparse.csr_matrix, model: Model) -> list[Check]:
+    """Whether the model was trained on some of the spots; nothing where it doesn't carry what they are known by."""
+    if model.trained_spots is None or model.gene_mean is None:
+        return []
+    found, enough = hash_spots(log_counts.expm1(), hashed_genes(model.vocabulary, model.gene_mean))
+    share = float(np.isin(found[enough], model.trained_spots).mean()) if enough.any() else 0.0
+    text = f"{share:.0%} of the spots were in the model's training"
+    if share > MANY_TRAINED:
+        text += ", so all that is said of its predictions flatters it"
+    return [Check("training", share, text, MANY_TRAINED, worse=ABOVE, verdict=CARE if share > MANY_TRAINED else FINE)]
 
 
 def prediction(tried: pd.DataFrame, verdict: str) -> Check:
