@@ -19,6 +19,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from left_out import section_files
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score
@@ -35,7 +36,6 @@ from sagefm.train._pretrain import build, fit_recipe
 from sagefm.train._stream import Stream
 
 # Panels, scattered spots, and a section whose source states the GPL are left out.
-EXCLUDED = ("HCC1_2000g", "DLPFC_Br8325_ant_5000g", "stMCCC_ccRCC_500spots", "PDAC_A_ST1_legacy")
 LEFT_OUT = "her2st_G"
 UNSURE = ("undetermined", "nan")
 METRICS = ["rmse", "r_beyond_depth", "r_within", "r_pooled", "r2_spot"]
@@ -181,7 +181,8 @@ class Row:
     name: str = field(default="", compare=False)
 
 
-MINI = sg.train.PRESETS["mini"]
+# The parts of the network, without similar spots, whose worth similar.py shows.
+MINI = replace(sg.train.PRESETS["mini"], similar=0.0, max_epochs=12)
 GCN = replace(MINI, architecture="gcn", dropout=0.0, niche_weight=0.0)
 PUBLISHED = replace(GCN, hidden=(1024, 512, 512, 512, 1024), learning_rate=3e-4)
 ROWS = {
@@ -223,7 +224,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = args.only or [*ROWS, "donors", "distance"]
-    files = {p.stem: p for p in sorted(args.sections.glob("*.h5ad")) if p.stem not in EXCLUDED}
+    files = section_files(args.sections)
     labelled = {name: ad.read_h5ad(file) for name, file in files.items() if name.startswith("her2st")}
     labelled = {name: adata for name, adata in labelled.items() if "pathologist" in adata.obs}
     with tempfile.TemporaryDirectory() as folder:

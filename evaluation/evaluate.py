@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pandas as pd
-from left_out import DONORS, model_without, section_files
+from left_out import DONORS, model_without
 
 import sagefm as sg
 
@@ -123,7 +123,7 @@ def main() -> None:
             simulate(ROOT / "build" / "simulated")
         else:
             for donor in (donor for donor in DONORS if donor.startswith("her2st")):
-                model_without(donor, section_files(sections), ROOT / "build" / "left_out")
+                model_without(donor, sections)
         out = folder_out / name
         settings = tomllib.loads((ROOT / "evaluation" / f"{name}.toml").read_text())
         if name != "simulated":

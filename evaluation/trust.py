@@ -1,25 +1,25 @@
 """Calibrate sagefm-mini, and try its trust card, priors and intervals on donors that a model hasn't seen.
 
-    python evaluation/trust.py SECTIONS_DIR [--models FOLDER] [--out docs/evaluation] [--write]
+    python evaluation/trust.py SECTIONS_DIR [--out docs/evaluation] [--write]
 
-For every donor the recipe of sagefm-mini is trained without it, unless the model lies in FOLDER. With ``--write`` the
-shipped model is calibrated on all of them. Then every donor in turn is taken for the new slide: its model is calibrated
-on the other donors alone. The shipped model is tried on donors that it never saw. Tables: ``intervals.csv`` (coverage
-and width), ``prior.csv`` (expected against actual correlation of absent genes), ``assessment.csv`` (verdicts beside
-what the model is worth there), ``cards.csv`` (the shipped model's verdicts on six sections). About an hour on 2 CPU
-cores once the models are there.
+The models are those of ``left_out.py``: every donor is unknown to one of them. With ``--write`` the shipped model is
+calibrated on all donors and written; nothing else happens. Without it every donor in turn is taken for the new slide:
+its model is calibrated on the other donors alone. Tables: ``intervals.csv`` (coverage and width), ``prior.csv``
+(expected against actual correlation of absent genes), ``assessment.csv`` (verdicts beside what the model is worth
+there), ``cards.csv`` (verdicts on six sections, those of training by the model that doesn't know them).
 """
 
 import argparse
-import tempfile
+import hashlib
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from left_out import DONORS, UNSEEN, donor_sections, model_without, section_files
-from train_mini import record_digest
+from left_out import BUILD, DONORS, LEFT_OUT, PARTS, donor_sections, in_two_processes, model_without, training_corpus
+from train_models import record_digest
 
 import sagefm as sg
 from sagefm.train._calibrate import combine
@@ -48,39 +48,36 @@ def main() -> None:
     """Measure, combine, and try."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", type=Path)
-    parser.add_argument("--models", type=Path, default=Path("build/left_out"))
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation"))
     parser.add_argument("--write", action="store_true", help="write the calibration into the shipped model")
     arguments = parser.parse_args()
     sg.settings.verbosity, sg.settings.progress_bars = "error", False
-    files = section_files(arguments.sections)
-    models = {donor: model_without(donor, files, arguments.models) for donor in DONORS}
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = sg.train.prepare_corpus(files, Path(folder) / "corpus.zarr", split={})
-        measured = {donor: measure(model, corpus, donor) for donor, model in models.items()}
-        if arguments.write:
-            calibrated = replace(sg.models.load(WEIGHTS), calibration=combine(corpus, list(measured.values())))
-            calibrated.save(WEIGHTS, half=True)
-            record_digest(WEIGHTS)
-        intervals, priors, verdicts, tasks = [], [], [], []
-        for donor, model in models.items():
-            others = [part for name, part in measured.items() if name != donor]
-            groups = [group for group in corpus.sections["group"].unique() if group != donor]
-            unseen = replace(model, calibration=combine(corpus, others, groups=groups))
-            named = corpus.sections.index[corpus.sections["group"] == donor][:N_SECTIONS]
-            tasks += [(donor, unseen, files[str(name)]) for name in named]
-        shipped = replace(sg.models.load(WEIGHTS), calibration=combine(corpus, list(measured.values())))
-        for donor in UNSEEN:
-            tasks.append(
-                (donor, shipped, arguments.sections / f"{min(donor_sections(donor, arguments.sections))}.h5ad")
-            )
-    for donor, model, file in tasks:
-        adata = ad.read_h5ad(file)
-        sg.pp.neighborhood_graph(adata)
-        verdicts.append({"donor": donor, "section": file.stem, **assessed(adata, model)})
-        found, prior = tried(adata, model)
-        intervals += [{"donor": donor, "section": file.stem, **row} for row in found]
-        priors.append({"donor": donor, "section": file.stem, **prior})
+    corpus = training_corpus(arguments.sections)
+    for part in PARTS:
+        model_without(part[0], arguments.sections)  # before two processes want it
+    parts = in_two_processes(measured_on, [(donor, arguments.sections) for donor in DONORS])
+    measured = dict(zip(DONORS, parts, strict=True))
+    shipped = replace(sg.models.load(WEIGHTS), calibration=combine(corpus, list(measured.values())))
+    if arguments.write:
+        shipped.save(WEIGHTS, half=True)
+        record_digest(WEIGHTS)
+        return
+    tasks = []
+    for donor in DONORS:
+        others = {name: part for name, part in measured.items() if name != donor}
+        model = model_without(donor, arguments.sections)
+        groups = [str(group) for group in corpus.sections["group"].unique() if group != donor]
+        unseen = replace(model, calibration=combine(corpus, list(others.values()), groups=groups))
+        file = BUILD / "measured" / f"{donor}.safetensors"
+        unseen.save(file)
+        for name in list(donor_sections(donor, arguments.sections))[:N_SECTIONS]:
+            tasks.append((donor, file, arguments.sections / f"{name}.h5ad"))
+    verdicts, intervals, priors = [], [], []
+    for (donor, _, file), (verdict, found, prior) in zip(tasks, in_two_processes(tried_on, tasks), strict=True):
+        row = {"donor": donor, "section": file.stem}
+        verdicts.append(row | verdict)
+        intervals += [row | part for part in found]
+        priors.append(row | prior)
         print(donor, file.stem, flush=True)
     prior_agreement(measured).to_csv(arguments.out / "prior_given_depth.csv", index=False)
     table = pd.DataFrame(intervals)
@@ -95,6 +92,26 @@ def main() -> None:
     pd.DataFrame(cards).to_csv(arguments.out / "cards.csv", index=False)
     for file in ("intervals_view.csv", "prior.csv", "assessment_view.csv", "cards.csv"):
         print(pd.read_csv(arguments.out / file).to_string())
+
+
+def measured_on(task: tuple[str, Path]) -> LeftOut:
+    """What a donor shows of the model that doesn't know it."""
+    donor, sections = task
+    digest = hashlib.sha256((LEFT_OUT / f"{donor}.safetensors").read_bytes()).hexdigest()
+    file = BUILD / "measured" / f"{donor}_{digest[:12]}.pickle"
+    if not file.exists():
+        found = measure(model_without(donor, sections), training_corpus(sections), donor)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(pickle.dumps(found))
+    return pickle.loads(file.read_bytes())  # noqa: S301 - our own
+
+
+def tried_on(task: tuple[str, Path, Path]) -> tuple[dict[str, object], list[dict[str, object]], dict[str, float]]:
+    """Verdict, intervals and priors on a section."""
+    _, model, file = task
+    adata = ad.read_h5ad(file)
+    sg.pp.neighborhood_graph(adata)
+    return assessed(adata, sg.models.load(model)), *tried(adata, sg.models.load(model))
 
 
 def assessed(adata: ad.AnnData, model: sg.models.Model) -> dict[str, object]:
@@ -216,8 +233,11 @@ def write_views(out: Path) -> None:
 
 
 def card(file: Path, shipped: sg.models.Model) -> dict[str, object]:
-    """The shipped model's verdict on a section, calibrated as above."""
+    """Verdict on a section by the shipped model, or by the one that doesn't know it."""
     adata = ad.read_h5ad(file)
+    donor = str(adata.obs["donor"].iloc[0])
+    if donor in DONORS:
+        shipped = sg.models.load(BUILD / "measured" / f"{donor}.safetensors")
     sg.pp.neighborhood_graph(adata)
     sg.pp.assess(adata, shipped)
     if file.stem == SHOWN:

@@ -28,7 +28,7 @@ from sagefm.train._stream import SHUFFLE_SPOTS
 from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
 # What the decoder's gains start with, together; the rest of each gene's mean is in its bias.
-START_GAIN = 0.7
+START_GAIN, START_SIMILAR = 0.7, 0.6
 
 
 @fill_docstring
@@ -216,9 +216,9 @@ def _network(recipe: Recipe, corpus: Corpus, init: str | Path | Model | None) ->
             network.fc_gene.weight.mul_(0.1)  # type: ignore[union-attr, operator]
             network.fc_gene.bias.copy_(torch.from_numpy((1 - gain) * gene_mean))  # type: ignore[union-attr, operator]
             if recipe.architecture == "sage":
-                shared = gain / 2 if recipe.similar else 0.0
-                network.gain.fill_(gain - shared)  # type: ignore[operator]
-                network.similar_gain.fill_(shared)  # type: ignore[operator]
+                of_similar = START_SIMILAR if recipe.similar else 0.0
+                network.gain.fill_(gain - of_similar)  # type: ignore[operator]
+                network.similar_gain.fill_(of_similar)  # type: ignore[operator]
     return network
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sagefm._utils import check_choice
@@ -90,6 +90,7 @@ class Recipe:
         check_choice("schedule", self.schedule, ("plateau", "one_cycle"))
 
 
+MINI = Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, max_epochs=8, niche_weight=0.03, similar=0.8)
 PRESETS: dict[str, Recipe] = {
     "paper": Recipe(
         architecture="gcn",
@@ -103,5 +104,6 @@ PRESETS: dict[str, Recipe] = {
         average_from=None,
         start_at_mean=False,
     ),
-    "mini": Recipe(architecture="sage", hidden=(160, 160), dropout=0.2, niche_weight=0.03, similar=0.8),
+    "mini": MINI,
+    "nano": replace(MINI, hidden=(48, 48)),
 }
