@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-rest lint docs dist evaluation mini clean
+.PHONY: demo test test-all test-rest lint docs dist evaluation models clean
 
 demo: .venv/.base
 	.venv/bin/sagefm demo --out sagefm-demo
@@ -49,9 +49,18 @@ evaluation: .venv/.dev
 	.venv/bin/python evaluation/perturbation.py planted
 	.venv/bin/python evaluation/perturbation.py paper $(SECTIONS)/CRC_16.h5ad $(SECTIONS)/her2st_G2.h5ad
 
-mini: .venv/.doc
-	.venv/bin/python evaluation/train_mini.py $(SECTIONS)
+# The package's models, and all that depends on them.
+models: .venv/.doc
+	rm -rf build
+	cd docs/evaluation && rm -f predictors.csv predictors_nano.csv reliability.csv nulls.csv missingness.csv
+	.venv/bin/python evaluation/left_out.py $(SECTIONS)
+	.venv/bin/python evaluation/left_out.py $(SECTIONS) --recipe nano
+	.venv/bin/python evaluation/imputation.py $(SECTIONS)
+	.venv/bin/python evaluation/imputation.py $(SECTIONS) --recipe nano
+	.venv/bin/python evaluation/train_models.py $(SECTIONS)
 	.venv/bin/python evaluation/trust.py $(SECTIONS) --write
+	.venv/bin/python evaluation/trust.py $(SECTIONS)
+	.venv/bin/python evaluation/real_section.py $(SECTIONS)
 	.venv/bin/sagefm demo --out sagefm-demo
 	.venv/bin/python tools/figures.py sagefm-demo docs/_static
 	.venv/bin/python tools/run_tutorials.py

@@ -38,7 +38,7 @@ def _add_pretrain(commands: Any) -> None:
     pretrain = commands.add_parser("pretrain", help="train a model on a corpus")
     pretrain.add_argument("corpus", type=Path, help="corpus that prepare wrote")
     add_output(pretrain, "model to write, .safetensors")
-    pretrain.add_argument("--preset", default="mini", choices=["mini", "paper"], help="default: %(default)s")
+    pretrain.add_argument("--preset", default="mini", choices=["mini", "nano", "paper"], help="default: %(default)s")
     pretrain.add_argument("--init", help="model to start from, name or path")
     pretrain.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     pretrain.add_argument("--run-dir", type=Path, help="for checkpoints and logs (default: beside the model)")

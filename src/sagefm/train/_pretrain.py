@@ -65,8 +65,8 @@ def pretrain(
     corpus
         Corpus of :func:`prepare_corpus`, or its path.
     preset
-        ``"paper"``: the published architecture and hyper-parameters. ``"mini"``: those of ``sagefm-mini``. Or a
-        :class:`Recipe` of your own.
+        ``"paper"``: the published architecture and hyper-parameters. ``"mini"`` and ``"nano"``: those of the models of
+        that name. Or a :class:`Recipe` of your own.
     out
         File to write, ``.safetensors``; every function of ``sg.tl`` takes its path as ``model``.
     init
