@@ -1,4 +1,4 @@
-"""Pages that are made of the package itself: the glossary of keys, the card of sagefm-mini, the tutorials."""
+"""Pages that are made of the package itself: the glossary of keys, the cards of our models, the tutorials."""
 
 import ast
 import inspect
@@ -64,13 +64,13 @@ def table(head: list[str], rows: list[list[object]]) -> list[str]:
     return ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def card_page() -> str:
-    """What the file of sagefm-mini says of itself."""
-    model = sg.models.load("sagefm-mini")
+def card_page(name: str) -> str:
+    """What the file of a model says of itself."""
+    model = sg.models.load(name)
     card, training = model.card, model.card["training"]
     recipe = dict(training["recipe"])
     architecture, hidden = recipe.pop("architecture"), recipe.pop("hidden")
-    file = Path(sg.models.__file__).parent / "weights" / "sagefm-mini.safetensors"
+    file = Path(sg.models.__file__).parent / "weights" / f"{name}.safetensors"
     facts = {
         "architecture": f"{architecture}, hidden layers {'-'.join(map(str, hidden))}: [the GraphSAGE family]"
         "(model.md#the-graphsage-family)",
@@ -91,7 +91,7 @@ def card_page() -> str:
         ]
         for donor, scores in card["left_out"].items()
     ]
-    predictors = list(next(iter(card["left_out"].values())))
+    predictors = list(next(iter(card["left_out"].values()), []))
     heads = [f"{metric}, {name}" for metric in ("RMSE", "r beyond depth") for name in predictors]
     lines = [
         card["summary"],
@@ -105,11 +105,10 @@ def card_page() -> str:
         "Limits:",
         "",
         *(f"- {limit}" for limit in card["limits"]),
-        "",
-        "The same recipe, trained without the donor, beside plain predictors (a quarter of the genes hidden):",
-        "",
-        *table(["donor", *heads], left_out),
     ]
+    if left_out:
+        what = "The same recipe, trained without the donor, beside plain predictors (a quarter of the genes hidden):"
+        lines += ["", what, "", *table(["donor", *heads], left_out)]
     return "\n".join(lines) + "\n"
 
 
@@ -121,7 +120,8 @@ def tutorial_pages() -> dict[str, str]:
 
 def write() -> None:
     """Write what has changed."""
-    pages = {"generated/keys.md": keys_page(), "generated/sagefm_mini.md": card_page()}
+    pages = {"generated/keys.md": keys_page()}
+    pages |= {f"generated/sagefm_{name}.md": card_page(f"sagefm-{name}") for name in ("mini", "nano")}
     pages |= {f"tutorials/{name}": text for name, text in tutorial_pages().items()}
     for name, text in pages.items():
         path = HERE / name

@@ -13,7 +13,7 @@ from helpers import random_model
 from safetensors.torch import load_file, save_file
 
 import sagefm as sg
-from sagefm.models import _load
+from sagefm.models import _load, _registry
 from sagefm.models._architectures import ARCHITECTURES
 from sagefm.models._vocabulary import Vocabulary, hest1k
 
@@ -175,16 +175,19 @@ def test_unknown_models(name, error, message):
         sg.models.load(name)
 
 
-def test_mini_comes_with_the_package():
-    model = sg.models.load("sagefm-mini")
-    assert model.name == "sagefm-mini"
+@pytest.mark.parametrize(("name", "megabytes"), [("sagefm-mini", 17), ("sagefm-nano", 5)])
+def test_small_models_come_with_the_package(name, megabytes):
+    model = sg.models.load(name)
+    assert model.name == name
+    assert _registry.registry()[name].package_path.stat().st_size < megabytes * 1e6
+    assert len(model.trained_spots) > 0.9 * model.card["training"]["spots"]
     assert len(model.vocabulary) == 14_558
     assert model.gene_mean.shape == (14_558,)
     assert {"summary", "data", "training", "left_out", "limits", "licence"} <= set(model.card)
     for donor in model.card["left_out"].values():
         assert donor["model"]["r_beyond_depth"] > donor["depth-scaled neighbor mean"]["r_beyond_depth"]
     table = sg.models.available()
-    assert table.loc["sagefm-mini", "local"]
+    assert table.loc[name, "local"]
     assert not table.loc["sage-fm-hest1k", "local"]
     assert table.loc["sage-fm-hest1k", "size_mb"] == 377
 

@@ -68,9 +68,10 @@ def test_every_slot_name_is_described(generated):
         assert any(re.fullmatch(pattern, name) for name in described), value
 
 
-def test_the_card_is_that_of_the_file(generated):
-    page = generated.card_page()
-    model = sg.models.load("sagefm-mini")
+@pytest.mark.parametrize("name", ["sagefm-mini", "sagefm-nano"])
+def test_the_card_is_that_of_the_file(generated, name):
+    page = generated.card_page(name)
+    model = sg.models.load(name)
     assert f"{model.n_parameters:,}" in page
     assert all(donor in page for donor in model.card["left_out"])
     assert all(limit in page for limit in model.card["limits"])

@@ -115,6 +115,25 @@ def test_components_of_few_spots_are_scanpys(n_obs):
     np.testing.assert_allclose(np.abs(found), np.abs(slide.obsm["X_pca"]), atol=1e-2)
 
 
+def test_components_found_on_some_spots_hold_for_all(monkeypatch):
+    """On large slides: what is near by all components is near by those of a sample."""
+    from sagefm.pp import _diffusion
+
+    slide = sg.datasets.simulated_visium(20, 20, n_genes=8_000, rng=3)
+    log_counts = sparse.csr_matrix(slide.X).log1p()
+    domain = slide.obs["domain"].to_numpy()
+
+    def purity():
+        weights = Diffusion.over_similar(similar_components(log_counts, 20), n_steps=1).mean(np.eye(slide.n_obs))
+        return (weights * (domain[:, None] == domain)).sum() / weights.sum()
+
+    whole = purity()
+    monkeypatch.setattr(_diffusion, "FEW_SPOTS", 100)
+    monkeypatch.setattr(_diffusion, "MANY_SPOTS", 150)
+    assert purity() == pytest.approx(whole, abs=0.05)
+    assert whole > 0.6
+
+
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
 def test_diffusion_is_the_power_of_its_step_without_the_spot_itself(n_steps):
     rng = np.random.default_rng(1)

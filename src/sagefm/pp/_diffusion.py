@@ -19,6 +19,8 @@ GENES_AT_A_TIME, SPOTS_AT_A_TIME = 1_000, 1_000
 MIN_SPOTS = 50
 # Up to here components are found from the products of spots.
 FEW_SPOTS = 1_500
+# Above this they are found on as many, drawn at random.
+MANY_SPOTS = 6_000
 
 
 def similar_components(log_counts: csr_matrix, n_components: int = N_COMPONENTS, rng: int = 0) -> Floats32:
@@ -38,8 +40,12 @@ def similar_components(log_counts: csr_matrix, n_components: int = N_COMPONENTS,
         return np.zeros((slide.n_obs, 1), dtype=np.float32)
     if slide.n_obs <= FEW_SPOTS:
         return _components_of_few(slide.X, n_components)
-    sc.pp.pca(slide, n_comps=n_components, random_state=rng)
-    return np.asarray(slide.obsm["X_pca"], dtype=np.float32)
+    if slide.n_obs <= MANY_SPOTS:
+        sc.pp.pca(slide, n_comps=n_components, random_state=rng)
+        return np.asarray(slide.obsm["X_pca"], dtype=np.float32)
+    some = slide[np.sort(np.random.default_rng(rng).choice(slide.n_obs, MANY_SPOTS, replace=False))].copy()
+    sc.pp.pca(some, n_comps=n_components, random_state=rng)
+    return np.asarray(slide.X @ some.varm["PCs"], dtype=np.float32)  # not centered, which changes no distance
 
 
 def _components_of_few(values: csr_matrix, n_components: int) -> Floats32:

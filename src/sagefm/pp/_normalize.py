@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,9 @@ def normalize_total(slide: AnnData) -> None:
 
     totals = np.asarray(slide.X.sum(axis=1), dtype=float).ravel()
     if (totals > 0).any():
-        sc.pp.normalize_total(slide, target_sum=float(np.median(totals[totals > 0])))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Some cells have zero counts")
+            sc.pp.normalize_total(slide, target_sum=float(np.median(totals[totals > 0])))
 
 
 def check_variety(slide: AnnData, n: int, name: str) -> None:

@@ -27,8 +27,8 @@ from sagefm.train._split import TRAIN, VALIDATE
 from sagefm.train._stream import SHUFFLE_SPOTS
 from sagefm.train._trainer import CHECKPOINT_STEPS, find_folder, fit
 
-# What the decoder's gains start with, together; the rest of each gene's mean is in its bias.
-START_GAIN, START_SIMILAR = 0.7, 0.6
+# What the decoder's gains of neighbors and similar spots start with; the rest of each gene's mean is in its bias.
+START_GAINS, START_WITHOUT_SIMILAR = (0.3, 0.6), (0.7, 0.0)
 
 
 @fill_docstring
@@ -211,14 +211,16 @@ def _network(recipe: Recipe, corpus: Corpus, init: str | Path | Model | None) ->
         network.load_state_dict(start.weights.state_dict())
     elif recipe.start_at_mean:
         gene_mean = corpus.gene_mean(TRAIN)
-        gain = START_GAIN if recipe.architecture == "sage" else 0.0
+        gains = (0.0, 0.0)
+        if recipe.architecture == "sage":
+            gains = START_GAINS if recipe.similar else START_WITHOUT_SIMILAR
         with torch.no_grad():
             network.fc_gene.weight.mul_(0.1)  # type: ignore[union-attr, operator]
-            network.fc_gene.bias.copy_(torch.from_numpy((1 - gain) * gene_mean))  # type: ignore[union-attr, operator]
+            share = 1 - sum(gains)
+            network.fc_gene.bias.copy_(share * torch.from_numpy(gene_mean))  # type: ignore[union-attr, operator]
             if recipe.architecture == "sage":
-                of_similar = START_SIMILAR if recipe.similar else 0.0
-                network.gain.fill_(gain - of_similar)  # type: ignore[operator]
-                network.similar_gain.fill_(of_similar)  # type: ignore[operator]
+                network.gain.fill_(gains[0])  # type: ignore[operator]
+                network.similar_gain.fill_(gains[1])  # type: ignore[operator]
     return network
 
 
