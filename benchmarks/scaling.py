@@ -1,7 +1,7 @@
 """Time and peak memory of one job on a slide of any size, read from disk.
 
     python benchmarks/scaling.py embed|impute|perturb|graph --spots 32000 [--genes 12000] [--model mini|published]
-        [--pairs 10] [--store] [--folder DIR]
+        [--pairs 10] [--store] [--no-similar] [--folder DIR]
 
 The slide is a simulated one, repeated side by side and written to disk; a child process reads it backed, so that its
 counts stay there. Prints one line of JSON: seconds, and peak resident memory in GB before the job and during it, the
@@ -114,7 +114,7 @@ def child(args: argparse.Namespace) -> None:
     jobs = {
         "graph": lambda: sg.pp.neighborhood_graph(adata, args.method),
         "embed": lambda: sg.tl.sage_embed(adata, model, device=args.device, **store),
-        "impute": lambda: sg.tl.impute(adata, None, model, device=args.device, **store),
+        "impute": lambda: sg.tl.impute(adata, None, model, similar=not args.no_similar, device=args.device, **store),
         "perturb": lambda: sg.tl.perturb_lr(adata, pairs, model, n_controls=args.n_controls, device=args.device),
     }
     with Watch() as watch:
@@ -134,6 +134,7 @@ def child(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no-similar", action="store_true", help="impute without similar spots")
     parser.add_argument("job", choices=["embed", "impute", "perturb", "graph"])
     parser.add_argument("--spots", type=int, default=32_000)
     parser.add_argument("--genes", type=int, default=12_000)

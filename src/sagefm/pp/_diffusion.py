@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
-from sagefm._types import Array, Floats32
+from sagefm._types import Array, Floats32, Ints
 from sagefm.pp._normalize import normalize_total
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from scipy.sparse import csr_matrix
 
 N_COMPONENTS, N_NEIGHBORS, N_STEPS = 50, 15, 3
-GENES_AT_A_TIME, SPOTS_AT_A_TIME = 1_000, 1_000
+GENES_AT_A_TIME, SPOTS_AT_A_TIME, BLOCK_VALUES = 1_000, 1_000, 1e8
 # A slide of fewer spots has too few that are alike.
 MIN_SPOTS = 50
 # Up to here components are found from the products of spots.
@@ -26,26 +28,39 @@ MANY_SPOTS = 6_000
 def similar_components(log_counts: csr_matrix, n_components: int = N_COMPONENTS, rng: int = 0) -> Floats32:
     """Principal components of spots by the genes that they show, at a common depth, shape (spots, components).
 
-    There are fewer where the slide has too few spots or genes.
+    There are fewer where the slide has too few spots or genes. On a large slide they are found on some of its spots.
     """
+    import scanpy as sc
+
+    n_spots = log_counts.shape[0]
+    some: slice | Ints = slice(None)
+    if n_spots > MANY_SPOTS:
+        some = np.sort(np.random.default_rng(rng).choice(n_spots, MANY_SPOTS, replace=False))
+    slide, depth = _at_common_depth(log_counts[some])
+    n_components = min(n_components, *(size - 1 for size in slide.shape))
+    spread = slide.X.max(axis=0).toarray() - slide.X.min(axis=0).toarray()
+    if n_components < 1 or not spread.any():  # all spots are alike
+        return np.zeros((n_spots, 1), dtype=np.float32)
+    if n_spots <= FEW_SPOTS:
+        return _components_of_few(slide.X, n_components)
+    sc.pp.pca(slide, n_comps=n_components, random_state=rng)
+    if n_spots <= MANY_SPOTS:
+        return np.asarray(slide.obsm["X_pca"], dtype=np.float32)
+    starts = range(0, n_spots, MANY_SPOTS)
+    blocks = (_at_common_depth(log_counts[start : start + MANY_SPOTS], depth)[0].X for start in starts)
+    # Not centered, which changes no distance.
+    return np.concatenate([block @ slide.varm["PCs"] for block in blocks]).astype(np.float32)
+
+
+def _at_common_depth(log_counts: csr_matrix, depth: float | None = None) -> tuple[AnnData, float]:
+    """Log counts at a depth, by default the median one."""
     import scanpy as sc
     from anndata import AnnData
 
     slide = AnnData(log_counts.expm1())
-    normalize_total(slide)
+    depth = normalize_total(slide, depth)
     sc.pp.log1p(slide)
-    n_components = min(n_components, *(size - 1 for size in slide.shape))
-    spread = slide.X.max(axis=0).toarray() - slide.X.min(axis=0).toarray()
-    if n_components < 1 or not spread.any():  # all spots are alike
-        return np.zeros((slide.n_obs, 1), dtype=np.float32)
-    if slide.n_obs <= FEW_SPOTS:
-        return _components_of_few(slide.X, n_components)
-    if slide.n_obs <= MANY_SPOTS:
-        sc.pp.pca(slide, n_comps=n_components, random_state=rng)
-        return np.asarray(slide.obsm["X_pca"], dtype=np.float32)
-    some = slide[np.sort(np.random.default_rng(rng).choice(slide.n_obs, MANY_SPOTS, replace=False))].copy()
-    sc.pp.pca(some, n_comps=n_components, random_state=rng)
-    return np.asarray(slide.X @ some.varm["PCs"], dtype=np.float32)  # not centered, which changes no distance
+    return slide, depth
 
 
 def _components_of_few(values: csr_matrix, n_components: int) -> Floats32:
@@ -138,11 +153,18 @@ class Diffusion:
 
     def fill(self, into: Array, log_counts: csr_matrix) -> Array:
         """Means of the log1p counts of all genes, some genes at a time."""
-        columns = log_counts.tocsc()
-        for start in range(0, log_counts.shape[1], GENES_AT_A_TIME):
-            genes = slice(start, start + GENES_AT_A_TIME)
-            into[:, genes] = self.mean(columns[:, genes].toarray())
+        for genes, values in dense_blocks(log_counts):
+            into[:, genes] = self.mean(values)
         return into
+
+
+def dense_blocks(values: csr_matrix) -> Iterator[tuple[slice, Floats32]]:
+    """Some columns at a time, dense: all of the rows, half a gigabyte at most."""
+    width = max(1, min(GENES_AT_A_TIME, int(BLOCK_VALUES / max(values.shape[0], 1))))
+    columns = values.tocsc()
+    for start in range(0, values.shape[1], width):
+        genes = slice(start, start + width)
+        yield genes, columns[:, genes].toarray()
 
 
 def with_unit_rows(graph: csr_matrix) -> csr_matrix:

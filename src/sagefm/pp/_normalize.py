@@ -24,18 +24,21 @@ def read_counts(adata: AnnData, layer: str | None) -> AnnData:
     return slide
 
 
-def normalize_total(slide: AnnData) -> None:
-    """Scale every spot to the median total of those that have counts.
+def normalize_total(slide: AnnData, target: float | None = None) -> float:
+    """Scale every spot to a total, by default to the median of those that have counts; returns it.
 
     scanpy's own default counts the others in, and scales everything to zero where they are the half.
     """
     import scanpy as sc
 
     totals = np.asarray(slide.X.sum(axis=1), dtype=float).ravel()
+    if target is None:
+        target = float(np.median(totals[totals > 0])) if (totals > 0).any() else 1.0
     if (totals > 0).any():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Some cells have zero counts")
-            sc.pp.normalize_total(slide, target_sum=float(np.median(totals[totals > 0])))
+            sc.pp.normalize_total(slide, target_sum=target)
+    return target
 
 
 def check_variety(slide: AnnData, n: int, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from sagefm._types import Array, Floats, Floats32, Ints
 from sagefm.models._canonical import depth_ratio
-from sagefm.pp._diffusion import GENES_AT_A_TIME, Diffusion, with_unit_rows
+from sagefm.pp._diffusion import Diffusion, dense_blocks, with_unit_rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -32,24 +32,22 @@ class SimilarSpots:
     """
 
     def __init__(
-        self, log_counts: csr_matrix, slides: Iterable[Ints], neighbors: csr_matrix, *, spatial: bool = False
+        self, log_counts: csr_matrix, slides: Sequence[Ints], neighbors: csr_matrix, *, spatial: bool = False
     ) -> None:
         total = np.asarray(log_counts.sum(axis=1), dtype=float)
         self._slides: list[tuple[Ints, Diffusion, Floats32]] = []
+        several = len(slides) > 1
         for rows in slides:
-            around = neighbors[rows][:, rows]
+            around = neighbors[rows][:, rows] if several else neighbors
             if spatial:
                 mean = Diffusion(with_unit_rows(around), 1)
             else:
-                mean = Diffusion.of_slide(log_counts[rows], around)
+                mean = Diffusion.of_slide(log_counts[rows] if several else log_counts, around)
             self._slides.append((rows, mean, relative_depth(total[rows], mean.mean(total[rows]))))
 
     def scaled(self, values: csr_matrix, into: Array) -> Array:
         """Fill an array of shape (spots, genes) with the scaled means of some genes' log1p counts."""
-        columns = values.tocsc()
-        for start in range(0, values.shape[1], GENES_AT_A_TIME):
-            genes = slice(start, start + GENES_AT_A_TIME)
-            dense = columns[:, genes].toarray()
+        for genes, dense in dense_blocks(values):
             for rows, mean, depth in self._slides:
                 into[rows, genes] = depth * mean.mean(dense[rows])
         return into
