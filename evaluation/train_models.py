@@ -1,14 +1,15 @@
 """Train the models of the package on a folder of sections: sagefm-mini and sagefm-nano.
 
-    python evaluation/train_models.py SECTIONS_DIR [--only mini]
+    python evaluation/train_models.py SECTIONS_DIR [--only mini] [--cards]
 
-All donors take part in this last fit. What a model is worth on a donor that it hasn't seen is in its card, from
+All donors but the one for validation take part in this last fit. What a model is worth on a donor that it hasn't seen is in its card, from
 ``docs/evaluation/predictors*.csv``: the same recipe, trained without the donor (``evaluation/imputation.py``).
 """
 
 import argparse
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", type=Path)
     parser.add_argument("--only", choices=SUMMARIES, nargs="+", default=list(SUMMARIES))
+    parser.add_argument("--cards", action="store_true", help="write the cards of the models anew, and train nothing")
     args = parser.parse_args()
     corpus = training_corpus(args.sections)
     for recipe in args.only:
@@ -47,7 +49,11 @@ def main() -> None:
             "licence": "BSD-3-Clause",
         }
         out = WEIGHTS / f"sagefm-{recipe}.safetensors"
-        train(corpus, recipe, out, name=out.stem, card=card)
+        if args.cards:
+            model = sg.models.load(out)
+            replace(model, card=model.card | card).save(out, half=True)
+        else:
+            train(corpus, recipe, out, name=out.stem, card=card)
         record_digest(out)
 
 
@@ -62,7 +68,7 @@ def record_digest(weights: Path) -> None:
 
 def data(corpus: sg.train.Corpus, manifest: Path) -> list[dict[str, object]]:
     """Sections and spots by platform and tissue, with source and licence where a manifest tells them."""
-    sections = corpus.sections
+    sections = corpus.sections[corpus.sections["split"] == "train"]
     columns = ["platform", "tissue"]
     if manifest.exists():
         sections = sections.join(pd.read_csv(manifest, index_col="sample")[["source", "licence"]])

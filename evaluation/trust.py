@@ -57,7 +57,9 @@ def main() -> None:
         model_without(part[0], arguments.sections)  # before two processes want it
     parts = in_two_processes(measured_on, [(donor, arguments.sections) for donor in DONORS])
     measured = dict(zip(DONORS, parts, strict=True))
-    shipped = replace(sg.models.load(WEIGHTS), calibration=combine(corpus, list(measured.values())))
+    shipped = sg.models.load(WEIGHTS)
+    trained = shipped.card["training"]["groups"]
+    shipped = replace(shipped, calibration=combine(corpus, list(measured.values()), groups=trained))
     if arguments.write:
         shipped.save(WEIGHTS, half=True)
         record_digest(WEIGHTS)

@@ -17,8 +17,8 @@ def random_model(hidden, architecture=sg.models.GCN):
     torch.manual_seed(0)
     network = architecture(len(hest1k()), hidden).requires_grad_(False).eval()
     for name, parameter in network.named_parameters():
-        if name.endswith("bias") or name.endswith("gain"):
+        if name.endswith("bias") or name == "gain":
             parameter.normal_(std=0.1)
-        if name == "similar_gain":
-            parameter.abs_()  # else the ReLU would hide genes
+    if architecture is sg.models.SAGE:
+        network.similar_gain.normal_(std=0.1).abs_()  # positive, else the ReLU would hide genes
     return sg.models.Model("random", network, hest1k())

@@ -66,7 +66,7 @@ def test_a_part_of_a_section_has_its_own_similar_spots(corpus):
     for spots in parts:
         hidden = spots.similar[:, spots.mask[0]]
         assert torch.isfinite(hidden).all()
-        assert hidden.mean() == pytest.approx(spots.center[:, spots.mask[0]].mean(), rel=0.2)
+        assert float(hidden.mean()) == pytest.approx(float(spots.center[:, spots.mask[0]].mean()), rel=0.2)
 
 
 def test_a_recipe_needs_what_it_shows(slides, tmp_path):

@@ -98,7 +98,7 @@ class Model:
     >>> model.hidden
     (160, 160)
     >>> model.card["training"]["spots"]
-    16448
+    27715
     """
 
     name: str
