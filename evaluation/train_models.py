@@ -2,8 +2,9 @@
 
     python evaluation/train_models.py SECTIONS_DIR [--only mini] [--cards]
 
-All donors but the one for validation take part in this last fit. What a model is worth on a donor that it hasn't seen is in its card, from
-``docs/evaluation/predictors*.csv``: the same recipe, trained without the donor (``evaluation/imputation.py``).
+All donors but the one for validation take part in this last fit. What a model is worth on a donor that it hasn't seen
+is in its card, from ``docs/evaluation/predictors*.csv``: the same recipe, trained without the donor
+(``evaluation/imputation.py``).
 """
 
 import argparse

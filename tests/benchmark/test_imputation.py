@@ -159,8 +159,8 @@ def test_smoothers_never_see_what_they_predict(slide):
     for n_steps in (1, 2, 3):
         similar = Diffusion.over_similar(similar_components(slide.X.log1p()), n_neighbors=8, n_steps=n_steps)
         weights = similar.mean(np.eye(slide.n_obs))
-        np.testing.assert_allclose(np.diag(weights), 0, atol=1e-12)
-        assert weights.min() > -1e-12
+        np.testing.assert_allclose(np.diag(weights), 0, atol=1e-7)
+        assert weights.min() > -1e-7
         np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
 
 
