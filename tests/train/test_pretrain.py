@@ -56,7 +56,7 @@ def test_training_learns_and_the_file_serves_every_tool(corpus, slides, trained,
 @pytest.mark.slow
 def test_logged_metrics_are_those_of_the_evaluation(corpus, tmp_path):
     """Validation while training and :func:`evaluate_imputation` differ in their masks alone."""
-    model = run(corpus, tmp_path, replace(RECIPE, average_from=0.5), half=False)
+    model = run(corpus, tmp_path, replace(RECIPE, average_from=0.5, similar=0.0), half=False)
     logs = pd.read_csv(next((tmp_path / "model" / "logs").rglob("metrics.csv")))
     found = logs["val_rmse"].dropna().iloc[-1]
     assert found == pytest.approx(model.card["validation"]["metrics"]["model"]["rmse"], rel=0.02)

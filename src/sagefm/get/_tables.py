@@ -222,7 +222,7 @@ def assessment(
     >>> sg.pp.neighborhood_graph(adata)
     >>> sg.pp.assess(adata, "sagefm-mini")
     >>> sg.get.assessment(adata)["check"].tolist()
-    ['genes', 'depth', 'neighbors', 'lattice', 'expression', 'prediction']
+    ['genes', 'depth', 'neighbors', 'lattice', 'expression', 'prediction', 'training']
     """
     name, first = ("slides", "slide") if by_slide else ("checks", "check")
     run = "sg.pp.assess(adata)"

@@ -61,7 +61,7 @@ def load(model: str | Path | Model, *, device: str = "cpu") -> Model:
     --------
     >>> import sagefm as sg
     >>> sg.models.load("sagefm-mini")
-    Model('sagefm-mini', sage 160-160, 7,042,876 parameters, 14,558 genes)
+    Model('sagefm-mini', sage 160-160, 7,057,434 parameters, 14,558 genes)
     """
     target = get_device(device)
     if not isinstance(model, Model):

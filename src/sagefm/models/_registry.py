@@ -79,7 +79,7 @@ def available() -> pd.DataFrame:
     --------
     >>> import sagefm as sg
     >>> sg.models.available()["architecture"].to_dict()
-    {'sage-fm-hest1k': 'gcn', 'sagefm-mini': 'sage', 'spafoundation': 'vit'}
+    {'sage-fm-hest1k': 'gcn', 'sagefm-mini': 'sage', 'sagefm-nano': 'sage', 'spafoundation': 'vit'}
     """
     import pandas as pd
 

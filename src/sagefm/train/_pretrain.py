@@ -123,7 +123,7 @@ def pretrain(
     ...     corpus = sg.train.prepare_corpus({{"slide": slide}}, f"{{folder}}/corpus.zarr", split=split)
     ...     model = sg.train.pretrain(corpus, recipe, out=f"{{folder}}/tiny.safetensors", accelerator="cpu")
     >>> model
-    Model('tiny', sage 8-8, 378,588 parameters, 14,558 genes)
+    Model('tiny', sage 8-8, 393,146 parameters, 14,558 genes)
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     if isinstance(preset, str):
