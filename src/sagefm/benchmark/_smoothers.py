@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.neighbors import kneighbors_graph
@@ -24,7 +23,6 @@ from sagefm._types import Array, Floats, Floats32
 from sagefm._utils import check_whole, progress
 from sagefm.benchmark._imputation import as_list, tabulate
 from sagefm.models import _baselines
-from sagefm.models._canonical import depth_ratio
 from sagefm.models._scores import MaskSums, RunningScores, Summary, spot_r2
 from sagefm.pp._counts import Counts
 from sagefm.pp._diffusion import N_COMPONENTS, N_NEIGHBORS, N_STEPS, Diffusion, similar_components
@@ -204,9 +202,9 @@ def _smoothed(
     found: dict[str, Floats32] = {}
     for name, mean in means.items():
         found[name] = np.asarray(mean(truth), dtype=np.float32)
-        ratio = depth_ratio(torch.from_numpy(total), torch.from_numpy(np.array(mean(total)))).numpy()
+        ratio = _baselines.relative_depth(total, np.array(mean(total)))
         scaled = _baselines.DEPTH if name == _baselines.SLIDE_MEAN else SCALED + name
-        found[scaled] = found[name] * ratio.astype(np.float32)
+        found[scaled] = found[name] * ratio
     return found
 
 

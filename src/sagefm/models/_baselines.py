@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from sagefm._types import Array, Floats, Floats32
 from sagefm.models._canonical import depth_ratio
 
 ZEROS = "zeros"
@@ -30,3 +32,8 @@ def depth_scaled(center: Tensor, mean: Tensor, mask: Tensor) -> Tensor:
     """
     observed = mean.masked_fill(mask, 0)
     return mean * depth_ratio(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))
+
+
+def relative_depth(total: Floats, around: Array) -> Floats32:
+    """Depth of spots relative to others, from their sums of log1p counts, see :func:`depth_ratio`."""
+    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around).double()).float().numpy()

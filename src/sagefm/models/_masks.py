@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sagefm._types import Ints
@@ -40,11 +41,15 @@ class RandomMasks:
 
     def __call__(self, spots: Ints) -> Tensor:
         """Masks of some spots (any numbers that name them), boolean, shape (spots, genes)."""
-        # splitmix64: neighboring numbers read far apart.
-        with np.errstate(over="ignore"):
-            z = spots.astype(np.uint64) + np.uint64(self._key)
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z ^= z >> np.uint64(31)
-        places = torch.from_numpy((z % np.uint64(self._places)).astype(np.int64))
+        far_apart = scatter(spots, self._key) % np.uint64(self._places)
+        places = torch.from_numpy(far_apart.astype(np.int64))
         return self._windows.index_select(0, places.to(self._windows.device))
+
+
+def scatter(numbers: NDArray[np.integer], key: int) -> NDArray[np.uint64]:
+    """Numbers that are near made into ones that are far apart (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = numbers.astype(np.uint64) + np.uint64(key)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

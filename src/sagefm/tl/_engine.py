@@ -138,19 +138,19 @@ class Engine:
         sparse_ = [counts.genes[members & ~is_dense] for members in in_group]
         read = counts.reader(np.concatenate(dense), np.concatenate(sparse_))
         weights = self._weights()
-        picked = self._tensor(np.concatenate(dense))
+        picked = self.tensor(np.concatenate(dense))
         dense_weights = [weight.index_select(0, picked) for weight in weights]
-        sparse_genes = self._tensor(np.concatenate(sparse_))
+        sparse_genes = self.tensor(np.concatenate(sparse_))
         shape = (counts.n_obs, dense_weights[0].shape[1])
         products = [[self._empty(shape) for _ in dense_weights] for _ in in_group]
 
         def multiply(rows: Rows) -> None:
             block = read(rows)  # type: ignore[arg-type]
-            x = self._tensor(block.dense).to(compute.dtype)
+            x = self.tensor(block.dense).to(compute.dtype)
             i = j = 0
             for common, rare, product in zip(dense, sparse_, products, strict=True):
                 here, there = slice(i, i := i + len(common)), slice(j, j := j + len(rare))
-                entries, values, offsets = [self._tensor(part) for part in block.nonzeros(there.start, there.stop)]
+                entries, values, offsets = [self.tensor(part) for part in block.nonzeros(there.start, there.stop)]
                 entries, values = sparse_genes[there][entries.long()], values.to(compute.dtype)
                 for target, dense_weight, weight in zip(product, dense_weights, weights, strict=True):
                     part = x[:, here] @ dense_weight[here]
@@ -185,7 +185,8 @@ class Engine:
             return torch.from_numpy(self.scratch.empty(shape))
         return torch.empty(shape, device=device)
 
-    def _tensor(self, array: Array) -> Tensor:
+    def tensor(self, array: Array) -> Tensor:
+        """Array as a tensor on the device."""
         return torch.from_numpy(array).to(self.compute.device)
 
     def target(self, genes: Ints, hidden: Ints | None = None, *, read: bool = False) -> Target:
@@ -203,8 +204,8 @@ class Engine:
         read = read or self.canonical.gain is not None
         log_counts = self.log_counts(genes) if read else None
         if log_counts is None or hidden is None or self.canonical.similar_gain is None:
-            return Target(self._tensor(genes), log_counts)
-        return Target(self._tensor(genes), log_counts, self.similar_mean(hidden, log_counts, spatial=self.spatial))
+            return Target(self.tensor(genes), log_counts)
+        return Target(self.tensor(genes), log_counts, self.similar_mean(hidden, log_counts, spatial=self.spatial))
 
     def similar_mean(self, hidden: Ints, log_counts: sparse.csr_matrix, *, spatial: bool = False) -> Floats32:
         """Mean over the similar spots of each slide, at the depth of the spot, shape (spots, genes).
@@ -336,16 +337,12 @@ class Projection:
             mean = self.neighbor_mean(state.rows, target.log_counts)
             scaled_mean = (state.depth * mean).to(dtype)
         if target.similar is not None and shown:
-            similar = self.on_device(target.similar[state.rows]).to(dtype)
+            similar = self.engine.tensor(target.similar[state.rows]).to(dtype)
         return to_numpy(model.decode(model.embed(state.hidden), target.genes, scaled_mean, similar))
-
-    def on_device(self, array: Array) -> Tensor:
-        """Array as a tensor on the device."""
-        return torch.from_numpy(array).to(self.engine.compute.device)
 
     def neighbor_mean(self, rows: Rows, values: sparse.csr_matrix) -> Tensor:
         """Mean over the neighbors of values of every spot, shape (rows, columns of the values)."""
-        return self.on_device(neighbor_mean(self.graph[rows], values))
+        return self.engine.tensor(neighbor_mean(self.graph[rows], values))
 
 
 def neighbor_mean(around: sparse.csr_matrix, values: sparse.csr_matrix) -> Floats32:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from sagefm._types import Array, Floats, Floats32, Ints
-from sagefm.models._canonical import depth_ratio
+from sagefm._types import Array, Floats32, Ints
+from sagefm.models._baselines import relative_depth
 from sagefm.pp._diffusion import Diffusion, dense_blocks, with_unit_rows
 
 if TYPE_CHECKING:
@@ -51,8 +50,3 @@ class SimilarSpots:
             for rows, mean, depth in self._slides:
                 into[rows, genes] = depth * mean.mean(dense[rows])
         return into
-
-
-def relative_depth(total: Floats, around: Array) -> Floats32:
-    """Depth of spots relative to others, see :func:`~sagefm.models._canonical.depth_ratio`."""
-    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around).double()).float().numpy()

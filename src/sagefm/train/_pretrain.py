@@ -250,7 +250,7 @@ def _finish(
     model = Model(name, network, corpus.vocabulary, card=full_card, gene_mean=corpus.gene_mean(TRAIN))
     if not trainer.is_global_zero:
         return model
-    genes = hashed_genes(corpus.vocabulary, corpus.gene_mean(TRAIN))
+    genes = hashed_genes(corpus.gene_mean(TRAIN))
     hashes = [hash_spots(section.X, genes) for section in corpus.iter_sections(TRAIN)]
     model = replace(model, trained_spots=np.unique(np.concatenate([found[enough] for found, enough in hashes])))
     if half:  # what is evaluated is what is saved

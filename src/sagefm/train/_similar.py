@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagefm._types import Bools, Floats32, Ints
+from sagefm.models._baselines import relative_depth
 from sagefm.pp._diffusion import MIN_SPOTS, Diffusion, similar_components, with_unit_rows
-from sagefm.tl._similar import relative_depth
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -181,7 +181,7 @@ def training(log_counts: sparse.csr_matrix, model: Model) -> list[Check]:
     """Whether the model was trained on some of the spots; nothing where it doesn't carry what they are known by."""
     if model.trained_spots is None or model.gene_mean is None:
         return []
-    found, enough = hash_spots(log_counts.expm1(), hashed_genes(model.vocabulary, model.gene_mean))
+    found, enough = hash_spots(log_counts.expm1(), hashed_genes(model.gene_mean))
     share = float(np.isin(found[enough], model.trained_spots).mean()) if enough.any() else 0.0
     text = f"{share:.0%} of the spots were in the model's training"
     if share > MANY_TRAINED:

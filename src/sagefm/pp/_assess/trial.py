@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 
 from sagefm._depth import MIN_DETECTION, DepthSpline, attainable, mean_over_detected, pearson_beyond_depth
-from sagefm._types import Bools, Floats, Floats32, Ints
+from sagefm._types import Bools, Floats32, Ints
 from sagefm.models import _baselines
-from sagefm.models._canonical import depth_ratio
 from sagefm.models._spots import predict, read_spots
 from sagefm.pp._assess.checks import CARE, FINE, MODEL, OUTSIDE, UNKNOWN
 from sagefm.pp._diffusion import Diffusion
@@ -95,7 +94,7 @@ def _predictions(
     """Each predictor, and what it says of the hidden genes, shape (spots, genes given)."""
     total = np.asarray(visible.sum(axis=1), dtype=float)
     similar = Diffusion.of_slide(visible, graph[rows][:, rows])
-    diffused = similar.mean(truth) * _relative_depth(total, similar.mean(total))
+    diffused = similar.mean(truth) * _baselines.relative_depth(total, similar.mean(total))
     own, around, totals = np.empty_like(truth), np.empty_like(truth), np.empty_like(total)
     mask, shown = torch.from_numpy(hidden), np.flatnonzero(~hidden)
     for start in range(0, len(rows), BATCH_SIZE):
@@ -108,10 +107,6 @@ def _predictions(
         around[block], totals[block] = mean[:, genes].numpy(), mean[:, shown].sum(1, keepdim=True).numpy()
     yield MODEL, own
     everywhere = np.full_like(total, total.mean())
-    yield _baselines.DEPTH, (truth.mean(axis=0) * _relative_depth(total, everywhere)).astype(np.float32)
-    yield NEIGHBORS, around * _relative_depth(total, totals)
+    yield _baselines.DEPTH, (truth.mean(axis=0) * _baselines.relative_depth(total, everywhere)).astype(np.float32)
+    yield NEIGHBORS, around * _baselines.relative_depth(total, totals)
     yield DIFFUSION, diffused
-
-
-def _relative_depth(total: Floats, around: Floats) -> Floats32:
-    return depth_ratio(torch.from_numpy(total), torch.from_numpy(around)).float().numpy()

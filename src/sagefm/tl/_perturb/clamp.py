@@ -240,7 +240,7 @@ class Clamping:
             state=self._projection.state(rows, where, self._masks),
             clamped=means[:, clamped],
             targets=means[:, targets] if self._model.gain is not None else None,
-            similar=None if self._similar is None else self._projection.on_device(self._similar[rows]),
+            similar=None if self._similar is None else self._tensor(self._similar[rows]),
             hidden=self._tensor(self._expression.log_counts[rows].toarray())[:, hidden],
             hidden_means=means[:, hidden],
         )

@@ -173,7 +173,7 @@ def _derivatives(
     def differentiate(rows: Rows) -> tuple[Floats, Floats32 | None]:
         state = projection.state(rows, "center" if masks else None, range(len(masks)))
         scaled = None if shown is None else state.depth * projection.neighbor_mean(rows, shown)[:, place]
-        similar = None if alike is None else projection.on_device(alike[rows][:, place])
+        similar = None if alike is None else engine.tensor(alike[rows][:, place])
         slopes, gates = _slopes(model, state.hidden, targets, scaled, similar)
         share = (model.neighbors_share if of_neighbors else model.center_share)(state.degree)
         summed = np.zeros((len(by), len(of)))
