@@ -134,6 +134,15 @@ def test_components_found_on_some_spots_hold_for_all(monkeypatch):
     assert whole > 0.6
 
 
+def test_a_large_slide_has_similar_spots_too():
+    """More spots than scanpy compares exactly unless it is told to."""
+    rng = np.random.default_rng(0)
+    group = rng.integers(300, size=9_000)
+    components = (rng.normal(size=(300, 10))[group] * 20 + rng.normal(size=(9_000, 10))).astype(np.float32)
+    mean = Diffusion.over_similar(components).mean(np.eye(300)[group])
+    assert mean[np.arange(9_000), group].mean() > 0.99
+
+
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
 def test_diffusion_is_the_power_of_its_step_without_the_spot_itself(n_steps):
     rng = np.random.default_rng(1)

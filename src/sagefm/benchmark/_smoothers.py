@@ -196,7 +196,7 @@ def _smoothed(
         _baselines.SLIDE_MEAN: lambda values: np.broadcast_to(values.mean(axis=0), values.shape),
         _baselines.NEIGHBOR_MEAN: partial(_mean_over, spatial),
         KNN: partial(_mean_over, similar),
-        DIFFUSION: Diffusion.over_similar(components, n_neighbors, n_steps, rng).mean,
+        DIFFUSION: Diffusion.over_similar(components, n_neighbors, n_steps).mean,
     }
     total = np.asarray(shown.sum(axis=1), dtype=float)
     found: dict[str, Floats32] = {}

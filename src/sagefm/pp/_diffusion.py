@@ -101,9 +101,7 @@ class Diffusion:
             self._own[rows] = np.asarray(way.multiply(last).sum(axis=1)).ravel()
 
     @classmethod
-    def over_similar(
-        cls, components: Floats32, n_neighbors: int = N_NEIGHBORS, n_steps: int = N_STEPS, rng: int = 0
-    ) -> Diffusion:
+    def over_similar(cls, components: Floats32, n_neighbors: int = N_NEIGHBORS, n_steps: int = N_STEPS) -> Diffusion:
         """Steps on scanpy's graph of similar spots, in the manner of MAGIC (van Dijk et al. 2018).
 
         Parameters
@@ -112,8 +110,6 @@ class Diffusion:
             What :func:`similar_components` returns.
         n_neighbors, n_steps
             Most similar spots in the graph, and steps on it.
-        rng
-            Seed of the search for neighbors, which is approximate on large slides.
         """
         import scanpy as sc
         from anndata import AnnData
@@ -121,7 +117,8 @@ class Diffusion:
         slide = AnnData(obsm={"X_pca": components})
         n_neighbors = max(2, min(n_neighbors, len(components) - 1))
         with np.errstate(invalid="ignore"):  # between spots that are the same
-            sc.pp.neighbors(slide, n_neighbors=n_neighbors, use_rep="X_pca", method="gauss", random_state=rng)
+            # Exact at any size: among 50 components that takes seconds for tens of thousands of spots.
+            sc.pp.neighbors(slide, n_neighbors, use_rep="X_pca", method="gauss", transformer="sklearn")
         kernel = sparse.csr_matrix(slide.obsp["connectivities"])
         kernel.data[~np.isfinite(kernel.data)] = 1
         # A spot is at least as near to itself as to any other.

@@ -91,7 +91,7 @@ def leiden(
         raise ImportError("sg.tl.leiden needs igraph: pip install igraph, or use sg.tl.cluster(adata).") from error
     seed = int(np.random.default_rng(rng).integers(2**31))
     graph = AnnData(obsm={use_rep: points})
-    sc.pp.neighbors(graph, n_neighbors, use_rep=use_rep, random_state=seed)
+    sc.pp.neighbors(graph, n_neighbors, use_rep=use_rep, transformer="sklearn", random_state=seed)
     options = {"flavor": "igraph", "n_iterations": 2, "directed": False}
     sc.tl.leiden(graph, resolution, random_state=seed, key_added=key_added, **options)
     clusters = graph.obs[key_added].cat.remove_unused_categories()
