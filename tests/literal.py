@@ -123,6 +123,20 @@ def run(network, dense, neighborhoods, *, what="embed", batch_size=64, similar=N
 
 
 @torch.no_grad()
+def of_unseen(network, dense, neighborhoods, unseen, typical):
+    """Genes that no spot shows (``unseen``, boolean) at the central spots.
+
+    Their mean in training, at the depth of the spot, stands for the means over neighbors and similar spots.
+    """
+    shown = np.where(unseen, 0, dense)
+    z = torch.from_numpy(run(network, shown, neighborhoods))
+    total = shown[[spots[0] for spots in neighborhoods]].sum(axis=1, dtype=float)
+    ratio = np.clip(total / typical[~unseen].sum(dtype=float), 0.2, 5)
+    own = torch.from_numpy((ratio[:, None] * typical).astype(np.float32)) * (network.gain + network.similar_gain)
+    return torch.relu(network.fc_gene(z) + own)[:, unseen].numpy()
+
+
+@torch.no_grad()
 def perturbed(network, dense, neighborhoods, clamped, masked, batch_size=64, similar=None):
     """All genes predicted at the central spots, with genes set to values on all other nodes (``clamped``) and masked
     at the center."""

@@ -1,5 +1,8 @@
 """Predictions by the share of genes that is missing, against a plain loop."""
 
+from dataclasses import replace
+
+import literal
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,9 +14,10 @@ from sagefm.models._masks import RandomMasks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mask_by", ["slide", "spot"])
-def test_missingness_is_the_plain_loop(model, mask_by):
+@pytest.mark.parametrize(("family", "mask_by"), [("tiny", "slide"), ("tiny", "spot"), ("sage", "slide")])
+def test_missingness_is_the_plain_loop(model, family, mask_by, request):
     """Genes hidden in a dense slide before anything reads it."""
+    model = replace(request.getfixturevalue(family), gene_mean=model.gene_mean)
     adata = sg.datasets.simulated_visium(n_rows=9, n_cols=9, n_genes=6000)
     sg.pp.neighborhood_graph(adata)
     curve = sg.benchmark.missingness_curve(adata, model, fractions=[0.6, 0.2], mask_by=mask_by, rng=3)
@@ -28,9 +32,14 @@ def test_missingness_is_the_plain_loop(model, mask_by):
         mask = RandomMasks(14558, fraction, (3, adata.n_obs))(spots).numpy()
         shown = x * ~mask
         around = (adata.obsp["sage_connectivities"] @ shown).astype(np.float32)
-        prediction = model.canonical().forward(*map(torch.from_numpy, (shown, around)), degree, torch.from_numpy(mask))
+        if family == "sage":
+            prediction, near = np.zeros_like(x), literal.neighborhoods_of(adata.obsp["sage_connectivities"])
+            prediction[:, mask[0]] = literal.of_unseen(model.network, x, near, mask[0], model.gene_mean)
+        else:
+            parts = map(torch.from_numpy, (shown, around))
+            prediction = model.canonical().forward(*parts, degree, torch.from_numpy(mask)).detach().numpy()
         here = curve[curve["fraction"] == fraction].set_index("predictor")
-        for name, predicted in {model.name: prediction.detach().numpy(), "neighbor mean": around / 14}.items():
+        for name, predicted in {model.name: prediction, "neighbor mean": around / 14}.items():
             plain = sg.benchmark.imputation_metrics(predicted, x, mask)
             found = here.loc[name, ["rmse", "r2_spot", "r_within"]].astype(float).to_dict()
             assert found == pytest.approx(plain[list(found)].to_dict(), rel=1e-3, abs=1e-5), name

@@ -1,6 +1,7 @@
 """The engine against the literal pipeline: one complete PyG graph per spot, at published size, on real sections."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import literal
 import numpy as np
@@ -90,6 +91,27 @@ def test_predictions_of_absent_genes(prepared, published_size):
     assert found.columns.tolist() == absent
     assert error(found.to_numpy()[spots], expected[:, hest1k().find_symbols(absent)]) < TOLERANCE
     assert "sage_imputed" not in adata.layers
+
+
+@pytest.mark.parametrize("prepared", SLIDES[:2], indirect=True)
+def test_the_mean_in_training_stands_for_what_no_spot_shows(prepared, sage):
+    """Absent genes, and genes masked in all spots, by a model that reads its genes in other spots."""
+    adata, dense, spots, neighborhoods = prepared
+    typical = np.random.default_rng(0).exponential(0.3, len(hest1k())).astype(np.float32)
+    model, index = replace(sage, gene_mean=typical), adata.var["sage_gene"].to_numpy()
+    lacking = ~np.isin(np.arange(len(hest1k())), index)
+    absent = adata.uns["sage_genes"]["missing"]
+    sg.tl.impute(adata, absent, model, device="cpu", reliability=False)
+    expected = literal.of_unseen(sage.network, dense, neighborhoods, lacking, typical)
+    columns = np.searchsorted(np.flatnonzero(lacking), hest1k().find_symbols(absent))
+    assert error(adata.obsm["sage_imputed"].to_numpy()[spots], expected[:, columns]) < TOLERANCE
+
+    sg.tl.impute(adata, None, model, mask="everywhere", device="cpu", reliability=False)
+    unseen = (gene_folds(len(hest1k()), 4) == 1) | lacking
+    expected = literal.of_unseen(sage.network, dense, neighborhoods, unseen, typical)
+    columns = np.flatnonzero((index >= 0) & unseen[index])
+    places = np.searchsorted(np.flatnonzero(unseen), index[columns])
+    assert error(adata.layers["sage_imputed"][spots][:, columns], expected[:, places]) < TOLERANCE
 
 
 @pytest.mark.slow

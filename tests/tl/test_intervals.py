@@ -199,7 +199,7 @@ def test_intervals_of_absent_genes_are_widened_until_they_hold_on_this_slide(lar
     truth = np.log1p(large.to_df())[absent]
     adata = large[:, ~large.var_names.isin(absent)].copy()
     errors, found = np.ones((2, len(EDGES) + 1, 50)), {}
-    for size in (6.0, 3.5, 0.5):
+    for size in (6.0, 1.0, 0.5):
         known = calibration(errors=size * errors, ranks=np.full((2, 2, N), 0.8))
         model = replace(sg.models.load("sagefm-mini"), calibration=known)
         sg.tl.impute(adata, absent, model, intervals=0.8, reliability=False)
@@ -208,9 +208,9 @@ def test_intervals_of_absent_genes_are_widened_until_they_hold_on_this_slide(lar
         inside = ((truth >= lower - 1e-4) & (truth <= upper + 1e-4)).to_numpy().mean()
         found[size] = (table["widened"].iloc[0], inside, table["trusted"].all())
     assert found[6.0][0] == 1
-    assert 1 < found[3.5][0] < 1.5
-    assert 0.4 < found[3.5][1] < 0.9  # these are more frequent than those it is judged by
-    assert found[3.5][2]
+    assert 1 < found[1.0][0] < 1.5
+    assert 0.4 < found[1.0][1] < 0.9  # these are more frequent than those it is judged by
+    assert found[1.0][2]
     assert found[0.5][0] == 1.5
     assert not found[0.5][2]
 
@@ -223,7 +223,7 @@ def test_each_slide_is_widened_by_itself(large, sage):
     odd.var_names = large.var_names  # genes exchanged
     both = ad.concat([large, large, odd], keys=list("abc"), label="slide", index_unique="-")
     sg.pp.neighborhood_graph(both, library_key="slide")
-    known = calibration(errors=np.full((2, len(EDGES) + 1, 50), 5.0), ranks=np.full((2, 2, N), 0.8))
+    known = calibration(errors=np.full((2, len(EDGES) + 1, 50), 3.5), ranks=np.full((2, 2, N), 0.8))
     model = replace(sg.models.load("sagefm-mini"), calibration=known)
     widths, widened = {}, {}
     for name, adata in (("two", both[both.obs["slide"] != "c"]), ("three", both)):

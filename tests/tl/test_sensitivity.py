@@ -1,5 +1,7 @@
 """Sensitivities are gradients."""
 
+from dataclasses import replace
+
 import literal
 import numpy as np
 import pytest
@@ -46,6 +48,34 @@ def test_sensitivity_is_the_gradient(slide, family, mask, wrt, request):
 
         at = neighbors[:, index].mean(0) if wrt == "neighbors" else dense[spot, index]
         expected = torch.autograd.functional.jacobian(predict, at).T
+        assert spots[spot] == pytest.approx(expected.numpy(), abs=1e-5)
+    assert np.abs(spots).max() > 1e-4
+
+
+@pytest.mark.parametrize("wrt", ["neighbors", "center"])
+def test_sensitivity_of_a_gene_that_no_spot_shows(slide, sage, wrt):
+    """Its mean in training, which stands for the means over other spots, doesn't move with them."""
+    missing = next(symbol for symbol in SYMBOLS if symbol not in slide.var_names)
+    typical = np.full(len(SYMBOLS), 0.5, dtype=np.float32)
+    model = replace(sage, gene_mean=typical)
+    sg.tl.gene_sensitivity(slide, ["CXCL12", missing], [missing], model=model, wrt=wrt, mask="none", store_spots=True)
+    spots = slide.obsm["gene_sensitivity"].to_numpy()
+    dense, graph = literal.dense_log1p(slide, SYMBOLS), slide.obsp["sage_connectivities"]
+    index, target = [gene("CXCL12"), gene(missing)], gene(missing)
+    network = sage.network
+    for spot in (0, 50):
+        x = torch.from_numpy(dense[[spot, *graph[spot].indices]])
+        ratio = np.clip(dense[spot].sum() / typical[np.isin(SYMBOLS, slide.var_names)].sum(), 0.2, 5)
+        own = float(ratio * 0.5) * (network.gain + network.similar_gain)[target]
+
+        def predict(values, x=x, own=own):
+            moved = x.clone()
+            rows = slice(1, None) if wrt == "neighbors" else slice(1)
+            moved[rows, index] += values
+            z = network.embed(moved, literal.complete_edges(len(moved)))[:1]
+            return torch.relu(network.fc_gene(z)[0, target] + own)
+
+        expected = torch.autograd.functional.jacobian(predict, torch.zeros(2))
         assert spots[spot] == pytest.approx(expected.numpy(), abs=1e-5)
     assert np.abs(spots).max() > 1e-4
 

@@ -94,13 +94,14 @@ class MaskedSlide:
         similar = Diffusion.of_slide(of_slide, self.graph[self.rows][:, self.rows])
         diffused = similar.fill(Scratch().empty(of_slide.shape), shown[self.rows])
         mean = torch.from_numpy(slide_mean.astype(np.float32)).to(self.device)
+        unseen = torch.from_numpy(n_visible == 0) if everywhere else None
         masked, scores = MaskSums(self.n_genes), dict[str, RunningScores]()
         for start in range(0, len(self.rows), BATCH_SIZE):
             block = slice(start, start + BATCH_SIZE)
             rows = self.rows[block]
             like = torch.from_numpy(diffused[block])
             spots = read_spots(self.log_counts, self.graph, rows, masks(rows), shown=shown, similar=like)
-            spots = spots.to(self.device)
+            spots = spots._replace(unseen=unseen).to(self.device)
             basis = torch.from_numpy(spline(depth[block])).to(self.device)
             masked.add(spots.center, spots.mask, basis)
             for name, prediction in self._predictions(spots, mean).items():

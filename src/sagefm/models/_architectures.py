@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sagefm.models._canonical import Canonical, Linear
@@ -87,6 +88,7 @@ def sage_canonical(weights: Mapping[str, Tensor]) -> Canonical:
         decoder=_linear(weights, "fc_gene"),
         gain=weights["gain"],
         similar_gain=weights["similar_gain"],
+        typical=torch.zeros_like(weights["gain"]),  # until a model says what it has seen
     )
 
 

@@ -1,8 +1,8 @@
 """The form that every tool is written on: one linear layer on center and neighbors, then an MLP.
 
 ``h_i = c_i @ Wc + n_i @ Wn + b``, then trunk, then decoder; optionally the decoder adds each gene's own mean over the
-neighbors and over the slide's similar spots, ``gain_g * sqrt(depth_i) * n_ig + similar_gain_g * s_ig``. Knows tensors
-only.
+neighbors and over the slide's similar spots, ``gain_g * sqrt(depth_i) * n_ig + similar_gain_g * s_ig``. Where no spot
+shows a gene, its mean in training stands for both. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class Canonical:
         Weight of each gene's own mean over the neighbors, shape (genes,), or None.
     similar_gain
         Weight of its mean over similar spots, where there is a ``gain``, shape (genes,), or None.
+    typical
+        Mean log1p count of each gene in training, where there is a ``gain``, shape (genes,), or None. Stands for the
+        means of a gene that no spot shows: the gains carry most of a gene's level, which would be missing without.
     dropout
         Share of the embedding dropped before the decoder; 0 outside training.
     """
@@ -54,6 +57,7 @@ class Canonical:
     decoder: Linear
     gain: Tensor | None = None
     similar_gain: Tensor | None = None
+    typical: Tensor | None = None
     dropout: float = 0.0
 
     negative_slope: ClassVar[float] = 0.01
@@ -94,6 +98,7 @@ class Canonical:
             decoder=(move(self.decoder[0]), move(self.decoder[1])),
             gain=None if self.gain is None else move(self.gain),
             similar_gain=None if self.similar_gain is None else move(self.similar_gain),
+            typical=None if self.typical is None else move(self.typical),
         )
 
     def first_layer(self, center: Tensor, neighbor_sum: Tensor, degree: Tensor) -> Tensor:
@@ -176,6 +181,7 @@ class Canonical:
         degree: Tensor,
         masked: Tensor | None = None,
         similar: Tensor | None = None,
+        unseen: Tensor | None = None,
     ) -> Tensor:
         """All predictions from log1p counts: differentiable, for training and for tests.
 
@@ -191,8 +197,10 @@ class Canonical:
             Genes that don't count for the depth of a spot, boolean, shape (spots, genes); none by default.
         similar
             Mean over similar spots times :func:`depth_ratio`, shape (spots, genes); zero by default.
+        unseen
+            Genes that no spot shows, boolean, shape (genes,); none by default.
         """
-        return self.forward_both(center, neighbor_sum, degree, masked, similar)[0]
+        return self.forward_both(center, neighbor_sum, degree, masked, similar, unseen)[0]
 
     def forward_both(
         self,
@@ -201,6 +209,7 @@ class Canonical:
         degree: Tensor,
         masked: Tensor | None = None,
         similar: Tensor | None = None,
+        unseen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`; also the embedding, with the dropout that the decoder saw."""
         if self.shares_weights:  # one product instead of two
@@ -212,8 +221,14 @@ class Canonical:
             return self.decode(z), z
         mean = neighbor_sum / degree.clamp(min=1)
         observed = mean if masked is None else mean * ~masked
-        scale = depth_scale(center.sum(1, keepdim=True), observed.sum(1, keepdim=True))
-        return self.decode(z, scaled_mean=scale * mean, similar=similar), z
+        total = center.sum(1, keepdim=True)
+        scaled_mean = depth_scale(total, observed.sum(1, keepdim=True)) * mean
+        if unseen is not None and self.typical is not None:
+            hidden = unseen if masked is None else unseen | masked
+            typical = self.typical * depth_ratio(total, (self.typical * ~hidden).sum(-1, keepdim=True))
+            scaled_mean = torch.where(unseen, typical, scaled_mean)
+            similar = torch.where(unseen, typical, torch.zeros_like(typical) if similar is None else similar)
+        return self.decode(z, scaled_mean=scaled_mean, similar=similar), z
 
 
 @dataclass(frozen=True)

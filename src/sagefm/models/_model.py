@@ -152,7 +152,12 @@ class Model:
 
     def canonical(self) -> Canonical:
         """Return the same function as one layer on center and neighbors, then an MLP."""
-        return self.weights.canonical()  # type: ignore[operator]
+        import torch
+
+        canonical: Canonical = self.weights.canonical()  # type: ignore[operator]
+        if canonical.gain is None or self.gene_mean is None:
+            return canonical
+        return replace(canonical, typical=torch.from_numpy(self.gene_mean).to(canonical.gain))
 
     def save(self, path: str | Path, *, half: bool = False) -> Path:
         """Write safetensors with a JSON header; :func:`sagefm.models.load` reads it back by path.

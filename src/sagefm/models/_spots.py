@@ -31,6 +31,8 @@ class Spots(NamedTuple):
     similar
         Mean over the similar spots of the slide, times the depth relative to them, shape (spots, genes); None where
         no other spot shows what is masked.
+    unseen
+        Genes that no spot shows, boolean, shape (genes,); None if there are none.
     """
 
     center: Tensor
@@ -38,6 +40,7 @@ class Spots(NamedTuple):
     degree: Tensor
     mask: Tensor
     similar: Tensor | None = None
+    unseen: Tensor | None = None
 
     @property
     def masked_center(self) -> Tensor:
@@ -99,4 +102,5 @@ def predict(canonical: Canonical, spots: Spots) -> Tensor:
 
 def predict_and_embed(canonical: Canonical, spots: Spots) -> tuple[Tensor, Tensor]:
     """As :func:`predict`; also the embedding."""
-    return canonical.forward_both(spots.masked_center, spots.neighbor_sum, spots.degree, spots.mask, spots.similar)
+    _, neighbor_sum, degree, mask, similar, unseen = spots
+    return canonical.forward_both(spots.masked_center, neighbor_sum, degree, mask, similar, unseen)

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sagefm._io.scratch import Scratch
-from sagefm._types import Array, Floats32, Ints
-from sagefm.models._canonical import depth_scale
+from sagefm._types import Array, Bools, Floats32, Ints
+from sagefm.models._canonical import depth_ratio, depth_scale
 from sagefm.pp._counts import Counts
 from sagefm.tl._compute import Compute, Rows
 from sagefm.tl._similar import SimilarSpots
@@ -51,6 +51,8 @@ class State:
     totals
         Sums of the log1p counts of the center and of the neighbors' mean, each of shape (spots, 1), for decoders that
         scale by depth. Both leave out the genes that are hidden at the spot, even where its neighbors show them.
+    typical
+        Sum of what is typical of the genes that the slide has and that aren't hidden.
     degree
         Number of neighbors, shape (spots, 1).
     where
@@ -60,6 +62,7 @@ class State:
     rows: Rows
     hidden: Tensor
     totals: tuple[Tensor, Tensor] | None
+    typical: float
     degree: Tensor
     where: Where | None
 
@@ -81,11 +84,14 @@ class Target:
         Their log1p counts, shape (spots, genes), where the decoder reads them.
     similar
         Their mean over the similar spots of the slide, at the depth of the spot, likewise.
+    unseen
+        Whether no spot shows a gene, boolean, shape (genes,).
     """
 
     genes: Tensor
     log_counts: sparse.csr_matrix | None
-    similar: Floats32 | None = None
+    similar: Floats32 | None
+    unseen: Tensor
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,10 @@ class Engine:
             pass
         totals = [product[-1][:, -1:].contiguous() for product in products] if self.canonical.gain is not None else []
         centers, neighbors = [product[0] for product in products], [product[-1] for product in products]
-        return Projection(self, self.graph, tuple(masks), tuple(centers), tuple(neighbors), tuple(totals))
+        typical = self._typical(in_group)
+        return Projection(
+            *(self, self.graph, tuple(masks), tuple(centers), tuple(neighbors), tuple(totals), tuple(typical))
+        )
 
     def _weights(self) -> list[Tensor]:
         """First-layer weights of center and neighbors, once if they are the same; one gene's lie side by side.
@@ -175,6 +184,13 @@ class Engine:
         if model.gain is not None:
             return [F.pad(weight, (0, 1), value=1.0) for weight in weights]
         return [weight.contiguous() for weight in weights]
+
+    def _typical(self, in_group: Sequence[Bools]) -> list[float]:
+        """Sum of what is typical of the slide's genes in each group."""
+        if self.canonical.typical is None:
+            return [0.0] * len(in_group)
+        of_slide = self.canonical.typical.cpu()[self.counts.genes]
+        return [float(of_slide[members].sum()) for members in in_group]
 
     def _empty(self, shape: tuple[int, int]) -> Tensor:
         """Room for a product: on the device if it takes at most half of what is free there, else on the host."""
@@ -202,10 +218,11 @@ class Engine:
             Whether their counts are read even if the decoder doesn't need them.
         """
         read = read or self.canonical.gain is not None
-        log_counts = self.log_counts(genes) if read else None
-        if log_counts is None or hidden is None or self.canonical.similar_gain is None:
-            return Target(self.tensor(genes), log_counts)
-        return Target(self.tensor(genes), log_counts, self.similar_mean(hidden, log_counts, spatial=self.spatial))
+        log_counts, similar = self.log_counts(genes) if read else None, None
+        if log_counts is not None and hidden is not None and self.canonical.similar_gain is not None:
+            similar = self.similar_mean(hidden, log_counts, spatial=self.spatial)
+        unseen = np.ones(len(genes), dtype=bool) if hidden is None else ~np.isin(genes, self.counts.genes)
+        return Target(self.tensor(genes), log_counts, similar, self.tensor(unseen))
 
     def similar_mean(self, hidden: Ints, log_counts: sparse.csr_matrix, *, spatial: bool = False) -> Floats32:
         """Mean over the similar spots of each slide, at the depth of the spot, shape (spots, genes).
@@ -241,6 +258,8 @@ class Projection:
         set is never hidden.
     totals
         Sums of the log1p counts for each set, shape (spots, 1) each, where the decoder scales by depth.
+    typical
+        Sum of what is typical of the genes of each set that the slide has.
     """
 
     engine: Engine
@@ -249,6 +268,7 @@ class Projection:
     centers: tuple[Tensor, ...]
     neighborhoods: tuple[Tensor, ...]
     totals: tuple[Tensor, ...]
+    typical: tuple[float, ...]
 
     def with_graph(self, graph: sparse.csr_matrix) -> Projection:
         """Return the same products on another graph, without computing them again."""
@@ -317,7 +337,8 @@ class Projection:
             if model.gain is not None:
                 totals = (center[:, -1:], aggregate(self.totals, kept) / degree.clamp(min=1))
             hidden = model.first_layer(center[:, : model.width], around_sum[:, : model.width], degree)
-            yield State(rows, hidden.to(self.engine.compute.dtype), totals, degree.to(hidden.dtype), where)
+            typical = sum(self.typical[group] for group in kept)
+            yield State(rows, hidden.to(self.engine.compute.dtype), totals, typical, degree.to(hidden.dtype), where)
 
     def state(self, rows: Rows, where: Where | None = None, mask: Collection[int] = ()) -> State:
         """First layer of some spots under one mask, see :meth:`states`."""
@@ -331,14 +352,26 @@ class Projection:
     @torch.inference_mode()
     def predict(self, state: State, target: Target) -> Floats32:
         """Predicted log1p counts, shape (spots, genes of the target)."""
-        model, scaled_mean, similar = self.engine.canonical, None, None
-        dtype, shown = self.engine.compute.dtype, state.where != "everywhere"
-        if model.gain is not None and target.log_counts is not None and shown:
-            mean = self.neighbor_mean(state.rows, target.log_counts)
-            scaled_mean = (state.depth * mean).to(dtype)
-        if target.similar is not None and shown:
-            similar = self.engine.tensor(target.similar[state.rows]).to(dtype)
-        return to_numpy(model.decode(model.embed(state.hidden), target.genes, scaled_mean, similar))
+        model = self.engine.canonical
+        return to_numpy(model.decode(model.embed(state.hidden), target.genes, *self.means(state, target)))
+
+    def means(self, state: State, target: Target) -> tuple[Tensor | None, Tensor | None]:
+        """Means of the target's genes over neighbors and over similar spots, as the decoder adds them.
+
+        Where no spot shows a gene, its mean in training at the depth of the spot stands for both.
+        """
+        model, dtype = self.engine.canonical, self.engine.compute.dtype
+        if model.typical is None or state.totals is None or target.log_counts is None:
+            return None, None
+        total = state.totals[0]
+        typical = (depth_ratio(total, torch.full_like(total, state.typical)) * model.typical[target.genes]).to(dtype)
+        if target.similar is None or state.where == "everywhere":
+            return typical, typical
+        scaled_mean = (state.depth * self.neighbor_mean(state.rows, target.log_counts)).to(dtype)
+        similar = self.engine.tensor(target.similar[state.rows]).to(dtype)
+        if target.unseen.any():
+            return torch.where(target.unseen, typical, scaled_mean), torch.where(target.unseen, typical, similar)
+        return scaled_mean, similar
 
     def neighbor_mean(self, rows: Rows, values: sparse.csr_matrix) -> Tensor:
         """Mean over the neighbors of values of every spot, shape (rows, columns of the values)."""

@@ -100,11 +100,14 @@ class SampledSection:
         """The same as if it lacked some genes."""
         return replace(self, hidden=genes)
 
-    def spots(self, mask: torch.Tensor) -> Spots:
+    def spots(self) -> Spots:
         """The spots with their neighbors; what is hidden is 0 in both."""
-        spots = read_spots(self.log_counts, self.graph, self.rows, mask)
+        unseen = torch.ones(self.log_counts.shape[1], dtype=torch.bool)
+        unseen[self.genes] = False
+        unseen[self.hidden] = True
+        spots = read_spots(self.log_counts, self.graph, self.rows, unseen.expand(len(self.rows), -1))
         spots.center[:, self.hidden] = spots.neighbor_sum[:, self.hidden] = 0
-        return spots
+        return spots._replace(unseen=unseen)
 
     def neighborhood_means(self) -> Floats32:
         """Mean log1p counts of each spot and its neighbors, of the genes that the section has."""
@@ -181,14 +184,12 @@ def _absent(
     truth = section.log_counts[section.rows].toarray()
     for start in range(0, len(order), n_hidden):
         hidden = np.take(order, np.arange(start, start + n_hidden), mode="wrap")
-        mask = torch.zeros(n_genes, dtype=torch.bool)
-        mask[hidden] = True
-        spots = section.without(hidden).spots(mask.expand(len(section.rows), -1))
+        spots = section.without(hidden).spots()
         scored = order[start : start + n_hidden]
         predictions[:, scored] = predict(canonical, spots).numpy()[:, scored]
         p, t = predictions[:, scored].astype(float), truth[:, scored].astype(float)
         errors[:, scored], r[scored] = misfit(p, t), pearson(p, t)
-        depth = np.expm1(truth[:, ~mask.numpy()]).sum(axis=1, dtype=float)
+        depth = spots.center.expm1().sum(1).numpy().astype(float)
         beyond[scored] = pearson_beyond_depth(p, t, DepthSpline(depth)(depth))
     return r, beyond, predictions, errors
 

@@ -162,7 +162,6 @@ def _derivatives(
     # Only a decoder with a gain reads the neighbors' mean of its targets.
     shown_genes, place = np.unique(of, return_inverse=True)
     target = engine.target(shown_genes, np.concatenate([np.empty(0, dtype=np.int64), *masks]))
-    shown, alike = target.log_counts, target.similar
     targets, genes = torch.from_numpy(of).to(device), torch.from_numpy(by).to(device)
     of_neighbors = wrt == "neighbors"
     weights = (model.neighbors if of_neighbors else model.center)[genes]
@@ -172,8 +171,7 @@ def _derivatives(
     @torch.inference_mode()
     def differentiate(rows: Rows) -> tuple[Floats, Floats32 | None]:
         state = projection.state(rows, "center" if masks else None, range(len(masks)))
-        scaled = None if shown is None else state.depth * projection.neighbor_mean(rows, shown)[:, place]
-        similar = None if alike is None else engine.tensor(alike[rows][:, place])
+        scaled, similar = (mean if mean is None else mean[:, place] for mean in projection.means(state, target))
         slopes, gates = _slopes(model, state.hidden, targets, scaled, similar)
         share = (model.neighbors_share if of_neighbors else model.center_share)(state.degree)
         summed = np.zeros((len(by), len(of)))
@@ -182,7 +180,9 @@ def _derivatives(
             back = gates[:, column, None] * _pull_back(model, slopes, targets[column])
             part = share * back @ weights.T  # (spots, genes)
             if of_neighbors and model.gain is not None:
-                direct = model.gain[targets[column]] * state.depth * (state.degree > 0)
+                # What stands for the mean of a gene that no spot shows doesn't come from the neighbors.
+                seen = ~target.unseen[place[column]]
+                direct = model.gain[targets[column]] * state.depth * (state.degree > 0) * seen
                 part[:, same[:, column]] += gates[:, column, None] * direct
             if not of_neighbors:
                 part[:, hidden_in_center] = 0  # a gene that is hidden there is no input
