@@ -35,7 +35,8 @@ PARTS = (
 )
 VALIDATED = "her2st_G"  # not in the package's models either
 DONORS = tuple(donor for part in PARTS for donor in part)
-RECIPES = sg.train.PRESETS | {"no_similar": replace(sg.train.PRESETS["mini"], similar=0.0)}
+MINI = sg.train.PRESETS["mini"]
+RECIPES = sg.train.PRESETS | {"no_similar": replace(MINI, similar=0.0), "base": replace(MINI, hidden=(512, 512))}
 BUILD = Path(__file__).parents[1] / "build"
 LEFT_OUT = BUILD / "left_out"
 

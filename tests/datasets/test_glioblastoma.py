@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tarfile
 import zipfile
 from io import BytesIO
 
@@ -17,7 +18,6 @@ from fetched import (
     check_section,
     count_matrix,
     files_below,
-    put_on_geo,
     sha256,
     spot_positions,
 )
@@ -75,10 +75,10 @@ def put_on_dryad(server, content, **entry):
 def test_sections_and_donors():
     samples = sg.datasets.glioblastoma_samples()
     assert samples.index.is_unique
-    assert samples["source"].value_counts().to_dict() == {"Ravi 2022": 28, "Greenwald 2024": 13}
+    assert samples["source"].value_counts().to_dict() == {"Ravi 2022": 28, "Ren 2023": 6}
     donors = samples["donor"]
     assert donors["UKF256_TC_ST"] == donors["UKF256_C_ST"] == "UKF256"
-    assert donors["zh8812"] == donors["zh881inf"] == "ZH881"
+    assert donors["GBM5_1"] == donors["GBM5_2"] == "GBM5"
 
 
 @pytest.mark.parametrize("form", ["h5", "mtx"])
@@ -149,18 +149,54 @@ def test_archive_of_another_layout(tmp_path, content, message):
         sg.datasets.glioblastoma("UKF242_T_ST", tmp_path / "mine.zip")
 
 
+def ren(outs=True, outside=None):
+    """The archive of one sample: Space Ranger's folder in a folder of the sample's name."""
+    buffer = BytesIO()
+    scalefactors = json.dumps({"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 80.0}).encode()
+    contents = {
+        H5: count_matrix(),
+        f"spatial/{POSITIONS}": spot_positions(),
+        "spatial/scalefactors_json.json": scalefactors,
+    }
+    named = {f"GBM4_spaceranger_out/{name}": content for name, content in contents.items()} if outs else {"a": b"b"}
+    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+        for name, content in {**named, **(outside or {})}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            packed.addfile(member, BytesIO(content))
+    return buffer.getvalue()
+
+
+def put_ren_on_geo(server, content, begin="GSM5833536_GBM4"):
+    accession = begin.split("_")[0]
+    server.files[f"/{accession[:-3]}nnn/{accession}/suppl/{begin}_spaceranger_out.tar.gz"] = content
+
+
 @pytest.mark.parametrize(
-    ("sample", "accession", "name", "donor"),
-    [
-        ("zh8812", "GSM7596599", "zh8812", "ZH881"),
-        ("GSM7596600_some_name", "GSM7596600", "some_name", "some_name"),  # a sample that isn't listed
-    ],
+    ("sample", "name", "donor"),
+    [("GBM4", "GBM4", "GBM4"), ("GSM5833540_DMG2", "DMG2", "DMG2")],  # one that isn't listed
 )
-def test_greenwald(server, log, sample, accession, name, donor):
-    put_on_geo(server, accession, name)
+def test_ren(server, log, sample, name, donor):
+    put_ren_on_geo(server, ren(), "GSM5833536_GBM4" if sample == "GBM4" else sample)
     adata = sg.datasets.glioblastoma(sample, base_url=server.url)
     check_section(adata, sample=name, donor=donor, tissue="brain")
-    assert "GSE237183" in log.text
+    assert adata.uns["spatial"]["GBM4_spaceranger_out"]["scalefactors"]["spot_diameter_fullres"] == 80
+    assert "GSE194329" in log.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html></html>", "not a gzip file|could not be opened"),
+        (ren()[:-40], "end-of-stream|unexpected end|Compressed"),
+        (ren(outs=False), "holds 0 folders named spatial"),
+        (ren(outside={"../outside": b"text"}), "outside"),
+    ],
+)
+def test_archive_of_ren_of_another_layout(server, content, message):
+    put_ren_on_geo(server, content)
+    with pytest.raises(ValueError, match=f"(?s)is not an archive of Space Ranger's folder.*({message}).*Delete it"):
+        sg.datasets.glioblastoma("GBM4", base_url=server.url)
 
 
 @pytest.mark.parametrize("sample", ["UKF999_T_ST", "mgh1"])
@@ -172,7 +208,7 @@ def test_unknown_glioblastoma(server, sample):
 
 def test_sections_go_into_the_models(server):
     """What the readers return is what the rest of the package reads."""
-    put_on_geo(server, "GSM7596587", "mgh258")
-    adata = sg.datasets.glioblastoma("mgh258", base_url=server.url)
+    put_ren_on_geo(server, ren())
+    adata = sg.datasets.glioblastoma("GBM4", base_url=server.url)
     sg.pp.align_genes(adata, min_coverage=0)
     assert adata.uns["sage_genes"]["n_matched"] == 2

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fetched import COUNTS, TOKEN, files_below, sha256
+from helpers import SECTIONS
 from scipy import sparse
 
 import sagefm as sg
@@ -32,6 +33,16 @@ def test_paper_criteria(table, tmp_path):
     pd.testing.assert_frame_equal(sg.datasets.hest1k_samples(samples), samples)  # its own result is a table too
     table.to_csv(tmp_path / "HEST.csv", index=False)
     assert list(sg.datasets.hest1k_samples(tmp_path / "HEST.csv").index) == list(samples.index)
+
+
+HEST = SECTIONS.parent / "resources" / "hest1k_v1_1_0.csv"
+
+
+@pytest.mark.skipif(not HEST.exists(), reason="needs the table of HEST-1k 1.1.0 beside the sections")
+def test_the_papers_samples():
+    samples = sg.datasets.hest1k_samples(HEST)
+    assert len(samples) == 416
+    assert samples["spots_under_tissue"].sum() == 981_074  # 981,797 in the paper
 
 
 @pytest.mark.parametrize("column", ["id", "species", "st_technology", "nb_genes", "patient"])

@@ -64,23 +64,23 @@ def geo_section(
     sample: str, known: Mapping[str, str], *, folder: Path, sha256: Mapping[str, str] | None, base_url: str
 ) -> tuple[AnnData, str]:
     """Fetch and read the two files that GEO has of one Visium sample, counts and positions; also the sample's name."""
-    accession, name = _accession(sample, known)
-    # GEO's folders: GSM6339631 lies in GSM6339nnn.
-    at = f"{base_url}/{accession[:-3]}nnn/{accession}/suppl"
-    files = (f"{accession}_{name}_{file}" for file in (MATRIX, f"{POSITIONS}.gz"))
-    return read_visium(*(fetch(at, folder, file, sha256) for file in files)), name
+    at, begin, name = on_geo(sample, known, base_url)
+    return read_visium(*(fetch(at, folder, f"{begin}_{file}", sha256) for file in (MATRIX, f"{POSITIONS}.gz"))), name
 
 
-def _accession(sample: str, known: Mapping[str, str]) -> tuple[str, str]:
-    """Return the accession of a sample, and its name in the names of its files."""
+def on_geo(sample: str, known: Mapping[str, str], base_url: str) -> tuple[str, str, str]:
+    """Return the address of a sample's files on GEO, what their names begin with, and the sample's own name."""
     if sample in known:
-        return known[sample], sample
-    if match := re.fullmatch(r"(GSM\d{4,})_([\w.-]+)", sample):
-        return match[1], match[2]
-    raise ValueError(
-        f"unknown sample {sample!r}: give one of {shorten(known, 40)}, or what its files' names in GEO begin with, as "
-        "in 'GSM6339631_s1'."
-    )
+        accession, name = known[sample], sample
+    elif match := re.fullmatch(r"(GSM\d{4,})_([\w.-]+)", sample):
+        accession, name = match.groups()
+    else:
+        raise ValueError(
+            f"unknown sample {sample!r}: give one of {shorten(known, 40)}, or what its files' names in GEO begin with, "
+            "as in 'GSM6339631_s1'."
+        )
+    # GEO's folders: GSM6339631 lies in GSM6339nnn.
+    return f"{base_url}/{accession[:-3]}nnn/{accession}/suppl", f"{accession}_{name}", name
 
 
 def read_visium(matrix: Path, positions: Path) -> AnnData:

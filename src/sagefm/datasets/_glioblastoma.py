@@ -1,8 +1,9 @@
-"""Glioblastoma: Ravi et al. 2022 (Dryad) and Greenwald et al. 2024 (GEO)."""
+"""Glioblastoma of the paper's task: Ravi et al. 2022 (Dryad) and Ren et al. 2023 (GEO)."""
 
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +12,18 @@ from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 from sagefm._io.download import download, get_json, notice
-from sagefm.datasets._fetch import GEO, MATRIX, POSITIONS, describe, folder_of, geo_section, read_visium, unreadable
+from sagefm.datasets._fetch import (
+    GEO,
+    MATRIX,
+    POSITIONS,
+    UNREADABLE,
+    describe,
+    fetch,
+    folder_of,
+    on_geo,
+    read_visium,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,12 +32,12 @@ if TYPE_CHECKING:
 DRYAD = "https://datadryad.org"
 DOI = "10.5061/dryad.h70rxwdmj"
 ARCHIVE = "10XVisium_2.zip"
-GREENWALD = "Greenwald 2024"
+REN = "Ren 2023"
 RAVI_NOTICE = (
     f"The glioblastoma sections UKF* are of Ravi et al. 2022 (Cancer Cell 40:639), Dryad {DOI}: CC0, cite both."
 )
-GREENWALD_NOTICE = (
-    "These glioblastoma sections are of Greenwald et al. 2024 (Cell 187:2485), GEO GSE237183. GEO states no licence of "
+REN_NOTICE = (
+    "These glioblastoma sections are of Ren et al. 2023 (Nat Commun 14:1028), GEO GSE194329. GEO states no licence of "
     "its own: cite the paper, and see there for what is allowed."
 )
 
@@ -35,21 +47,23 @@ def glioblastoma_samples() -> pd.DataFrame:
 
     Returns
     -------
-    One row per section, indexed by ``sample``: ``donor``, ``source`` (``"Ravi 2022"`` or ``"Greenwald 2024"``) and
-    ``accession``. Names say the place: C cortex, T tumor, TC its core, TI infiltration; inf, t1, bulk, nec.
+    One row per section, indexed by ``sample``: ``donor``, ``source`` (``"Ravi 2022"`` or ``"Ren 2023"``) and
+    ``accession``. Ravi's names say the place: C cortex, T tumor, TC its core, TI infiltration. Those with ``C`` and
+    ``IDHMutant`` are cortex and another kind of tumor.
 
     Notes
     -----
-    GSE237183 has six more samples, whose names couldn't be established; give what their files' names begin with. Which
-    of the sources the paper (arXiv 2601.15504) used, and its labels of five states, couldn't be established either.
-    Names with ``C`` and ``IDHMutant`` are cortex and another kind of tumor.
+    The paper (arXiv 2601.15504, Data availability) takes 19 sections from these two sources and from the compilation of
+    Zheng et al. 2023 (Nat Commun 14:4122), whose deconvolution gives its labels of five states. It doesn't say which
+    sections, and the labels aren't public. GSE194329 also has diffuse midline gliomas; give what their files' names
+    begin with.
 
     Examples
     --------
     >>> import sagefm as sg
     >>> samples = sg.datasets.glioblastoma_samples()
     >>> samples.groupby("source").size().to_dict()
-    {'Greenwald 2024': 13, 'Ravi 2022': 28}
+    {'Ravi 2022': 28, 'Ren 2023': 6}
     >>> samples.loc["UKF242_T_ST", "donor"]
     'UKF242'
     """
@@ -68,7 +82,7 @@ def glioblastoma(
     sha256: Mapping[str, str] | None = None,
     base_url: str | None = None,
 ) -> AnnData:
-    """Fetch one glioblastoma section of Ravi et al. 2022 or Greenwald et al. 2024, and read it.
+    """Fetch one glioblastoma section of Ravi et al. 2022 or Ren et al. 2023, and read it.
 
     Parameters
     ----------
@@ -102,13 +116,13 @@ def glioblastoma(
     Notes
     -----
     Names and layout of the files are as code that reads them has them (``10XVisium 2/#UKF242_T_ST/outs``; GEO's files
-    as ``GSM7596587_mgh258_filtered_feature_bc_matrix.h5``), addresses are Dryad's API and GEO's general rule. None of
-    it is checked against the real files.
+    as ``GSM5833536_GBM4_spaceranger_out.tar.gz``), addresses are Dryad's API and GEO's general rule. None of it is
+    checked against the real files. GEO's accessions are known for GBM1 and GBM4; the others follow their order.
 
     Examples
     --------
     >>> import sagefm as sg
-    >>> adata = sg.datasets.glioblastoma("mgh258")  # doctest: +SKIP
+    >>> adata = sg.datasets.glioblastoma("GBM4")  # doctest: +SKIP
     >>> adata = sg.datasets.glioblastoma("UKF242_T_ST", "10XVisium_2.zip")  # doctest: +SKIP
     >>> sg.datasets.glioblastoma("UKF242_T_ST", "nowhere.zip")
     Traceback (most recent call last):
@@ -123,9 +137,10 @@ def glioblastoma(
         notice(RAVI_NOTICE)
         name, adata = sample, _from_archive(sample, _archive(archive, at, sha256, token, base_url or DRYAD))
     else:
-        notice(GREENWALD_NOTICE)
-        accessions = samples["accession"][samples["source"] == GREENWALD].to_dict()
-        adata, name = geo_section(sample, accessions, folder=at, sha256=sha256, base_url=base_url or GEO)
+        notice(REN_NOTICE)
+        accessions = samples["accession"][samples["source"] == REN].to_dict()
+        url, begin, name = on_geo(sample, accessions, base_url or GEO)
+        adata = _from_outs(fetch(url, at, f"{begin}_spaceranger_out.tar.gz", sha256))
     # A section that isn't known counts as a patient of its own.
     return describe(adata, sample=name, donor=str(samples["donor"].get(name, name)), tissue="brain")
 
@@ -183,3 +198,18 @@ def _from_archive(sample: str, archive: Path) -> AnnData:
             return read_visium(extracted[0] if matrix else extracted[0].parent, extracted[-1])
     except BadZipFile as error:
         raise unreadable(archive, ARCHIVE, error) from error
+
+
+def _from_outs(archive: Path) -> AnnData:
+    """Read Space Ranger's folder out of an archive that holds nothing else."""
+    from sagefm.read import visium
+
+    try:
+        with tarfile.open(archive) as packed, TemporaryDirectory() as scratch:
+            packed.extractall(scratch, filter="data")  # refuses paths that lead outside
+            spatial = [path for path in Path(scratch).rglob("spatial") if path.is_dir()]
+            if len(spatial) != 1:
+                raise ValueError(f"it holds {len(spatial)} folders named spatial")
+            return visium(spatial[0].parent)
+    except (*UNREADABLE, tarfile.TarError) as error:
+        raise unreadable(archive, "an archive of Space Ranger's folder", error) from error

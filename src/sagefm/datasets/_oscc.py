@@ -26,9 +26,9 @@ NOTICE = (
     "cite the paper, and see there for what is allowed."
 )
 CLASSES = {
-    "tumor": ("SCC",),
-    "stroma": ("Lymphocyte Positive Stroma", "Lymphocyte Negative Stroma", "Glandular Stroma"),
-    "other tissue": ("Muscle", "Lymphocyte Positive Muscles", "Artery/Vein", "Non-cancerous Mucosa"),
+    "tumor": ("SCC", "Keratin"),
+    "stroma": ("Lymphocyte Negative Stroma", "Lymphocyte Positive Stroma", "Glandular Stroma"),
+    "muscle": ("Muscle", "Lymphocyte Positive Muscles"),
 }
 
 
@@ -99,17 +99,17 @@ def oscc(
 
 
 def oscc_classes() -> dict[str, str]:
-    """Return three classes for the pathologist's labels of :func:`oscc`: tumor, stroma, other tissue.
+    """Return the paper's three classes for the pathologist's labels of :func:`oscc`: tumor, stroma, muscle.
 
     Returns
     -------
-    The class of each label. Artefacts (``Artifact``, ``Fold``, ``Cautery``, ``Edge Effects``) and ``Keratin``, which
-    tumor and mucosa both make, have none, so that ``.map`` leaves their spots out.
+    The class of each label. Artifacts (``Artifact``, ``Fold``, ``Cautery``, ``Edge Effects``) and rare tissues
+    (``Non-cancerous Mucosa``, ``Artery/Vein``) have none, so that ``.map`` leaves their spots out.
 
     Notes
     -----
-    The paper (arXiv 2601.15504) scores three classes on this set. Which labels it puts into which class couldn't be
-    established: these classes are our reading, an example to change.
+    SAGE-FM (arXiv 2601.15504), Methods, downstream task 1. The paper's class counts confirm the grouping: its 15,921
+    tumor spots in the training and test sets are 15,395 of ``SCC`` and 526 of ``Keratin``.
 
     Examples
     --------
