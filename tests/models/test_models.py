@@ -97,7 +97,7 @@ def without(state, key):
     ("change", "message"),
     [
         (lambda s: {"model_state_dict": without(s, "conv3.bias")}, "lacks .*conv3.bias"),
-        (lambda s: {"model_state_dict": without(s, "conv3.lin.weight")}, "five convolutions"),
+        (lambda s: {"model_state_dict": without(s, "conv3.lin.weight")}, "doesn't hold the convolutions"),
         (lambda s: {"model_state_dict": {**s, "extra": torch.zeros(1)}}, "doesn't have: .*extra"),
         (lambda s: {"model_state_dict": {**s, "conv1.bias": torch.zeros(3)}}, r"conv1.bias has shape \(3,\)"),
         (lambda s: {"model_state_dict": {**s, "conv1.bias": torch.full((16,), torch.nan)}}, "not finite"),

@@ -71,7 +71,7 @@ def test_entries_that_are_missing_or_of_another_type(small, tmp_path, key):
         ("gene_mean", [True, False, True], "gene_mean"),
         ("gene_mean", [[0.1], [0.2], [0.3]], "gene_mean"),
         ("gene_mean", {"0": 0.1, "1": 0.2, "2": 0.3}, "gene_mean"),
-        ("architecture", "gcn", "five convolutions"),
+        ("architecture", "gcn", "lacks|doesn't"),
         ("architecture", "__class__", "unknown architecture"),
         ("gene_meen", [0.1, 0.2, 0.3], "doesn't know.*gene_meen"),
     ],

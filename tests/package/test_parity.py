@@ -7,6 +7,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from helpers import random_model
 
 import sagefm as sg
 from sagefm.models._vocabulary import hest1k
@@ -155,6 +156,19 @@ def test_nodes_are_equal_after_the_first_layer(tiny):
     x = torch.rand(15, len(hest1k()))
     states = tiny.network.embed(x, literal.complete_edges(15))
     assert (states - states[0]).abs().max() < 1e-6 * states.abs().max()
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 4])
+def test_networks_of_other_depths(slide, n_layers, tmp_path):
+    """The architecture search tries four and five convolutions; the paper's text doesn't rule out others."""
+    model = random_model((9, 8, 7, 6)[:n_layers])
+    torch.save({"model_state_dict": model.weights.state_dict()}, tmp_path / "checkpoint.pt")
+    loaded = sg.models.load(tmp_path / "checkpoint.pt")
+    assert loaded.hidden == model.hidden
+    sg.tl.sage_embed(slide, loaded, device="cpu")
+    neighborhoods = literal.neighborhoods_of(slide.obsp["sage_connectivities"])[:20]
+    expected = literal.run(model.network, literal.dense_log1p(slide, hest1k().symbols), neighborhoods)
+    assert error(slide.obsm["X_sage"][:20], expected) < TOLERANCE
 
 
 def test_sage_spelled_out(sage):

@@ -72,6 +72,43 @@ def test_overlap_shows_the_counts(perturbed):
     pairs = perturbed.uns["perturb_lr"]["overlap"]["pairs"]
     assert sum(len(points.get_offsets()) for points in ax.collections) == len(pairs) == 4
     assert ax.get_xlabel() == "measured correlation, down"
+    ax = sg.pl.perturbation_scatter(perturbed, values="effect")
+    drawn = np.concatenate([points.get_offsets() for points in ax.collections])
+    assert sorted(map(tuple, drawn)) == sorted(map(tuple, pairs[["effect_1", "effect_2"]].to_numpy(dtype=float)))
+    assert ax.get_xlabel() == "predicted effect E, down"
+
+
+def test_overlap_of_model_and_reference(perturbed):
+    signs = perturbed.uns["perturb_lr"]["overlap"]["signs"]
+    signs.loc["negative"] = {"reference": 2, "model": 5, "both": 2}
+    signs.loc["positive"] = {"reference": 23, "model": 25, "both": 18}
+    ax = sg.pl.perturbation_overlap(perturbed, kind="model")
+    left, right = ax.child_axes
+    assert left.get_title() == "negative pairs: 2 of 2 predicted"
+    assert right.get_title() == "positive pairs: 18 of 23 predicted"
+    assert {text.get_text() for text in right.texts if text.get_text()} == {"5", "18", "7"}
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["reference (23)", "model (25)"]
+
+
+def test_lollipop_gives_markers_in_the_order_of_the_slides(perturbed):
+    from matplotlib.markers import MarkerStyle
+
+    circle, triangle = (MarkerStyle(name).get_path().vertices for name in "o^")
+    ax = sg.pl.perturbation_lollipop(perturbed, library_id=["up", "down"])
+    first, last = (points.get_paths()[0].vertices for points in (ax.collections[1], ax.collections[-1]))
+    assert len(first) == len(circle)
+    assert len(last) == len(triangle)
+
+
+def test_target_effects_of_two_groups_are_means_of_genes(slide, tiny):
+    slide.obs["half"] = np.where(slide.obs["array_row"] < 5, "up", "down")
+    targets = {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4"], "IL6": ["SOCS3", "MYC"]}
+    sg.tl.perturb_targets(slide, targets, tiny, library_key="half", n_controls=0)
+    sg.tl.perturbation_overlap(slide, key="perturb_targets")
+    ax = sg.pl.target_effects(slide)
+    genes = slide.uns["perturb_targets"]["overlap"]["genes"]
+    np.testing.assert_allclose(ax.collections[1].get_offsets(), genes[["effect_1", "effect_2"]])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a target (5)", "mean of a gene's targets (3)"]
 
 
 def test_dose_response_starts_at_zero(perturbed):

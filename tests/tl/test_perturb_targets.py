@@ -16,6 +16,7 @@ def test_overlap_of_two_groups(slide):
         ("C|D", 0.5, 0.01, -1.0, 0.4, 0.02, 0.8),  # agrees, reproduced in the second alone
         ("E|F", 0.5, 0.01, 1.0, -0.4, 0.02, 0.8),  # opposite references
         ("G|H", 0.5, 0.2, 1.0, 0.4, 0.02, 0.8),  # significant in the second alone
+        ("G|I", -0.5, 0.01, -1.0, -0.4, 0.02, -0.4),  # agrees, reproduced, negative
     ]
     parts = []
     for number, library in enumerate(("validation", "test")):
@@ -25,12 +26,20 @@ def test_overlap_of_two_groups(slide):
     slide.uns["perturb_lr"] = {"libraries": pd.concat(parts, ignore_index=True)}
     sg.tl.perturbation_overlap(slide, ["validation", "test"])
     found = slide.uns["perturb_lr"]["overlap"]
-    assert found["pairs"]["agrees"].tolist() == [True, True, False, False]
-    assert found["pairs"]["reproduced"].tolist() == [True, False, False, False]
-    counts = {name: value for name, value in found["counts"].items() if not name.startswith("effect")}
-    expected = {"n_pairs": 4, "significant_1": 3, "significant_2": 4, "significant_both": 3, "agrees": 2}
-    assert counts == expected | {"reproduced_1": 1, "reproduced_2": 2, "reproduced": 1}
-    assert np.isnan(found["counts"]["effect_r"])  # constant in the second group
+    assert found["pairs"]["agrees"].tolist() == [True, True, False, False, True]
+    assert found["pairs"]["reproduced"].tolist() == [True, False, False, False, True]
+    counts = {name: value for name, value in found["counts"].items() if "effect" not in name}
+    expected = {"n_pairs": 5, "significant_1": 4, "significant_2": 5, "significant_both": 4, "agrees": 3}
+    assert counts == expected | {"reproduced_1": 2, "reproduced_2": 3, "reproduced": 2}
+    # A, E and G are positive by the model in both groups; of the reference, A and C.
+    assert found["signs"].loc["positive"].to_dict() == {"reference": 2, "model": 3, "both": 1}
+    assert found["signs"].loc["negative"].to_dict() == {"reference": 1, "model": 1, "both": 1}
+    one, two = [1.0, -1.0, 1.0, 0.0], [0.8, 0.8, 0.8, 0.2]  # means over the targets of A, C, E and G
+    assert found["genes"].index.tolist() == list("ACEG")
+    assert found["genes"].to_numpy() == pytest.approx(np.array([one, two, [1, 1, 1, 2]]).T)
+    assert found["counts"]["gene_effect_r"] == pytest.approx(np.corrcoef(one, two)[0, 1])
+    every_1, every_2 = [1, -1, 1, 1, -1], [0.8, 0.8, 0.8, 0.8, -0.4]
+    assert found["counts"]["effect_r"] == pytest.approx(np.corrcoef(every_1, every_2)[0, 1])
     with pytest.raises(ValueError, match="two libraries"):
         sg.tl.perturbation_overlap(slide, ["test"])
     with pytest.raises(KeyError, match="no library 'x'"):

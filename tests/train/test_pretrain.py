@@ -196,7 +196,14 @@ def test_refusals_before_training(corpus, tmp_path):
         sg.train.pretrain(corpus, RECIPE, out=tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         run(corpus, tmp_path, resume=True)
-    for name, value in (("mask_fraction", 0), ("dropout", 1), ("batch_size", 0), ("architecture", "gat")):
+    for name, value in (
+        ("mask_fraction", 0),
+        ("dropout", 1),
+        ("batch_size", 0),
+        ("architecture", "gat"),
+        ("hidden", (8, 0)),
+        ("hidden", ()),
+    ):
         with pytest.raises(ValueError, match=name):
             replace(RECIPE, **{name: value})
 

@@ -38,8 +38,7 @@ class Architecture(NamedTuple):
 
 def gcn_shapes(n_genes: int, hidden: Sequence[int]) -> Shapes:
     """Shape of each weight of :class:`~sagefm.models.GCN`."""
-    if len(hidden) != 5:
-        raise ValueError(f"hidden has to name the widths of five convolutions, got {tuple(hidden)}.")
+    _check_widths(hidden)
     shapes: Shapes = {}
     for i, (n_in, n_out) in enumerate(pairwise((n_genes, *hidden)), start=1):
         shapes |= {f"conv{i}.lin.weight": (n_out, n_in), f"conv{i}.bias": (n_out,)}
@@ -52,7 +51,8 @@ def gcn_canonical(weights: Mapping[str, Tensor]) -> Canonical:
     On a complete graph of d+1 nodes every entry of GCNConv's propagation matrix is 1/(d+1). So all nodes are equal
     after ``conv1``, and further convolutions act as linear layers.
     """
-    first, *trunk = [(weights[f"conv{i}.lin.weight"].T, weights[f"conv{i}.bias"]) for i in range(1, 6)]
+    n_convs = sum(name.startswith("conv") for name in weights) // 2
+    first, *trunk = [(weights[f"conv{i}.lin.weight"].T, weights[f"conv{i}.bias"]) for i in range(1, n_convs + 1)]
     return Canonical(
         normalization="gcn",
         center=first[0],
@@ -65,8 +65,7 @@ def gcn_canonical(weights: Mapping[str, Tensor]) -> Canonical:
 
 def sage_shapes(n_genes: int, hidden: Sequence[int]) -> Shapes:
     """Shape of each weight of :class:`~sagefm.models.SAGE`."""
-    if not hidden:
-        raise ValueError("hidden has to name the width of the convolution at least.")
+    _check_widths(hidden)
     n_first = hidden[0]
     shapes: Shapes = {"gain": (n_genes,), "similar_gain": (n_genes,)}
     shapes |= {"conv.lin_l.weight": (n_first, n_genes), "conv.lin_l.bias": (n_first,)}
@@ -90,6 +89,12 @@ def sage_canonical(weights: Mapping[str, Tensor]) -> Canonical:
         similar_gain=weights["similar_gain"],
         typical=torch.zeros_like(weights["gain"]),  # until a model says what it has seen
     )
+
+
+def _check_widths(hidden: Sequence[int]) -> None:
+    """Refuse what no network can have."""
+    if not hidden or any(width < 1 for width in hidden):
+        raise ValueError(f"hidden has to name the width of each layer, at least 1, got {tuple(hidden)}.")
 
 
 def _linear(weights: Mapping[str, Tensor], name: str) -> Linear:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,16 @@ from sagefm.models._canonical import Canonical
 class GCN(nn.Module):
     """Masked-central-spot graph convolutional network (SAGE-FM, arXiv 2601.15504, as published in code).
 
-    Five ``GCNConv`` layers with leaky ReLU (slope 0.01) between them, then a linear decoder with ReLU. This
-    forward pass is the definition; :meth:`canonical` is the same function without the graph.
+    ``GCNConv`` layers with leaky ReLU (slope 0.01) between them, then a linear decoder with ReLU. This forward pass is
+    the definition; :meth:`canonical` is the same function without the graph. The paper's text has ReLU and edges that
+    encode distance; its code, which this follows, has leaky ReLU and edges without weights.
 
     Parameters
     ----------
     n_genes
         Number of genes of the vocabulary.
     hidden
-        Output widths of the five convolutions; the last one is the embedding's.
+        Output widths of the convolutions; the last one is the embedding's. The published network has five.
 
     Examples
     --------
@@ -44,13 +46,12 @@ class GCN(nn.Module):
         super().__init__()
         gcn_shapes(n_genes, hidden)  # refuses what are no widths
         self.hidden = tuple(hidden)
-        widths = (n_genes, *self.hidden)
-        for i in range(5):
-            self.add_module(f"conv{i + 1}", GCNConv(widths[i], widths[i + 1]))
-        self.fc_gene = nn.Linear(widths[-1], n_genes)
+        for i, widths in enumerate(pairwise((n_genes, *self.hidden)), start=1):
+            self.add_module(f"conv{i}", GCNConv(*widths))
+        self.fc_gene = nn.Linear(self.hidden[-1], n_genes)
 
     def _convs(self) -> list[GCNConv]:
-        return [self.get_submodule(f"conv{i}") for i in range(1, 6)]
+        return [self.get_submodule(f"conv{i}") for i in range(1, len(self.hidden) + 1)]
 
     def embed(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Embedding of every node, shape (nodes, hidden[-1])."""

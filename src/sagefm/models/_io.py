@@ -97,9 +97,10 @@ def read_published(path: Path, name: str, card: dict[str, Any] | None = None) ->
             f"{path} is not a checkpoint of the published layout: unknown keys {sorted(map(str, unknown))}."
         )
     tensors = checkpoint["model_state_dict"]
-    keys = [f"conv{i}.lin.weight" for i in range(1, 6)]
-    if not isinstance(tensors, dict) or any(key not in tensors for key in keys):
-        raise ValueError(f"{path} doesn't hold the five convolutions of the published network.")
+    n_convs = sum(str(key).startswith("conv") for key in tensors) // 2 if isinstance(tensors, dict) else 0
+    keys = [f"conv{i}.lin.weight" for i in range(1, n_convs + 1)]
+    if not keys or any(key not in tensors for key in keys):
+        raise ValueError(f"{path} doesn't hold the convolutions of a network like the published one.")
     _containers.check_named(path, tensors, "model_state_dict")
     training = {key: checkpoint[key] for key in TRAINING_KEYS if isinstance(checkpoint.get(key), int | float)}
     header = {

@@ -22,7 +22,7 @@ Drawn = TypeVar("Drawn", "Axes", "list[Axes]")
 
 # Dark to light, so that they differ in greyscale too; orange and blue differ for most color-blind readers.
 ORANGE, BLUE, PALE_BLUE = "#b35806", "#2166ac", "#92c5de"
-MARKERS = "osD^vP"
+MARKERS = "o^sDvP"
 
 
 def open_axes(ax: Axes | None, figsize: tuple[float, float], show: bool | None) -> tuple[Axes, bool | None]:

@@ -58,7 +58,7 @@ def centroid_distances(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 2b.
+    SAGE-FM (arXiv 2601.15504), Figure 2c.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def distance_error(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 2c.
+    SAGE-FM (arXiv 2601.15504), Figure 2b.
 
     Examples
     --------

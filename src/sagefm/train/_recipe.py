@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sagefm._utils import check_choice
-from sagefm.models._architectures import PUBLISHED_HIDDEN
+from sagefm.models._architectures import ARCHITECTURES, PUBLISHED_HIDDEN
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Recipe:
             raise ValueError(f"similar={self.similar!r} has to lie from 0 to 1.")
         if self.weight_decay < 0 or self.niche_weight < 0:
             raise ValueError("weight_decay and niche_weight can't be below 0.")
-        check_choice("architecture", self.architecture, ("gcn", "sage"))
+        check_choice("architecture", self.architecture, ARCHITECTURES)
+        ARCHITECTURES[self.architecture].shapes(1, self.hidden)  # refuses what are no widths
         check_choice("schedule", self.schedule, ("plateau", "one_cycle"))
 
 

@@ -61,8 +61,8 @@ def perturbation_lollipop(
         Pairs to show, ``LIGAND|RECEPTOR``. By default those with the largest effect, significant ones first.
     {n_pairs}
     library_id
-        Slides to draw beside each other, one name or several. By default all if there are six or fewer, else the
-        results of all spots together.
+        Slides to draw beside each other, one name or several, which take circle, triangle, square, diamond and so on
+        in this order. By default all if there are six or fewer, else the results of all spots together.
     {key}
     {table_key}
     {ax}
@@ -83,7 +83,8 @@ def perturbation_lollipop(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 5c.
+    SAGE-FM (arXiv 2601.15504), Figure 5c. ``library_id=["validation", "test"]`` gives the paper's markers. Its green
+    and red stand for the sign of the measured correlation, which is printed beside the names here.
 
     Examples
     --------

@@ -39,9 +39,9 @@ def table_in(
 
 
 def overlap_in(adata: AnnData, key: str, columns: Iterable[str], counts: Iterable[str]) -> Mapping[str, Any]:
-    """Comparison of two groups of slides: its ``pairs`` with these columns, ``counts``, and ``params``."""
+    """Comparison of two groups of slides: its ``pairs`` with these columns, these ``counts``, and the rest."""
     run, path = f"sg.tl.perturbation_overlap(adata, key={key!r})", (key, "overlap")
-    overlap: Mapping[str, Any] = get_result(adata, path, Mapping, ("pairs", "counts", "params"), run)
+    overlap: Mapping[str, Any] = get_result(adata, path, Mapping, ("pairs", "counts", "signs", "genes", "params"), run)
     get_result(adata, (*path, "pairs"), pd.DataFrame, columns, run, may_be_empty=True)  # where none could be run
     get_result(adata, (*path, "counts"), Mapping, counts, run)
     get_result(adata, (*path, "params"), Mapping, ("groups",), run)

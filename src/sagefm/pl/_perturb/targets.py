@@ -13,7 +13,7 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm._types import Floats
-from sagefm.pl._axes import ORANGE, finish, legend_below, name_columns, open_axes, tidy
+from sagefm.pl._axes import ORANGE, finish, legend_below, legend_beside, name_columns, open_axes, tidy
 from sagefm.pl._perturb.recorded import overlap_in, run_pairs, table_in
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def target_effects(
     Returns
     -------
     ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A point is a target, a
-    bar their mean. After :func:`sagefm.tl.perturbation_overlap` with this key the effects in one group of slides
-    are shown against those in the other.
+    bar their mean. After :func:`sagefm.tl.perturbation_overlap` with this key, each gene's mean effect in one group
+    of slides is shown against that in the other, its targets in grey.
 
     Raises
     ------
@@ -79,8 +79,8 @@ def target_effects(
     adata = get_anndata(adata, table_key)
     results = table_in(adata, key, ["gene", "status", "effect"], default=_keys.PERTURB_TARGETS)
     if "overlap" in adata.uns[key]:
-        overlap = overlap_in(adata, key, ["effect_1", "effect_2"], ["effect_r"])
-        ax, show = open_axes(ax, figsize or (4.6, 4.4), show)
+        overlap = overlap_in(adata, key, ["effect_1", "effect_2"], ["gene_effect_r"])
+        ax, show = open_axes(ax, figsize or (7.0, 4.4), show)
         _draw_groups(ax, overlap)
         return finish(ax, title, show, save, return_fig)
     results = run_pairs(results)
@@ -179,11 +179,14 @@ def _finish_genes(ax: Axes, genes: list[str], label: str, top: float) -> None:
 
 def _draw_groups(ax: Axes, overlap: Mapping[str, Any]) -> None:
     """Draw the effects in one group of slides against those in the other."""
-    pairs, (one, two) = overlap["pairs"], list(overlap["params"]["groups"])
+    pairs, genes, (one, two) = overlap["pairs"], overlap["genes"], list(overlap["params"]["groups"])
     ax.plot([-1, 1], [-1, 1], color="0.7", linewidth=0.8, zorder=0)
-    ax.scatter(pairs["effect_1"], pairs["effect_2"], s=26, color=ORANGE, edgecolor="k", linewidth=0.4)
-    r = overlap["counts"]["effect_r"]
-    ax.set_title("" if np.isnan(r) else f"Pearson r = {r:.2f}, {len(pairs)} targets", fontsize="medium")
+    ax.scatter(pairs["effect_1"], pairs["effect_2"], s=14, color="0.7", label=f"a target ({len(pairs)})")
+    label = f"mean of a gene's targets ({len(genes)})"
+    ax.scatter(genes["effect_1"], genes["effect_2"], s=34, color=ORANGE, edgecolor="k", linewidth=0.4, label=label)
+    r = overlap["counts"]["gene_effect_r"]
+    ax.set_title("" if np.isnan(r) else f"Pearson r = {r:.2f}, {len(genes)} genes", fontsize="medium")
+    legend_beside(ax)
     ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), aspect="equal", xticks=TICKS, yticks=TICKS)
     ax.set(xlabel=f"effect E, {one}", ylabel=f"effect E, {two}")
     tidy(ax)

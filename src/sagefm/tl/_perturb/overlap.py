@@ -55,7 +55,12 @@ def perturbation_overlap(
         ``n_pairs`` that could be run, ``significant_1``, ``significant_2`` and ``significant_both`` in the
         reference, ``agrees``; of these ``reproduced_1``, ``reproduced_2``, ``reproduced``; and ``effect_r``,
         ``effect_pval``: Pearson correlation of the effects of all pairs between the groups (NaN where they
-        don't vary).
+        don't vary); and ``gene_effect_r``, ``gene_effect_pval``, that of the mean effects of each input gene.
+    ``uns[key]["overlap"]["signs"]``
+        By sign (``positive``, ``negative``): number of pairs in the ``reference`` (which ``agrees``), in the ``model``
+        (the effect has this sign in both groups), and in ``both``.
+    ``uns[key]["overlap"]["genes"]``
+        By input gene: mean ``effect_1`` and ``effect_2`` over its ``n_targets``.
     ``uns[key]["overlap"]["params"]``
         ``groups``, ``alpha``.
 
@@ -116,11 +121,22 @@ def perturbation_overlap(
         "significant_both": int((significant[0] & significant[1]).sum()),
     }
     counts |= {name: int(pairs[name].sum()) for name in ("agrees", "reproduced_1", "reproduced_2", "reproduced")}
-    effects = pairs[["effect_1", "effect_2"]].to_numpy(dtype=float)
-    varies = len(effects) > 2 and (np.ptp(effects, axis=0) > 0).all()
-    counts["effect_r"], counts["effect_pval"] = map(float, stats.pearsonr(*effects.T)) if varies else (np.nan, np.nan)
+    by_gene = pairs.groupby(pairs.index.str.split("|").str[0], sort=False)[["effect_1", "effect_2"]]
+    genes = by_gene.mean().assign(n_targets=by_gene.size())
+    for name, table in (("effect", pairs), ("gene_effect", genes)):
+        effects = table[["effect_1", "effect_2"]].to_numpy(dtype=float)
+        varies = len(effects) > 2 and (np.ptp(effects, axis=0) > 0).all()
+        counts[f"{name}_r"], counts[f"{name}_pval"] = (
+            map(float, stats.pearsonr(*effects.T)) if varies else (np.nan, np.nan)
+        )
     adata.uns[key] = {**adata.uns[key]}  # a copy shares nested mappings
-    adata.uns[key]["overlap"] = {"pairs": pairs, "counts": counts, "params": {"groups": names, "alpha": float(alpha)}}
+    adata.uns[key]["overlap"] = {
+        "pairs": pairs,
+        "counts": counts,
+        "signs": _by_sign(pairs),
+        "genes": genes,
+        "params": {"groups": names, "alpha": float(alpha)},
+    }
     logger.info(
         "%d of %d pairs are significant in both groups with one sign; the model reproduces %d of them in both. Wrote "
         "uns['%s']['overlap'].",
@@ -130,3 +146,19 @@ def perturbation_overlap(
         key,
     )
     return adata if copy else None
+
+
+def _by_sign(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Number of pairs that have each sign in the reference, by the model in both groups, and in both of these."""
+    import pandas as pd
+
+    rows = {}
+    for name, sign in (("positive", 1), ("negative", -1)):
+        reference = pairs["agrees"] & (np.sign(pairs["reference_r_1"]) == sign)
+        model = (np.sign(pairs["effect_1"]) == sign) & (np.sign(pairs["effect_2"]) == sign)
+        rows[name] = {
+            "reference": int(reference.sum()),
+            "model": int(model.sum()),
+            "both": int((reference & model).sum()),
+        }
+    return pd.DataFrame.from_dict(rows, "index")
