@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,8 +95,11 @@ def train(corpus: sg.train.Corpus, recipe: str, out: Path, **options: object) ->
 
 
 def in_two_processes(fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-    """Results in the order of the tasks; most of what is measured here uses one core."""
-    with ProcessPoolExecutor(2, initializer=_one_thread) as pool:
+    """Results in the order of the tasks; most of what is measured here uses one core.
+
+    The processes are started anew: a copy of one that has run numba's threads can hang.
+    """
+    with ProcessPoolExecutor(2, get_context("spawn"), initializer=_one_thread) as pool:
         yield from pool.map(fn, tasks)
 
 

@@ -70,6 +70,9 @@ TEXTS = {
     Number of passes over the spots.""",
     "rng": """rng
     Seed or random number generator.""",
+    "levels": """levels
+    Lowest and highest log1p count to clamp each gene at: what :func:`sagefm.tl.ligand_levels` returns. By default, and
+    for genes that it doesn't name, those of this call's spots.""",
     "similar": """similar
     Whether predictions read the mean of the slide's similar spots, wherever they lie, if the model has that term.
     It takes a principal component analysis for each set of genes that are hidden together. Without it, and on slides

@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -21,11 +22,14 @@ def path(slide, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo(tmp_path, capsys):
+def test_demo(tmp_path, capsys, monkeypatch):
+    """On a third of the slide: the way through, not the figures."""
+    smaller = partial(sg.datasets.simulated_visium, 24, 24, n_genes=6000)
+    monkeypatch.setattr("sagefm.cli._demo.datasets.simulated_visium", smaller)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
     for words in (
-        "1600 spots and 12000 genes",
+        "576 spots and 6000 genes",
         "adjusted Rand index",
         "COL1A1",
         "depth-scaled neighbor mean",

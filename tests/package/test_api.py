@@ -38,7 +38,7 @@ HAS_PANELS = {"pl.annotation", "pl.composition", "pl.histology_patches", "pl.imp
 HAS_PANELS |= {"pl.predicted_expression", "pl.superresolved_expression"}
 HAS_A_FIGURE = HAS_PANELS | {"pl.centroid_distances"}  # of its own, so no axes can be given
 MAKES_ANOTHER = {"pp.pseudospots", "tl.superresolve_expression"}
-ON_FILES = {"tl.embed_sections"}
+ON_FILES = {"tl.embed_sections", "tl.ligand_levels", "tl.perturb_sections"}
 ON_ADATA = {
     name: function
     for name, function in FUNCTIONS.items()
@@ -188,7 +188,7 @@ LAYERS = {
     "pp": {"", "_io", "models"},
     "read": {"", "_io"},
     "get": {""},
-    "datasets": {"", "_io", "models", "pp"},
+    "datasets": {"", "_io", "models", "pp", "read"},
     "tl": {"", "_io", "models", "pp", "datasets", "read"},
     "pl": {"", "_io", "models", "pp"},
     "benchmark": {"", "_io", "models", "pp", "tl", "pl", "read"},

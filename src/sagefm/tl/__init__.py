@@ -12,8 +12,10 @@ from sagefm.tl._impute.predict import impute
 from sagefm.tl._join import join_representations
 from sagefm.tl._labels.annotate import annotate
 from sagefm.tl._labels.composition import composition
+from sagefm.tl._perturb.levels import ligand_levels
 from sagefm.tl._perturb.lr import perturb_lr
 from sagefm.tl._perturb.overlap import perturbation_overlap
+from sagefm.tl._perturb.sections import perturb_sections
 from sagefm.tl._perturb.sensitivity import gene_sensitivity
 from sagefm.tl._perturb.targets import perturb_targets
 from sagefm.tl._sections.embed import embed_sections
@@ -35,9 +37,11 @@ __all__ = [
     "impute",
     "join_representations",
     "leiden",
+    "ligand_levels",
     "mofa_embed",
     "nichepca_embed",
     "perturb_lr",
+    "perturb_sections",
     "perturb_targets",
     "perturbation_overlap",
     "predict_expression",

@@ -36,6 +36,7 @@ def perturb_lr(
     *,
     contrast: Literal["max_vs_min", "max_vs_observed"] = "max_vs_min",
     n_levels: int = 2,
+    levels: pd.DataFrame | None = None,
     mask: Literal["all", "pair"] = "all",
     n_controls: int = 20,
     control_spots: int | None = 500,
@@ -76,6 +77,7 @@ def perturb_lr(
         What the highest level is compared with: the lowest one, or the neighbors as they are.
     n_levels
         Levels between the lowest and the highest count, both among them; more than 2 give a dose response.
+    {levels}
     mask
         What is masked in the center while a pair is scored: the receptors of all pairs, as in the published
         code, or the pair's own alone, which takes a run of the network for every pair instead of every ligand.
@@ -128,8 +130,8 @@ def perturb_lr(
         - ``verdict``: ``responds`` (``padj`` < 0.05), ``not distinguishable from controls``, or ``not
           testable`` (not ``ok``, a receptor that doesn't vary, or fewer than 5 controls that do).
     ``uns["perturb_lr"]["libraries"]``
-        With ``library_key``: the columns up to ``concordant`` by ``pair`` and ``library``. Levels are those of
-        all spots of the call. :func:`perturbation_overlap` compares two of them.
+        With ``library_key``: the columns up to ``concordant`` by ``pair`` and ``library``. Without ``levels``, levels
+        are those of all spots of the call. :func:`perturbation_overlap` compares two of them.
     ``uns["perturb_lr"]["doses"]``
         With ``n_levels`` above 2: by pair and ``level``, ``dose`` (of the ligand, or of a complex's first subunit)
         and ``mean`` predicted receptor, both log1p counts.
@@ -171,6 +173,7 @@ def perturb_lr(
     # The engine brings torch, which takes seconds to import.
     from sagefm.tl._perturb import tables
     from sagefm.tl._perturb.clamp import BATCH_SPOTS
+    from sagefm.tl._perturb.levels import read_levels
     from sagefm.tl._perturb.plan import resolve
     from sagefm.tl._perturb.screen import Screen
     from sagefm.tl._run import open_slide
@@ -203,6 +206,7 @@ def perturb_lr(
         to_unclamped=contrast == "max_vs_observed",
         alone=mask == "pair",
         n_controls=n_controls,
+        ends=read_levels(levels, run.model.vocabulary),
     )
     counts, moments = screen.run(libraries, store_spots=store_spots), screen.observed(libraries)
     table = tables.describe(counts.total(), moments.total())
@@ -224,6 +228,7 @@ def perturb_lr(
         "n_shuffles": n_shuffles,
         "control_spots": control_spots,
         "similar": similar,
+        "levels": "slide" if levels is None else "given",
         "library_key": libraries.key,
     }
     verdicts = results["verdict"].value_counts()

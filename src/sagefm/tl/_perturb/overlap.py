@@ -34,7 +34,8 @@ def perturbation_overlap(
     Parameters
     ----------
     adata
-        Spots after :func:`perturb_lr` or :func:`perturb_targets` with a ``library_key``.
+        Spots after :func:`perturb_lr` or :func:`perturb_targets` with a ``library_key``, or the result of
+        :func:`perturb_sections`.
     groups
         The two libraries to compare, such as ``("validation", "test")``; by default the two that there are.
     alpha
@@ -52,8 +53,8 @@ def perturbation_overlap(
         ``agrees`` (the reference is significant in both groups, with one sign), ``reproduced_1`` and
         ``reproduced_2`` (the effect has the sign of the reference), ``reproduced`` (in both groups).
     ``uns[key]["overlap"]["counts"]``
-        ``n_pairs`` that could be run, ``significant_1``, ``significant_2`` and ``significant_both`` in the
-        reference, ``agrees``; of these ``reproduced_1``, ``reproduced_2``, ``reproduced``; and ``effect_r``,
+        ``n_pairs`` that could be run in both groups, ``significant_1``, ``significant_2`` and ``significant_both`` in
+        the reference, ``agrees``; of these ``reproduced_1``, ``reproduced_2``, ``reproduced``; and ``effect_r``,
         ``effect_pval``: Pearson correlation of the effects of all pairs between the groups (NaN where they
         don't vary); and ``gene_effect_r``, ``gene_effect_pval``, that of the mean effects of each input gene.
     ``uns[key]["overlap"]["signs"]``
@@ -103,7 +104,9 @@ def perturbation_overlap(
         raise KeyError(f"no library {unknown[0]!r} in adata.uns[{key!r}]; it has {known}.")
     rows = libraries[libraries["status"] == OK].drop_duplicates(["library", "pair"])
     one, two = (rows[rows["library"] == name].set_index("pair") for name in names)
-    pairs = pd.DataFrame(index=pd.Index(one.index.to_numpy()))
+    shared = one.index[one.index.isin(two.index)]  # a section may lack genes that others have
+    one, two = one.loc[shared], two.loc[shared]
+    pairs = pd.DataFrame(index=pd.Index(shared.to_numpy()))
     significant = []
     for number, part in ((1, one), (2, two)):
         for name in ("reference_r", "reference_pval", "effect"):

@@ -32,7 +32,7 @@ class ResponseCounts:
     Attributes
     ----------
     n_spots
-        Spots of each library, shape (libraries, 1).
+        Spots of each library, shape (libraries, 1), or by output where these were tried on different spots.
     n_up, n_down
         Spots where the output rises and falls.
     change

@@ -52,6 +52,8 @@ class Screen:
         Whether every pair hides its own target alone.
     n_controls
         Matched genes for every target, and for every source.
+    ends
+        Lowest and highest level of each gene (vocabulary index); NaN, or None, for what the slide shows.
     """
 
     def __init__(
@@ -64,11 +66,17 @@ class Screen:
         to_unclamped: bool = False,
         alone: bool = False,
         n_controls: int = 0,
+        ends: tuple[Floats32, Floats32] | None = None,
     ) -> None:
         self._engine, self._measured = engine, measured
         self.n_levels, self._to_unclamped, self._alone = n_levels, to_unclamped, alone
         self.statistics = gene_statistics(engine)
-        varies = self.statistics.high > self.statistics.low
+        self._low, self._high = self.statistics.low, self.statistics.high
+        if ends is not None:
+            self._low, self._high = (
+                np.where(np.isnan(given), own, given) for given, own in zip(ends, (self._low, self._high), strict=True)
+            )
+        varies = self._high > self._low
         self.asked = [
             replace(pair, status=CONSTANT) if pair.status == OK and not varies[list(pair.source_genes)].any() else pair
             for pair in pairs
@@ -185,8 +193,8 @@ class Screen:
         return Libraries(["all"], np.zeros(self._engine.counts.n_obs, dtype=np.int64))
 
     def levels(self, genes: Genes) -> Floats32:
-        """Levels from the lowest to the highest count seen, shape (levels, genes)."""
-        low, high = self.statistics.low[list(genes)], self.statistics.high[list(genes)]
+        """Levels from the lowest to the highest, shape (levels, genes)."""
+        low, high = self._low[list(genes)], self._high[list(genes)]
         return np.linspace(low, high, self.n_levels, dtype=np.float32)
 
     def extremes(self, genes: Genes) -> Floats32:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from sagefm._stats import adjust_pvalues
-from sagefm._types import Floats
+from sagefm._types import Floats, Ints
 from sagefm.tl._perturb.controls import ControlComparison
 from sagefm.tl._perturb.grid import MIN_PAIRS, Grid, compare_pairing, stand_among
 
 if TYPE_CHECKING:
     from sagefm._slides import Libraries
     from sagefm.tl._perturb.observed import ObservedMoments
+    from sagefm.tl._perturb.plan import Pair
     from sagefm.tl._perturb.responses import ResponseCounts
     from sagefm.tl._perturb.screen import Screen
 
@@ -24,10 +26,11 @@ RESPONDS, LIKE_CONTROLS, NOT_TESTABLE = "responds", "not distinguishable from co
 
 def describe(counts: ResponseCounts, moments: ObservedMoments, library: int = 0) -> pd.DataFrame:
     """Descriptive columns of every pair that was run, in one library."""
-    n = int(counts.n_spots[library, 0])
     up, down = counts.n_up[library], counts.n_down[library]
+    n = np.broadcast_to(counts.n_spots[library], up.shape)
     r, pval = (values[library] for values in moments.correlation())
-    effect = (up - down) / max(n, 1)
+    every = np.maximum(n, 1)
+    effect = (up - down) / every
     concordant = pd.array(np.sign(effect) == np.sign(r), dtype="boolean")
     concordant[np.isnan(r)] = pd.NA
     return pd.DataFrame(
@@ -36,10 +39,10 @@ def describe(counts: ResponseCounts, moments: ObservedMoments, library: int = 0)
             "n_up": up.astype(np.int64),
             "n_down": down.astype(np.int64),
             "n_same": (n - up - down).astype(np.int64),
-            "frac_up": up / max(n, 1),
-            "frac_down": down / max(n, 1),
+            "frac_up": up / every,
+            "frac_down": down / every,
             "effect": effect,
-            "mean_delta": counts.change[library] / max(n, 1),
+            "mean_delta": counts.change[library] / every,
             "reference_r": r,
             "reference_pval": pval,
             "concordant": concordant,
@@ -49,17 +52,22 @@ def describe(counts: ResponseCounts, moments: ObservedMoments, library: int = 0)
 
 def expand(screen: Screen, table: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
     """One row for every pair asked for, missing values where it couldn't be run; names of the first two columns."""
+    return expand_to(screen.asked, screen.position, table, source, target)
+
+
+def expand_to(asked: Sequence[Pair], position: Ints, table: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
+    """The same with each pair's number in the table, -1 where it couldn't be run."""
     counts = [name for name in table if table[name].dtype.kind == "i"]
-    rows = table.astype(dict.fromkeys(counts, "Int64")).reindex(screen.position).reset_index(drop=True)
+    rows = table.astype(dict.fromkeys(counts, "Int64")).reindex(position).reset_index(drop=True)
     names = pd.DataFrame(
         {
-            source: [pair.source for pair in screen.asked],
-            target: [pair.target for pair in screen.asked],
-            "status": [pair.status for pair in screen.asked],
+            source: [pair.source for pair in asked],
+            target: [pair.target for pair in asked],
+            "status": [pair.status for pair in asked],
         }
     )
     expanded = pd.concat([names, rows], axis=1)
-    expanded.index = pd.Index([pair.name for pair in screen.asked])
+    expanded.index = pd.Index([pair.name for pair in asked])
     return expanded
 
 

@@ -38,6 +38,7 @@ def perturb_targets(
     targets: Targets | None = None,
     model: str | Path | Model = "sage-fm-hest1k",
     *,
+    levels: pd.DataFrame | None = None,
     n_controls: int = 20,
     control_spots: int | None = 500,
     similar: bool = True,
@@ -65,6 +66,7 @@ def perturb_targets(
         Targets of each gene: a mapping, or a table with columns ``gene`` and ``target``. By default
         :func:`sagefm.datasets.textbook_targets`.
     {model}
+    {levels}
     n_controls
         Control genes for each target, and as many for each gene: no gene or target of the call, and nearest in mean
         and in detection. 0 for neither.
@@ -130,6 +132,7 @@ def perturb_targets(
     # The engine brings torch, which takes seconds to import.
     from sagefm.tl._perturb import tables
     from sagefm.tl._perturb.clamp import BATCH_SPOTS
+    from sagefm.tl._perturb.levels import read_levels
     from sagefm.tl._perturb.plan import OK, resolve
     from sagefm.tl._perturb.screen import Screen
     from sagefm.tl._run import open_slide
@@ -151,7 +154,8 @@ def perturb_targets(
         copy=copy,
     )
     libraries = find_libraries(run.adata, library_key, connectivity_key)
-    screen = Screen(run.engine, resolve(pairs, run), run.alignment.measured, n_controls=n_controls)
+    ends = read_levels(levels, run.model.vocabulary)
+    screen = Screen(run.engine, resolve(pairs, run), run.alignment.measured, n_controls=n_controls, ends=ends)
     counts, moments = screen.run(libraries), screen.observed(libraries)
     results = tables.expand(screen, tables.describe(counts.total(), moments.total()), "gene", "target")
     recorded: dict[str, Any] = {"results": results}
@@ -167,6 +171,7 @@ def perturb_targets(
         "n_controls": n_controls,
         "control_spots": control_spots,
         "similar": similar,
+        "levels": "slide" if levels is None else "given",
         "library_key": libraries.key,
     }
     return run.commit({}, params, **recorded)
