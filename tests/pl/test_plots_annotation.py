@@ -55,15 +55,17 @@ def test_composition_shows_the_likeliest_class(annotated):
 
 def test_volcano_colors_and_names_the_genes(slide):
     sg.tl.cluster_markers(slide, "domain")
-    ax = sg.pl.cluster_markers(slide, "immune", n_labels=5)
+    ax = sg.pl.cluster_markers(slide, "immune", n_labels=5, max_padj=0.9, min_log2_fold_change=0.3)
     part = slide.uns["sage_cluster_markers"]["results"].query("cluster == 'immune'")
-    up = ((part["padj"] <= 0.05) & (part["log2_fold_change"] >= 1)).sum()
+    up = ((part["padj"] <= 0.9) & (part["log2_fold_change"] >= 0.3)).sum()
     drawn = {points.get_label(): len(points.get_offsets()) for points in ax.collections}
     assert sum(drawn.values()) == len(part)
     assert sum(n for label, n in drawn.items() if label.startswith("up")) == up
     assert all(label.endswith(f"({n:,})") for label, n in drawn.items())
-    hits = part[(part["padj"] <= 0.05) & (part["log2_fold_change"] >= 1)]
-    assert {text.get_text() for text in ax.texts} == set(hits["gene"].head(5))
+    hits = part[(part["padj"] <= 0.9) & (part["log2_fold_change"] >= 0.3)]
+    falls = part[(part["padj"] <= 0.9) & (part["log2_fold_change"] <= -0.3)]
+    assert {text.get_text() for text in ax.texts} == {*hits["gene"].head(5), *falls["gene"].tail(5)}
+    assert len(falls) >= 5
     with pytest.raises(KeyError, match="no cluster 'bone'"):
         sg.pl.cluster_markers(slide, "bone")
 

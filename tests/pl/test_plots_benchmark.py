@@ -29,12 +29,13 @@ def pairs():
 
 
 def test_heatmap_of_distances_is_clustered(pairs):
-    figure = sg.pl.centroid_distances(pairs, "first", return_fig=True)
-    ax = next(ax for ax in figure.axes if ax.collections and len(ax.get_yticklabels()) == 6)
-    rows = [label.get_text() for label in ax.get_yticklabels()]
-    shown = ax.collections[0].get_array().reshape(6, 6)
-    wide = pairs[pairs["representation"] == "first"].pivot(index="sample", columns="other", values="scaled")
-    np.testing.assert_allclose(shown, wide.loc[rows, rows].fillna(0))
+    for scaled, column in ((False, "distance"), (True, "scaled")):
+        figure = sg.pl.centroid_distances(pairs, "first", scaled=scaled, return_fig=True)
+        ax = next(ax for ax in figure.axes if ax.collections and len(ax.get_yticklabels()) == 6)
+        rows = [label.get_text() for label in ax.get_yticklabels()]
+        shown = ax.collections[0].get_array().reshape(6, 6)
+        wide = pairs[pairs["representation"] == "first"].pivot(index="sample", columns="other", values=column)
+        np.testing.assert_allclose(shown, wide.loc[rows, rows].fillna(0))
     with pytest.raises(KeyError, match="third"):
         sg.pl.centroid_distances(pairs, "third")
 

@@ -31,6 +31,21 @@ def test_planted_markers_lead(slide):
     assert row["share_in"] == pytest.approx((x[inside] > 0).mean())
 
 
+def test_markers_at_ten_thousand_counts_are_scanpys(slide):
+    """The paper's way, by scanpy's own calls."""
+    import scanpy as sc
+
+    sg.tl.cluster_markers(slide, "domain", target_sum=10_000, min_spots=0)
+    found = slide.uns["sage_cluster_markers"]["results"].query("cluster == 'immune'").set_index("gene")
+    sc.pp.normalize_total(slide, target_sum=10_000)
+    sc.pp.log1p(slide)
+    sc.tl.rank_genes_groups(slide, "domain", groups=["immune"], method="wilcoxon")
+    expected = sc.get.rank_genes_groups_df(slide, "immune").set_index("names")["logfoldchanges"]
+    assert found["log2_fold_change"].to_numpy() == pytest.approx(expected[found.index].to_numpy(), rel=1e-4, abs=1e-4)
+    with pytest.raises(ValueError, match="target_sum=0 has to be above 0"):
+        sg.tl.cluster_markers(slide, "domain", target_sum=0)
+
+
 def test_clusters_of_one_spot_and_genes_of_one_name(slide, log):
     slide.obs["one"] = np.where(np.arange(slide.n_obs) == 3, "alone", np.where(np.arange(slide.n_obs) < 50, "a", "b"))
     slide.var_names = ["TWIN", "TWIN", *slide.var_names[2:]]

@@ -105,7 +105,7 @@ def cluster_markers(
     adata: AnnData | SpatialData,
     cluster: str | None = None,
     *,
-    n_labels: int = 10,
+    n_labels: int = 7,
     max_padj: float = 0.05,
     min_log2_fold_change: float = 1.0,
     key: str = _keys.CLUSTER_MARKERS,
@@ -126,7 +126,7 @@ def cluster_markers(
     cluster
         Which cluster; the first by default.
     n_labels
-        How many of the best-scored genes to name.
+        How many of the best-scored genes to name, up and down.
     max_padj
         Adjusted p-value up to which a gene is colored.
     min_log2_fold_change
@@ -186,9 +186,10 @@ def cluster_markers(
     ax.margins(0.12)
     legend_below(ax, n_columns=3)
     tidy(ax)
-    best = np.argsort(-np.where(up, part["score"].to_numpy(), -np.inf))[: min(n_labels, up.sum())]
+    size = np.abs(part["score"].to_numpy())
+    best = np.concatenate([np.flatnonzero(way)[np.argsort(-size[way], kind="stable")][:n_labels] for way in (up, down)])
     points = np.column_stack([x, y])
-    name_points(ax, points[best], part["gene"].to_numpy()[best], beside=points[up])
+    name_points(ax, points[best], part["gene"].to_numpy()[best], beside=points[hit])
     return finish(ax, title, show, save, return_fig)
 
 

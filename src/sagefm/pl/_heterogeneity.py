@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_ERROR = 1e-4  # below, it is the base representation itself but for rounding
-COLUMNS = ("representation", "sample", "other", "kind", "scaled", "error")
+COLUMNS = ("representation", "sample", "other", "kind", "distance", "scaled", "error")
 
 
 @fill_docstring
@@ -26,6 +26,7 @@ def centroid_distances(
     data: pd.DataFrame,
     representation: str | None = None,
     *,
+    scaled: bool = False,
     figsize: tuple[float, float] | None = None,
     title: str | None = None,
     show: bool | None = None,
@@ -39,6 +40,8 @@ def centroid_distances(
     {distances}
     representation
         Which representation to show; the first by default.
+    scaled
+        Show distances scaled to [0, 1], as they are compared between representations, instead of cosine distances.
     {figsize}
     {title}
     {show}
@@ -48,7 +51,7 @@ def centroid_distances(
     Returns
     -------
     ``None`` if the figure is shown; else the axes of the heatmap, or the figure with ``return_fig=True``. The
-    heatmap shows scaled cosine distances, rows and columns in the order of average-linkage clustering, and a color
+    heatmap shows distances, rows and columns in the order of average-linkage clustering, and a color
     bar on the left for the kind (tissue) of each sample where there are several.
 
     Raises
@@ -76,7 +79,7 @@ def centroid_distances(
 
     name = _names(data, representation)[0]
     part = data[data["representation"] == name]
-    matrix = part.pivot(index="sample", columns="other", values="scaled")
+    matrix = part.pivot(index="sample", columns="other", values="scaled" if scaled else "distance")
     values = matrix.to_numpy(copy=True)
     np.fill_diagonal(values, 0.0)
     matrix[:] = values
@@ -99,7 +102,8 @@ def centroid_distances(
     ax = grid.ax_heatmap
     ax.set(xlabel="", ylabel="")
     ax.tick_params(axis="y", rotation=0)
-    grid.figure.suptitle(f"{name}: scaled cosine distance of samples" if title is None else title, y=1.1)
+    what = "scaled cosine distance" if scaled else "cosine distance"
+    grid.figure.suptitle(f"{name}: {what} of samples" if title is None else title, y=1.1)
     if len(colors) > 1:
         handles = [Patch(color=color, label=kind) for kind, color in colors.items()]
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}

@@ -40,6 +40,7 @@ def cluster_markers(
     key: str = _keys.CLUSTER,
     *,
     min_spots: int = 5,
+    target_sum: float | None = None,
     layer: str | None = None,
     key_added: str = _keys.CLUSTER_MARKERS,
     table_key: str = "table",
@@ -55,8 +56,9 @@ def cluster_markers(
         Column of ``obs`` with the clusters, or any other groups.
     min_spots
         Genes that fewer spots show are left out.
-    layer
-        Layer with raw counts. By default, ``X``. They are scaled to a common depth, then log1p-transformed.
+    target_sum
+        Counts that every spot is scaled to before log1p. By default, the median of the spots.
+    {layer}
     {key_added}
     {table_key}
     {copy}
@@ -78,8 +80,8 @@ def cluster_markers(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 4d-f. Spots of a cluster are neighbors, not replicates, so the p-values rank
-    genes and say little else. Clusters made from expression differ in expression.
+    SAGE-FM (arXiv 2601.15504), Figure 4d-f, with ``target_sum=10_000``. Spots of a cluster are neighbors, not
+    replicates, so the p-values rank genes and say little else. Clusters made from expression differ in expression.
 
     Examples
     --------
@@ -91,6 +93,8 @@ def cluster_markers(
     """
     import scanpy as sc
 
+    if target_sum is not None and not 0 < target_sum < np.inf:
+        raise ValueError(f"target_sum={target_sum!r} has to be above 0.")
     run = open_run(adata, "tl.cluster_markers", key_added, _keys.CLUSTER_MARKERS, table_key=table_key, copy=copy)
     clusters = _clusters(run.adata, key)
     names, sizes = np.unique(clusters, return_counts=True)
@@ -105,14 +109,14 @@ def cluster_markers(
     slide = slide[:, slide.X.getnnz(axis=0) >= min_spots].copy()
     if not slide.n_vars:
         raise ValueError(f"no gene is seen in {min_spots} spots. Set a smaller min_spots.")
-    normalize_total(slide)
+    normalize_total(slide, target_sum)
     sc.pp.log1p(slide)
     sc.tl.rank_genes_groups(slide, "cluster", groups=tested, method="wilcoxon", pts=True)
     found = sc.get.rank_genes_groups_df(slide, group=None).rename(columns=COLUMNS)[list(COLUMNS.values())]
     texts = dict.fromkeys(("cluster", "gene"), str)
     results = found.astype({name: texts.get(name, float) for name in found})
     logger.info("Compared %d genes in %d clusters; wrote uns['%s'].", slide.n_vars, len(names), key_added)
-    params = {"key": key, "min_spots": int(min_spots), "layer": layer}
+    params = {"key": key, "min_spots": int(min_spots), "target_sum": target_sum, "layer": layer}
     return run.commit({}, params, results=results.set_index(results.index.astype(str)))
 
 
