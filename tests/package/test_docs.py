@@ -9,6 +9,7 @@ import re
 import tomllib
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from helpers import ROOT
@@ -137,6 +138,16 @@ def test_the_table_of_contents_lists_every_tutorial():
     index = (ROOT / "docs" / "index.md").read_text()
     for path in (ROOT / "tutorials").glob("*.ipynb"):
         assert f"tutorials/{path.stem}\n" in index
+
+
+def test_the_page_of_the_paper_names_functions_and_tests_that_exist():
+    table = pd.read_csv(ROOT / "docs" / "paper.csv")
+    assert not table.duplicated().any()
+    for call, test in zip(table["here"], table["test, in ``tests/``"], strict=True):
+        space, name = re.fullmatch(r":(?:func|class):`sagefm\.(\w+)\.(\w+)`", call).groups()
+        assert name in getattr(sg, space).__all__
+        file, _, name = test.strip("`").partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
 
 
 def test_bibliography_is_cited_and_complete():
