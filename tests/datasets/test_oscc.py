@@ -3,6 +3,7 @@
 from io import BytesIO
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 from fetched import BARCODES, H5, POSITIONS, check_section, put_on_geo, spot_positions
@@ -95,6 +96,23 @@ def test_oscc_classes_add_up_to_the_papers_counts():
     found = pd.Series(spots).groupby(classes).sum().to_dict()
     assert found == {"tumor": 10_773 + 5_148, "stroma": 4_266 + 2_347, "muscle": 1_160 + 249}
     assert set(classes) <= set(spots)
+
+
+def test_the_papers_split_is_found_from_the_spots_of_each_class():
+    """On a table made so that one choice fits, then two."""
+    rng = np.random.default_rng(0)
+    spots = pd.DataFrame(rng.integers(50, 900, (12, 3)), [f"s{i}" for i in range(1, 13)], ["muscle", "tumor", "stroma"])
+    held_out = ["s2", "s5", "s6", "s11"]
+    rest = spots.loc[held_out[:-1]].sum()
+    spots.loc["s11"] = pd.Series({"tumor": 5_148, "stroma": 2_347, "muscle": 249}) - rest
+    assert sg.datasets.oscc_splits(spots) == [held_out]
+    spots.loc["s12"] = spots.loc["s11"]
+    assert sg.datasets.oscc_splits(spots) == [held_out, [*held_out[:-1], "s12"]]
+    assert sg.datasets.oscc_splits(spots + 1) == []
+    with pytest.raises(KeyError, match="no column 'tumor'"):
+        sg.datasets.oscc_splits(spots[["muscle"]])
+    with pytest.raises(ValueError, match="'s1' more than once"):
+        sg.datasets.oscc_splits(pd.concat([spots, spots]))
 
 
 @pytest.mark.parametrize("sample", ["s13", "GSM6339631", "../s1", "GSM6339631_../s1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ CLASSES = {
     "stroma": ("Lymphocyte Negative Stroma", "Lymphocyte Positive Stroma", "Glandular Stroma"),
     "muscle": ("Muscle", "Lymphocyte Positive Muscles"),
 }
+# Of the four sections that the paper holds out.
+TEST_SPOTS = {"tumor": 5_148, "stroma": 2_347, "muscle": 249}
 
 
 @fill_docstring
@@ -119,6 +122,53 @@ def oscc_classes() -> dict[str, str]:
     ('tumor', 'stroma', None)
     """
     return {label: name for name, labels in CLASSES.items() for label in labels}
+
+
+def oscc_splits(counts: pd.DataFrame, n_test: int = 4) -> list[list[str]]:
+    """Find the held-out sections of the paper: those whose spots by class add up to its test set.
+
+    The paper doesn't name its four test sections, but counts their spots: 5,148 of tumor, 2,347 of stroma, 249 of
+    muscle. There are 495 choices of four from twelve.
+
+    Parameters
+    ----------
+    counts
+        Spots by section (rows) and class (columns ``tumor``, ``stroma`` and ``muscle``, as :func:`oscc_classes` names
+        them).
+    n_test
+        Number of sections in the test set.
+
+    Returns
+    -------
+    Every choice that fits. One alone is the paper's; none says that the labels differ from the paper's.
+
+    Raises
+    ------
+    KeyError
+        If there is no column of a class.
+    ValueError
+        If a section is there twice.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Methods, downstream task 1. Not tried on the real labels.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import sagefm as sg
+    >>> spots = {"tumor": [5_000, 148, 9], "stroma": [2_000, 347, 9], "muscle": [0, 249, 9]}
+    >>> sg.datasets.oscc_splits(pd.DataFrame(spots, index=["s1", "s2", "s3"]), n_test=2)
+    [['s1', 's2']]
+    """
+    if missing := [name for name in TEST_SPOTS if name not in counts]:
+        raise KeyError(f"counts has no column {missing[0]!r}; it has {shorten(counts.columns)}.")
+    if counts.index.has_duplicates:
+        raise ValueError(f"counts has {counts.index[counts.index.duplicated()][0]!r} more than once.")
+    table = counts[list(TEST_SPOTS)].to_numpy()
+    target = list(TEST_SPOTS.values())
+    choices = combinations(range(len(table)), n_test)
+    return [[str(counts.index[i]) for i in rows] for rows in choices if (table[list(rows)].sum(axis=0) == target).all()]
 
 
 def _labels(annotations: str | Path | pd.DataFrame) -> pd.Series:
