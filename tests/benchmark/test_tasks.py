@@ -154,6 +154,26 @@ def test_several_tested_groups_are_held_out_together():
     assert in_turn.loc["B", "accuracy"] > 0.95
 
 
+def test_pooled_groups_are_scored_as_one():
+    """The paper's test: 30 fits on draws, scored on the spots of all held-out sections together."""
+    adata = blobs(groups="ABCD")
+    arguments = {"classifier": "forest", "n_bootstraps": 3, "test_groups": ["B", "D"]}
+    by_group = sg.benchmark.evaluate_annotation(adata, "label", ["good", "bad"], **arguments)
+    table = sg.benchmark.evaluate_annotation(adata, "label", ["good", "bad"], pooled=True, **arguments)
+    assert set(table["group"]) == {"pooled"}
+    assert table["n_spots"].iloc[0] == (adata.obs["donor"].isin(["B", "D"])).sum()
+    weighted = by_group.assign(right=by_group["accuracy"] * by_group["n_spots"])
+    sums = weighted.groupby(["representation", "bootstrap"])[["right", "n_spots"]].sum()
+    expected = sums["right"] / sums["n_spots"]
+    found = table.set_index(["representation", "bootstrap"])["accuracy"]
+    pd.testing.assert_series_equal(found.sort_index(), expected.sort_index(), check_names=False)
+    test = sg.benchmark.compare_representations(table, "bad", metrics=["accuracy"]).iloc[0]
+    draws = found[found.index.get_level_values("bootstrap") > 0]
+    assert test["pval_bootstraps"] == pytest.approx(stats.wilcoxon(draws["good"], draws["bad"]).pvalue)
+    with pytest.raises(ValueError, match="name these groups"):
+        sg.benchmark.evaluate_annotation(adata, "label", "good", pooled=True)
+
+
 def test_slides_that_cross_donors_are_refused():
     adata = blobs()
     adata.obs["batch"] = "one"

@@ -34,6 +34,7 @@ def evaluate_annotation(
     classifier: classifiers.Kind | Sequence[classifiers.Kind] = ("forest", "mlp"),
     scale: classifiers.Scale = "auto",
     test_groups: Sequence[str] | None = None,
+    pooled: bool = False,
     n_bootstraps: int = 30,
     rng: int = 0,
     table_key: str = "table",
@@ -60,6 +61,8 @@ def evaluate_annotation(
         ``"forest"``, ``"mlp"``, or both.
     {scale}
     {test_groups}
+    pooled
+        Score the spots of all ``test_groups`` together, as the paper does, as one group named ``"pooled"``.
     n_bootstraps
         How many times to fit again on training spots drawn with replacement.
     {seed}
@@ -80,7 +83,7 @@ def evaluate_annotation(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure 3.
+    SAGE-FM (arXiv 2601.15504), Figure 3: four OSCC sections as ``test_groups``, ``pooled``, with 30 bootstraps.
 
     Examples
     --------
@@ -105,7 +108,7 @@ def evaluate_annotation(
     labels = get_labels(adata, label_key, merge)
     known = labels.notna().to_numpy()
     truth = np.asarray(labels[known], dtype=str)
-    groups, folds = split_groups(adata, group_key, known, test_groups)
+    groups, folds = split_groups(adata, group_key, known, test_groups, pooled=pooled)
     slides = get_slides(adata, group_key, library_key)
     tasks = [(rep, kind, group) for rep in as_names(use_reps) for kind in kinds for group in folds]
     rows = []
@@ -156,8 +159,8 @@ def compare_representations(
     -------
     Table by representation, classifier and metric, with ``difference`` (mean over groups, fits on all training spots),
     ``n_groups``, ``n_ahead`` (groups in which it is above), ``pval_groups`` (Wilcoxon's signed-rank test, two-sided,
-    one pair a group) and ``pval_bootstraps`` (one pair a group and draw, as in the paper: draws of the same spots are
-    no independent pairs, so this p-value is too small; NaN without draws).
+    one pair a group) and ``pval_bootstraps`` (one pair a group and draw, and the paper's test where the groups are
+    pooled: draws of the same spots are no independent pairs, so this p-value is too small; NaN without draws).
 
     Raises
     ------

@@ -16,11 +16,15 @@ from sagefm.tl._points import get_column, get_points
 if TYPE_CHECKING:
     from anndata import AnnData
 
+POOLED = "pooled"
+
 
 def split_groups(
-    adata: AnnData, group_key: str, known: Bools, test_groups: Sequence[str] | None
+    adata: AnnData, group_key: str, known: Bools, test_groups: Sequence[str] | None, *, pooled: bool = False
 ) -> tuple[Strings, dict[str, tuple[Ints, Ints]]]:
-    """Group of every spot that counts, and for each tested group the spots to fit and to score on."""
+    """Group of every spot that counts, and for each tested group, or all pooled, the spots to fit and to score on."""
+    if pooled and test_groups is None:
+        raise ValueError("pooled=True scores the spots of test_groups together: name these groups.")
     groups = get_column(adata, "group_key", group_key, known)
     names = [str(name) for name in np.unique(groups)]
     if len(names) < 2:
@@ -33,6 +37,8 @@ def split_groups(
     train = np.flatnonzero(~np.isin(groups, wanted))
     if not len(train):
         raise ValueError("test_groups names all groups with labels, which leaves none to fit on.")
+    if pooled:
+        return groups, {POOLED: (train, np.flatnonzero(np.isin(groups, wanted)))}
     return groups, {name: (train, np.flatnonzero(groups == name)) for name in wanted}
 
 
