@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sagefm.histology.pretrain import pretrain_histology
     from sagefm.histology.recipe import HISTOLOGY_PRESETS, HistologyRecipe
     from sagefm.train._pretrain import pretrain
+    from sagefm.train._sweep import sweep
 
 __all__ = [
     "HISTOLOGY_PRESETS",
@@ -23,6 +24,7 @@ __all__ = [
     "prepare_corpus",
     "pretrain",
     "pretrain_histology",
+    "sweep",
 ]
 # Lightning is an extra, which preparing a corpus doesn't need.
 __getattr__ = _lazy.attach(
@@ -30,6 +32,7 @@ __getattr__ = _lazy.attach(
     {
         "pretrain": "sagefm.train._pretrain",
         "pretrain_histology": "sagefm.histology.pretrain",
+        "sweep": "sagefm.train._sweep",
         "HistologyRecipe": "sagefm.histology.recipe",
         "HISTOLOGY_PRESETS": "sagefm.histology.recipe",
     },

@@ -98,7 +98,7 @@ def find_folder(out: str | Path, run_dir: str | Path | None, resume: bool) -> tu
     if out.suffix != ".safetensors":
         raise ValueError(f"out={str(out)!r} has to end with .safetensors.")
     folder = out.with_suffix("") if run_dir is None else Path(run_dir).expanduser()
-    if resume and not (last := _last_checkpoint(folder)).exists():
+    if resume and not (last := last_checkpoint(folder)).exists():
         raise FileNotFoundError(f"no checkpoint at {last} to resume from.")
     return out, folder
 
@@ -123,7 +123,7 @@ def fit(
     KeyboardInterrupt
         On Ctrl-C, where Lightning would exit the interpreter.
     """
-    last = None if folder is None else _last_checkpoint(folder)
+    last = None if folder is None else last_checkpoint(folder)
     checkpoints = [] if last is None else [_LastCheckpoint(last, checkpoint_steps)]
     with _quiet():
         trainer = lightning.Trainer(
@@ -145,7 +145,7 @@ def fit(
     return trainer
 
 
-def _last_checkpoint(folder: Path) -> Path:
+def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
