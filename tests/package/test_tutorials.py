@@ -6,6 +6,8 @@ import matplotlib as mpl
 import pytest
 from helpers import ROOT
 
+import sagefm as sg
+
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 
 
@@ -13,6 +15,9 @@ TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path, monkeypatch):
     mpl.use("agg")
+    simulate = sg.datasets.simulated_visium  # a third of the slide, where the notebook names no size
+    smaller = {"n_rows": 24, "n_cols": 24}
+    monkeypatch.setattr(sg.datasets, "simulated_visium", lambda *a, **k: simulate(*a, **(k if a else {**smaller, **k})))
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     notebook = json.loads(path.read_text())
     names: dict[str, object] = {}
