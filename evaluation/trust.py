@@ -7,13 +7,17 @@ calibrated on all donors and written; nothing else happens. Without it every don
 its model is calibrated on the other donors alone. Tables: ``intervals.csv`` (coverage and width), ``prior.csv``
 (expected against actual correlation of absent genes), ``assessment.csv`` (verdicts beside what the model is worth
 there), ``cards.csv`` (verdicts on six sections, those of training by the model that doesn't know them).
+
+Parts are kept in build/measured by the digest of their model: delete them when the code that measures has changed.
 """
 
 import argparse
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import anndata as ad
 import numpy as np
@@ -25,6 +29,7 @@ import sagefm as sg
 from sagefm.train._calibrate import combine
 from sagefm.train._left_out import LeftOut, measure
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "src/sagefm/models/weights/sagefm-mini.safetensors"
 FIGURE, SHOWN = ROOT / "docs/_static/assessment.png", "CRC_16"
@@ -64,16 +69,12 @@ def main() -> None:
         shipped.save(WEIGHTS, half=True)
         record_digest(WEIGHTS)
         return
-    tasks = []
-    for donor in DONORS:
-        others = {name: part for name, part in measured.items() if name != donor}
-        model = model_without(donor, arguments.sections)
-        groups = [str(group) for group in corpus.sections["group"].unique() if group != donor]
-        unseen = replace(model, calibration=combine(corpus, list(others.values()), groups=groups))
-        file = BUILD / "measured" / f"{donor}.safetensors"
-        unseen.save(file)
-        for name in list(donor_sections(donor, arguments.sections))[:N_SECTIONS]:
-            tasks.append((donor, file, arguments.sections / f"{name}.h5ad"))
+    unseen = in_two_processes(calibrated_without, [(donor, arguments.sections) for donor in DONORS])
+    tasks = [
+        (donor, file, arguments.sections / f"{name}.h5ad")
+        for donor, file in zip(DONORS, unseen, strict=True)
+        for name in list(donor_sections(donor, arguments.sections))[:N_SECTIONS]
+    ]
     verdicts, intervals, priors = [], [], []
     for (donor, _, file), (verdict, found, prior) in zip(tasks, in_two_processes(tried_on, tasks), strict=True):
         row = {"donor": donor, "section": file.stem}
@@ -96,24 +97,46 @@ def main() -> None:
         print(pd.read_csv(arguments.out / file).to_string())
 
 
-def measured_on(task: tuple[str, Path]) -> LeftOut:
-    """What a donor shows of the model that doesn't know it."""
-    donor, sections = task
-    digest = hashlib.sha256((LEFT_OUT / f"{donor}.safetensors").read_bytes()).hexdigest()
-    file = BUILD / "measured" / f"{donor}_{digest[:12]}.pickle"
+def kept(name: str, model: Path, make: Callable[[], T]) -> T:
+    """What a model came to before, or now: the whole takes more than an hour, so an interrupted run goes on."""
+    file = BUILD / "measured" / f"{name}_{hashlib.sha256(model.read_bytes()).hexdigest()[:12]}.pickle"
     if not file.exists():
-        found = measure(model_without(donor, sections), training_corpus(sections), donor)
+        found = make()
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(pickle.dumps(found))
     return pickle.loads(file.read_bytes())  # noqa: S301 - our own
 
 
+def measured_on(task: tuple[str, Path]) -> LeftOut:
+    """What a donor shows of the model that doesn't know it."""
+    donor, sections = task
+    model = model_without(donor, sections)
+    return kept(donor, LEFT_OUT / f"{donor}.safetensors", lambda: measure(model, training_corpus(sections), donor))
+
+
+def calibrated_without(task: tuple[str, Path]) -> Path:
+    """The model that doesn't know a donor, with a calibration that doesn't either."""
+    donor, sections = task
+    corpus = training_corpus(sections)
+    others = [measured_on((name, sections)) for name in DONORS if name != donor]
+    groups = [str(group) for group in corpus.sections["group"].unique() if group != donor]
+    calibration = kept(
+        f"without_{donor}", LEFT_OUT / f"{donor}.safetensors", lambda: combine(corpus, others, groups=groups)
+    )
+    file = BUILD / "measured" / f"{donor}.safetensors"
+    return replace(model_without(donor, sections), calibration=calibration).save(file)
+
+
 def tried_on(task: tuple[str, Path, Path]) -> tuple[dict[str, object], list[dict[str, object]], dict[str, float]]:
     """Verdict, intervals and priors on a section."""
     _, model, file = task
-    adata = ad.read_h5ad(file)
-    sg.pp.neighborhood_graph(adata)
-    return assessed(adata, sg.models.load(model)), *tried(adata, sg.models.load(model))
+
+    def trying() -> tuple[dict[str, object], list[dict[str, object]], dict[str, float]]:
+        adata, loaded = ad.read_h5ad(file), sg.models.load(model)
+        sg.pp.neighborhood_graph(adata)
+        return assessed(adata, loaded), *tried(adata, loaded)
+
+    return kept(f"tried_{file.stem}", model, trying)
 
 
 def assessed(adata: ad.AnnData, model: sg.models.Model) -> dict[str, object]:

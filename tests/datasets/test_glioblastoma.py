@@ -192,6 +192,7 @@ def test_ren(server, log, sample, name, donor):
         (ren(outs=False), "holds 0 folders named spatial"),
         (ren(outside={"../outside": b"text"}), "outside"),
     ],
+    ids=["page", "cut", "empty", "outside"],
 )
 def test_archive_of_ren_of_another_layout(server, content, message):
     put_ren_on_geo(server, content)

@@ -41,7 +41,7 @@ def sweep(
     out
         Folder to write: ``NAME.safetensors`` and a folder of checkpoints and logs for each.
     {seed}
-    **options
+    options
         Of :func:`pretrain`, such as ``accelerator``.
 
     Returns
