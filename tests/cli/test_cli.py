@@ -25,7 +25,7 @@ def path(slide, tmp_path):
 def test_demo(tmp_path, capsys, monkeypatch):
     """On a third of the slide: the way through, not the figures."""
     smaller = partial(sg.datasets.simulated_visium, 24, 24, n_genes=6000)
-    monkeypatch.setattr("sagefm.cli._demo.datasets.simulated_visium", smaller)
+    monkeypatch.setattr(sg.datasets, "simulated_visium", smaller)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
     for words in (
