@@ -71,8 +71,8 @@ TEXTS = {
     "rng": """rng
     Seed or random number generator.""",
     "levels": """levels
-    Lowest and highest log1p count to clamp each gene at: what :func:`sagefm.tl.ligand_levels` returns. By default, and
-    for genes that it doesn't name, those of this call's spots.""",
+    Table of the lowest and highest log1p count to clamp each gene at, as :func:`sagefm.tl.ligand_levels` returns it.
+    By default, each gene is clamped at the extremes of this call's spots. So are genes that the table doesn't name.""",
     "similar": """similar
     Whether predictions read the mean of the slide's similar spots, wherever they lie, if the model has that term.
     It takes a principal component analysis for each set of genes that are hidden together. Without it, and on slides

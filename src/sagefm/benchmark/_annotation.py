@@ -62,7 +62,7 @@ def evaluate_annotation(
     {scale}
     {test_groups}
     pooled
-        Score the spots of all ``test_groups`` together, as the paper does, as one group named ``"pooled"``.
+        Score the spots of all ``test_groups`` as one group, named ``"pooled"``, as the paper does.
     n_bootstraps
         How many times to fit again on training spots drawn with replacement.
     {seed}
@@ -79,7 +79,7 @@ def evaluate_annotation(
     KeyError
         If the labels, a representation, or a column is missing.
     ValueError
-        If there are fewer than two groups with labels, or two classes.
+        If there are fewer than two groups with labels, or two classes, or ``pooled`` lacks ``test_groups``.
 
     Notes
     -----

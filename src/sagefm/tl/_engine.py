@@ -52,7 +52,7 @@ class State:
         Sums of the log1p counts of the center and of the neighbors' mean, each of shape (spots, 1), for decoders that
         scale by depth. Both leave out the genes that are hidden at the spot, even where its neighbors show them.
     typical
-        Sum of what is typical of the genes that the slide has and that aren't hidden.
+        Sum of the mean log1p counts in training of the genes that the slide has and that aren't hidden.
     degree
         Number of neighbors, shape (spots, 1).
     where
@@ -186,7 +186,7 @@ class Engine:
         return [weight.contiguous() for weight in weights]
 
     def _typical(self, in_group: Sequence[Bools]) -> list[float]:
-        """Sum of what is typical of the slide's genes in each group."""
+        """Sum of the mean log1p counts in training of the slide's genes in each group."""
         if self.canonical.typical is None:
             return [0.0] * len(in_group)
         of_slide = self.canonical.typical.cpu()[self.counts.genes]
@@ -259,7 +259,7 @@ class Projection:
     totals
         Sums of the log1p counts for each set, shape (spots, 1) each, where the decoder scales by depth.
     typical
-        Sum of what is typical of the genes of each set that the slide has.
+        Sum of the mean log1p counts in training of the genes of each set that the slide has.
     """
 
     engine: Engine
