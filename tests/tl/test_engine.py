@@ -8,7 +8,7 @@ from comparison import GENES, PAIRS, assert_close, run_tools
 
 import sagefm as sg
 from sagefm.models._canonical import ReadOut
-from sagefm.tl._engine import Projection
+from sagefm.tl._projection import Projection
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from comparison import GENES, assert_close, run_tools
 from scipy import sparse
 
 import sagefm as sg
-from sagefm.tl._engine import Projection
+from sagefm.tl._projection import Projection
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from sagefm.models import Model
     from sagefm.tl._compute import Rows
-    from sagefm.tl._engine import Target
     from sagefm.tl._impute.request import Request
+    from sagefm.tl._projection import Target
     from sagefm.tl._run import SlideRun
 
 

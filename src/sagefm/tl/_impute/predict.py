@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from sagefm._io.sink import Sink
     from sagefm.models import Model
     from sagefm.tl._compute import Rows
-    from sagefm.tl._engine import Target
     from sagefm.tl._impute.reliability import HeldOut
     from sagefm.tl._impute.request import Request
+    from sagefm.tl._projection import Target
     from sagefm.tl._run import Missing, SlideRun
 
 

@@ -13,7 +13,7 @@ from sagefm._slides import Libraries
 from sagefm._stats import MIN_VARIANCE, adjust_pvalues, draw_blocks, pearson_from_moments, pearson_pvalue
 from sagefm._types import Array, Floats, Floats32, Ints
 from sagefm.models._baselines import relative_depth
-from sagefm.tl._engine import neighbor_mean
+from sagefm.tl._projection import neighbor_mean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sagefm._types import Array, Floats, Floats32, Ints
 from sagefm.tl._compute import Rows
-from sagefm.tl._engine import State, Where
+from sagefm.tl._projection import State, Where
 
 if TYPE_CHECKING:
     from sagefm.tl._engine import Engine, Projection

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from sagefm._slides import Libraries
     from sagefm.tl._compute import Rows
-    from sagefm.tl._engine import Projection
     from sagefm.tl._perturb.plan import Clamp
+    from sagefm.tl._projection import Projection
 
 CHANGED = 1e-8  # of a predicted log1p count, as in the paper
 
