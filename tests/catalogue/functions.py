@@ -254,5 +254,6 @@ PLOTS: dict[str, Function] = {
     "pl.reliability": _function(lambda a, k: sg.pl.reliability(a), reads="imputed"),
     "pl.sensitivity_heatmap": _function(lambda a, k: sg.pl.sensitivity_heatmap(a), reads="tables"),
     "pl.target_controls": _function(lambda a, k: sg.pl.target_controls(a), reads="tables"),
+    "pl.target_replicates": _function(lambda a, k: sg.pl.target_replicates(a), reads="tables"),
     "pl.target_effects": _function(lambda a, k: sg.pl.target_effects(a), reads="tables"),
 }

@@ -160,6 +160,20 @@ def test_targets_and_their_controls(perturbed, tmp_path):
         sg.pl.target_controls(perturbed)
 
 
+def test_replicates_of_controls_by_slide(slide, tiny):
+    slide.obs["half"] = np.where(slide.obs["array_row"] < 5, "up", "down")
+    targets = {"TGFB1": ["COL1A1", "FN1"], "CXCL12": ["CXCR4", "CD74"]}
+    sg.tl.perturb_targets(slide, targets, tiny, library_key="half", n_controls=5)
+    ax = sg.pl.target_replicates(slide, unit="target")
+    table = slide.uns["perturb_targets"]["replicates"]
+    table = table[(table["unit"] == "target") & (table["replicate"] != "all")]
+    dots = [c.get_offsets()[:, 1] for c in ax.collections if len(c.get_offsets()) == 5]
+    for drawn, half in zip(dots, ["down", "up"], strict=True):
+        np.testing.assert_allclose(drawn, table.loc[table["library"] == half, "mean_control"])
+    with pytest.raises(ValueError, match="unit='slide'"):
+        sg.pl.target_replicates(slide, unit="slide")
+
+
 def test_sensitivity_heatmap(perturbed):
     ax = sg.pl.sensitivity_heatmap(perturbed)
     table = perturbed.uns["gene_sensitivity"]["results"]
@@ -177,6 +191,7 @@ def test_sensitivity_heatmap(perturbed):
         (sg.pl.dose_response, "perturb_lr"),
         (sg.pl.target_effects, "perturb_targets"),
         (sg.pl.target_controls, "perturb_targets"),
+        (sg.pl.target_replicates, "perturb_targets"),
         (sg.pl.sensitivity_heatmap, "gene_sensitivity"),
     ],
 )

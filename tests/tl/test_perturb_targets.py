@@ -88,6 +88,45 @@ def test_a_gene_with_planted_targets_is_told_from_one_without(slide):
     assert tests.loc["CXCL12", "padj"] < 0.001 < 0.05 < tests.loc["CSF1", "padj"]
 
 
+def test_the_papers_controls_and_tests_by_set_and_replicate(slide, sage):
+    targets = {"TGFB1": ["COL1A1", "FN1", "COL3A1"], "CXCL12": ["CXCR4", "CD74"]}
+    slide.obs["half"] = np.where(slide.obs["array_row"] < 5, "up", "down")
+    options = {"controls": "random", "n_controls": 5, "control_spots": None, "library_key": "half"}
+    sg.tl.perturb_targets(slide, targets, sage, **options)
+    found = slide.uns["perturb_targets"]
+    controls, table = found["controls"], found["replicates"].set_index(["unit", "library", "replicate"])
+    for gene, part in controls.groupby("gene"):
+        assert not set(part["control"]) & {gene, *targets[gene]}
+        assert not part.duplicated(["replicate", "control"]).any()
+    assert len(table) == 2 * 3 * 6
+    # A run that hides the same genes in the center gives the same effects.
+    known = [target for names in targets.values() for target in names]
+    names = [(gene, name) for gene in targets for name in {*known, *controls["control"]}]
+    run(slide, names, sage, library_key="half")
+    effect = slide.uns["perturb_lr"]["libraries"].set_index(["library", "pair"])["effect"]["down"]
+    own = {gene: effect[[f"{gene}|{name}" for name in names]].to_numpy() for gene, names in targets.items()}
+    drawn = {
+        gene: effect[[f"{gene}|{name}" for name in part["control"]]].to_numpy()
+        for gene, part in controls[controls["replicate"] == 2].groupby("gene")
+    }
+    by_target = [np.concatenate(list(values)) for values in (own.values(), drawn.values())]
+    by_gene = [[values.mean() for values in side.values()] for side in (own, drawn)]
+    for unit, sides in (("target", by_target), ("gene", by_gene)):
+        row, test = table.loc[(unit, "down", "2")], stats.ttest_ind(*sides)
+        assert row[["mean_target", "mean_control"]].tolist() == pytest.approx([np.mean(side) for side in sides])
+        assert row[["sem_target", "sem_control"]].tolist() == pytest.approx([stats.sem(side) for side in sides])
+        assert (row["t"], row["pval"]) == pytest.approx((test.statistic, test.pvalue))
+    pooled = table.loc[("target", "all", "all")]
+    assert pooled["mean_control"] == pytest.approx(controls["effect"].mean())
+    with pytest.raises(ValueError, match="controls='nearest' is none of"):
+        sg.tl.perturb_targets(slide, targets, sage, controls="nearest")
+
+
+def test_one_library_is_told_once(slide, tiny):
+    sg.tl.perturb_targets(slide, {"TGFB1": ["COL1A1", "FN1"]}, tiny, n_controls=5)
+    assert set(slide.uns["perturb_targets"]["replicates"]["library"]) == {"all"}
+
+
 def test_textbook_targets_have_references():
     table = sg.datasets.textbook_targets()
     assert table["doi"].str.match(r"10\.\d{4}").all()

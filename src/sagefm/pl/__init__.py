@@ -13,7 +13,7 @@ from sagefm.pl._perturb.overlap import perturbation_overlap, perturbation_scatte
 from sagefm.pl._perturb.pairs import dose_response, perturbation_lollipop
 from sagefm.pl._perturb.sensitivity import sensitivity_heatmap
 from sagefm.pl._perturb.spatial import perturbation_spatial
-from sagefm.pl._perturb.targets import target_controls, target_effects
+from sagefm.pl._perturb.targets import target_controls, target_effects, target_replicates
 from sagefm.pl._reliability import reliability
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ __all__ = [
     "superresolved_expression",
     "target_controls",
     "target_effects",
+    "target_replicates",
 ]
 
 __getattr__ = _lazy.attach(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from sagefm import _keys
 from sagefm._anndata import get_anndata
 from sagefm._docs import fill_docstring
 from sagefm._types import Floats
-from sagefm.pl._axes import ORANGE, finish, legend_below, legend_beside, name_columns, open_axes, tidy
+from sagefm._utils import check_choice
+from sagefm.pl._axes import ORANGE, finish, legend_below, legend_beside, name_columns, open_axes, palette_of, tidy
 from sagefm.pl._perturb.recorded import overlap_in, run_pairs, table_in
 
 if TYPE_CHECKING:
@@ -166,6 +167,87 @@ def target_controls(
     for drawn, label in ((circles, "control genes (a replicate)"), (diamond, "targets")):
         drawn.set_label(label)
     legend_below(ax)
+    return finish(ax, title, show, save, return_fig)
+
+
+@fill_docstring
+def target_replicates(
+    adata: AnnData | SpatialData,
+    *,
+    unit: Literal["gene", "target"] = "gene",
+    key: str = _keys.PERTURB_TARGETS,
+    table_key: str = "table",
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool | None = None,
+) -> Axes | Figure | None:
+    """Show the mean effect on all targets beside that on each replicate of control genes, by slide.
+
+    Parameters
+    ----------
+    adata
+        Spots after :func:`sagefm.tl.perturb_targets` with controls.
+    unit
+        Whether each gene's mean is one value (``"gene"``), or each target (``"target"``).
+    {key}
+    {table_key}
+    {ax}
+    {figsize}
+    {title}
+    {show}
+    {save}
+    {return_fig}
+
+    Returns
+    -------
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A line with a band is the
+    mean of the targets and its standard error, dots are the replicates of controls; filled ones differ (p < 0.05).
+    Each slide, or other group of ``library_key``, has its color.
+
+    Raises
+    ------
+    KeyError
+        If there are no results or no controls.
+
+    Notes
+    -----
+    SAGE-FM (arXiv 2601.15504), Figure 5f, both panels in one.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=12, n_cols=12)
+    >>> sg.pp.neighborhood_graph(adata)
+    >>> targets = {{"TGFB1": ["COL1A1", "FN1"]}}
+    >>> sg.tl.perturb_targets(adata, targets, "sagefm-mini", controls="random", n_controls=10)
+    >>> ax = sg.pl.target_replicates(adata, unit="target", show=False)
+    """
+    check_choice("unit", unit, ("gene", "target"))
+    columns = ["unit", "library", "replicate", "mean_target", "sem_target", "mean_control", "pval"]
+    default = _keys.PERTURB_TARGETS
+    table = table_in(get_anndata(adata, table_key), key, columns, "replicates", default=default)
+    table = table[table["unit"] == unit]
+    libraries = list(dict.fromkeys(table["library"]))[1:] or ["all"]
+    ax, show = open_axes(ax, figsize or (6.4, 3.8), show)
+    for library, color in zip(libraries, palette_of(len(libraries)), strict=True):
+        part = table[table["library"] == library]
+        whole, part = part.iloc[0], part[part["replicate"] != "all"]
+        x, name = np.arange(1, len(part) + 1), "" if library == "all" else f"{library}: "
+        mean, error = whole["mean_target"], np.nan_to_num(whole["sem_target"])
+        ax.axhspan(mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+        ax.axhline(mean, color=color, linewidth=2, label=f"{name}targets ± standard error")
+        differs = (part["pval"] < 0.05).to_numpy()
+        label = f"{name}controls; {differs.sum()} of {len(part)} differ (p < 0.05)"
+        ax.plot(x, part["mean_control"], color=color, linewidth=0.8, linestyle=":")
+        faces = np.where(differs, color, "white")
+        ax.scatter(x, part["mean_control"], s=28, facecolor=faces, edgecolor=color, label=label, zorder=3)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="replicate of the control genes", ylabel="mean effect E", xticks=x)
+    legend_below(ax)
+    tidy(ax, grid="y")
     return finish(ax, title, show, save, return_fig)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from sagefm._utils import check_whole
 
 if TYPE_CHECKING:
     from sagefm.tl._perturb.clamp import GeneStatistics
+    from sagefm.tl._perturb.plan import Genes
 
 
 # Share of the measured genes that may be hidden in the center: what the model has met in training.
@@ -50,6 +51,37 @@ class ControlComparison:
         """Put in the comparisons of some pairs."""
         for field in fields(self):
             getattr(self, field.name)[pairs] = getattr(found, field.name)
+
+
+def draw_controls(
+    targets_of: Mapping[Genes, Sequence[Genes]],
+    candidates: Ints,
+    n_controls: int,
+    max_pool: int,
+    rng: np.random.Generator,
+) -> dict[tuple[Genes, Genes], list[Genes]]:
+    """Draw genes for each source and target at random, as the paper does: neither the source nor one of its targets.
+
+    All come from one pool of at most ``max_pool`` of the candidates. A replicate has no gene twice.
+
+    Raises
+    ------
+    ValueError
+        If a source has more targets than the pool has other genes.
+    """
+    pool, drawn = rng.permutation(candidates)[:max_pool], {}
+    for source, targets in targets_of.items():
+        sizes = [len(target) for target in targets]
+        free = np.setdiff1d(pool, [gene for genes in (source, *targets) for gene in genes])
+        if len(free) < sum(sizes):
+            raise ValueError(
+                f"{sum(sizes)} targets of a gene need as many control genes, and {len(free)} are left to draw from. "
+                "Give the gene fewer targets."
+            )
+        replicates = [rng.choice(free, sum(sizes), replace=False).tolist() for _ in range(n_controls)]
+        for target, end in zip(targets, np.cumsum(sizes), strict=True):
+            drawn[source, target] = [tuple(genes[end - len(target) : end]) for genes in replicates]
+    return drawn
 
 
 def match_controls(

@@ -26,25 +26,30 @@ class Grid:
     change
         Mean change in standard deviations of the target, shape (sources, targets); NaN where it wasn't read, or the
         target doesn't vary.
-    effect
-        E, as ``change``.
+    effects
+        E over all spots, and then in each library, shape (1 + libraries, sources, targets).
     """
 
     sources: dict[Genes, int]
     targets: dict[Genes, int]
     change: Floats
-    effect: Floats
+    effects: Floats
+
+    @property
+    def effect(self) -> Floats:
+        """E over all spots, shape (sources, targets)."""
+        return np.asarray(self.effects[0])
 
     @classmethod
-    def of(cls, read: Mapping[Genes, Sequence[Genes]], change: Floats, effect: Floats) -> Grid:
+    def of(cls, read: Mapping[Genes, Sequence[Genes]], change: Floats, effects: Floats) -> Grid:
         """From the outputs, numbered by source and then by what was read."""
         distinct = dict.fromkeys(genes for found in read.values() for genes in found)
         targets = {genes: i for i, genes in enumerate(distinct)}
         rows = np.repeat(np.arange(len(read)), [len(found) for found in read.values()])
         columns = np.array([targets[genes] for found in read.values() for genes in found], dtype=np.int64)
-        grids = np.full((2, len(read), len(targets)), np.nan)
-        grids[:, rows, columns] = np.where(np.isfinite(change), change, np.nan), effect
-        return cls({source: i for i, source in enumerate(read)}, targets, *grids)
+        grids = np.full((1 + len(effects), len(read), len(targets)), np.nan)
+        grids[:, rows, columns] = np.vstack([np.where(np.isfinite(change), change, np.nan), effects])
+        return cls({source: i for i, source in enumerate(read)}, targets, grids[0], grids[1:])
 
     def at(self, sources: Sequence[Genes], targets: Sequence[Genes]) -> Ints:
         """Row and column of each source and target, shape (2, n); a single one of either goes with all others."""

@@ -62,9 +62,10 @@ class ResponseCounts:
         return self.change.sum(axis=0) / self.n_spots.sum()
 
     @property
-    def effect(self) -> Floats:
-        """E = (up - down) / all, over all spots, shape (outputs,)."""
-        return (self.n_up - self.n_down).sum(axis=0) / self.n_spots.sum()
+    def effects(self) -> Floats:
+        """E = (up - down) / all: over all spots, and then by library, shape (1 + libraries, outputs)."""
+        net = self.n_up - self.n_down
+        return np.vstack([net.sum(axis=0) / self.n_spots.sum(), net / self.n_spots])
 
 
 @dataclass(frozen=True)

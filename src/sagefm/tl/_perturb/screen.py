@@ -12,7 +12,7 @@ import numpy as np
 from sagefm._slides import Libraries
 from sagefm._types import Floats, Floats32, Ints
 from sagefm.tl._perturb.clamp import Expression, gene_statistics
-from sagefm.tl._perturb.controls import MAX_HIDDEN, match_controls
+from sagefm.tl._perturb.controls import MAX_HIDDEN, draw_controls, match_controls
 from sagefm.tl._perturb.grid import Grid
 from sagefm.tl._perturb.observed import ObservedMoments, observed_moments
 from sagefm.tl._perturb.plan import (
@@ -52,6 +52,8 @@ class Screen:
         Whether every pair hides its own target alone.
     n_controls
         Matched genes for every target, and for every source.
+    draw
+        Takes those of the targets at random instead, as the paper does.
     ends
         Lowest and highest level of each gene (vocabulary index); NaN, or None, for what the slide shows.
     """
@@ -66,6 +68,7 @@ class Screen:
         to_unclamped: bool = False,
         alone: bool = False,
         n_controls: int = 0,
+        draw: np.random.Generator | None = None,
         ends: tuple[Floats32, Floats32] | None = None,
     ) -> None:
         self._engine, self._measured = engine, measured
@@ -90,7 +93,10 @@ class Screen:
         number = {key: i for i, key in enumerate(distinct)}
         self.position = np.array([number.get((p.source_genes, p.target_genes), -1) for p in self.asked])
         """Number in ``pairs`` of every pair asked for, -1 where it can't be run."""
-        self._controls, self._control_sources = self._match(n_controls) if self.pairs and n_controls else ({}, {})
+        self._controls: dict[tuple[Genes, Genes], list[Genes]] = {}
+        self._control_sources: dict[int, Ints] = {}
+        if self.pairs and n_controls:
+            self._find_controls(n_controls, draw)
 
     @property
     def columns(self) -> dict[str, int]:
@@ -111,20 +117,32 @@ class Screen:
         """Genes that may be hidden beside the targets; the model has met no more in training."""
         return int(MAX_HIDDEN * len(self._measured)) - len(self._targets)
 
-    def _match(self, n: int) -> tuple[dict[int, Ints], dict[int, Ints]]:
+    def _find_controls(self, n: int, draw: np.random.Generator | None) -> None:
         """Controls of every target, which have to be hidden, and of every source, each of which is a clamp more."""
         sources = sorted({gene for pair in self.pairs for gene in pair.source_genes})
         match = partial(match_controls, statistics=self.statistics, measured=self._measured, excluded=self.genes)
-        of_targets = match(self._targets.tolist(), n_controls=n, max_pool=max(self.room, n))
-        return of_targets, match(sources, n_controls=n, max_pool=CLAMPS_A_CONTROL * n)
+        self._control_sources = match(sources, n_controls=n, max_pool=CLAMPS_A_CONTROL * n)
+        if draw is None:
+            found = match(self._targets.tolist(), n_controls=n, max_pool=max(self.room, n))
+            for pair in self.pairs:
+                self._controls[pair.source_genes, pair.target_genes] = matched(found, pair.target_genes)
+            return
+        targets_of: dict[Genes, list[Genes]] = {}
+        for pair in self.pairs:
+            targets_of.setdefault(pair.source_genes, []).append(pair.target_genes)
+        varying = self._measured[self.statistics.sd[self._measured] > 0]
+        self._controls = draw_controls(targets_of, varying, n, max(self.room, n), draw)
 
     # What is run.
 
     @cached_property
     def _responder(self) -> Responder:
         """The slide, projected so that targets and their controls can be hidden."""
-        genes, controls = np.array(sorted(self.genes), dtype=np.int64), _pool(self._controls)
-        expression = Expression(self._engine, np.concatenate([genes, controls, _pool(self._control_sources)]))
+        read = {gene for found in self._controls.values() for genes in found for gene in genes}
+        clamped = {gene for found in self._control_sources.values() for gene in found.tolist()}
+        genes = np.array(sorted(self.genes | read | clamped), dtype=np.int64)
+        controls = np.setdiff1d(np.array(sorted(read), dtype=np.int64), self._targets)  # drawn ones may be targets
+        expression = Expression(self._engine, genes)
         return Responder(self._engine.project([self._targets, controls]), expression, self._to_unclamped)
 
     def run(
@@ -145,13 +163,21 @@ class Screen:
 
     def controls_of(self, pair: Pair) -> tuple[list[Genes], list[Genes]]:
         """Controls of a pair's source, and of its target."""
-        return matched(self._control_sources, pair.source_genes), matched(self._controls, pair.target_genes)
+        of_target = self._controls[pair.source_genes, pair.target_genes]
+        return matched(self._control_sources, pair.source_genes), of_target
 
-    def read_controls(self, n_spots: int | None, rng: np.random.Generator, *, crossed: bool = False) -> Grid:
+    def read_controls(
+        self,
+        n_spots: int | None,
+        rng: np.random.Generator,
+        libraries: Libraries | None = None,
+        *,
+        crossed: bool = False,
+    ) -> Grid:
         """Read every pair, its source with the target's controls, and its target with the source's controls.
 
-        All in one run that hides targets and their controls, on spots drawn at random where there are more. With
-        ``crossed``, every target is read under every source as well.
+        All in one run that hides targets and their controls, on spots drawn at random where there are more, counted
+        by library where these are given. With ``crossed``, every target is read under every source as well.
         """
         n_obs = self._engine.counts.n_obs
         spots = None if n_spots is None or n_spots >= n_obs else np.sort(rng.choice(n_obs, n_spots, replace=False))
@@ -166,10 +192,10 @@ class Screen:
         read = {source: list(found) for source, found in readouts.items()}
         clamps = clamps_of_readouts(read, self.extremes)
         n_outputs = sum(map(len, read.values()))
-        counts = self._responder.count(clamps, BOTH, self._together, n_outputs, "Controls", spots=spots)
+        counts = self._responder.count(clamps, BOTH, libraries or self._together, n_outputs, "Controls", spots=spots)
         sd = np.array([self._sd_of[genes] for found in read.values() for genes in found])
         with np.errstate(divide="ignore", invalid="ignore"):
-            return Grid.of(read, counts.mean_change / sd, counts.effect)
+            return Grid.of(read, counts.mean_change / sd, counts.effects)
 
     def shuffles(self, n_shuffles: int, libraries: Libraries, rng: np.random.Generator) -> Floats:
         """Mean change of every pair while spots have the neighbors of others, shape (shuffles, pairs)."""
@@ -205,8 +231,8 @@ class Screen:
     @cached_property
     def _sd_of(self) -> dict[Genes, float]:
         """Standard deviation of every target and control, complexes as their scarcest subunit."""
-        targets = {pair.target_genes for pair in self.pairs}
-        wanted = targets | {genes for own in targets if self._controls for genes in matched(self._controls, own)}
+        wanted = {pair.target_genes for pair in self.pairs}
+        wanted |= {genes for found in self._controls.values() for genes in found}
         complexes = [genes for genes in wanted if len(genes) > 1]
         total, squares = np.zeros(len(complexes)), np.zeros(len(complexes))
         low, high = np.full(len(complexes), np.inf), np.zeros(len(complexes))
@@ -219,8 +245,3 @@ class Screen:
         variance = np.where(high > low, np.maximum(squares / n - (total / n) ** 2, 0), 0)  # not rounding of a constant
         singles = {genes: float(self.statistics.sd[genes[0]]) for genes in wanted if len(genes) == 1}
         return singles | dict(zip(complexes, np.sqrt(variance).tolist(), strict=True))
-
-
-def _pool(controls: dict[int, Ints]) -> Ints:
-    """All controls, each once."""
-    return np.unique(np.concatenate([[], *controls.values()]).astype(np.int64))

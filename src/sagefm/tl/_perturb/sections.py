@@ -129,7 +129,7 @@ def perturb_sections(
         screen, counts, moments = _perturb(adata, pairs, loaded, levels, similar, layer, device, batch_size)
         sums = sums or _Sums(len(names), screen.asked)
         sums.add(names.index(group_of[name]), screen, counts, moments)
-        effects.append(np.append(counts.effect, np.nan)[screen.position])
+        effects.append(np.append(counts.effects[0], np.nan)[screen.position])
         n_spots.append(adata.n_obs)
     assert sums is not None  # find_sections refuses none
     results, by_group = sums.tables(names)

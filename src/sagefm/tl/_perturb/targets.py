@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from sagefm import _keys
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
-from sagefm._slides import find_libraries
+from sagefm._slides import Libraries, find_libraries
 from sagefm._stats import adjust_pvalues
 from sagefm._types import Floats, Ints
-from sagefm._utils import check_whole
+from sagefm._utils import check_choice, check_whole
 from sagefm.datasets import textbook_targets
 from sagefm.tl._perturb.controls import MIN_CONTROLS, check_controls
 from sagefm.tl._perturb.interactions import read_interactions
@@ -39,6 +39,7 @@ def perturb_targets(
     model: str | Path | Model = "sage-fm-hest1k",
     *,
     levels: pd.DataFrame | None = None,
+    controls: Literal["matched", "random"] = "matched",
     n_controls: int = 20,
     control_spots: int | None = 500,
     similar: bool = True,
@@ -67,9 +68,11 @@ def perturb_targets(
         :func:`sagefm.datasets.textbook_targets`.
     {model}
     {levels}
+    controls
+        Controls of the targets: ``"matched"`` are no gene or target of the call, and nearest in mean and in detection;
+        ``"random"`` are drawn from all genes but the perturbed one and its targets, as in the paper.
     n_controls
-        Control genes for each target, and as many for each gene: no gene or target of the call, and nearest in mean
-        and in detection. 0 for neither.
+        Control genes for each target, and as many, matched, for each gene. 0 for neither.
     control_spots
         Spots to score controls on, drawn at random where the slide has more; None takes all.
     {similar}
@@ -100,6 +103,11 @@ def perturb_targets(
         the targets' mean change, in standard deviations of each, against the means of the control genes, one for each
         replicate (two-sided). ``gene_t``, ``gene_pval``: the same against the targets' means under control genes.
         ``pval`` is the larger of the two; ``padj`` is Benjamini and Hochberg's over the genes.
+    ``uns["perturb_targets"]["replicates"]``
+        The paper's comparison, of effects E with the targets' controls alone. One row for each ``unit`` (``"gene"``
+        takes the mean of its targets, ``"target"`` each by itself), ``library`` and ``replicate`` (``"all"`` pools
+        them): ``mean_target``, ``mean_control``, their standard errors ``sem_target`` and ``sem_control``, and ``t``
+        and ``pval`` of Student's two-sample t-test.
     ``uns["perturb_targets"]["libraries"]``
         With ``library_key``: ``results`` by ``library``.
     ``uns["perturb_targets"]["params"]``
@@ -117,8 +125,9 @@ def perturb_targets(
     Notes
     -----
     SAGE-FM (arXiv 2601.15504), Methods: in-silico perturbation of upstream genes; Figure 5d to f. The paper tests
-    the effects E of all targets against those of random genes. Targets of one gene go together, so that they are no
-    independent draws, and E saturates; here a mean over targets is one draw, of mean changes.
+    the effects E of all targets against those of random genes: ``replicates``, with ``controls="random"`` and
+    ``n_controls=10``. Targets of one gene go together, so that they are no independent draws, and E saturates; in
+    ``tests`` a mean over targets is one draw, of mean changes.
 
     Examples
     --------
@@ -138,6 +147,7 @@ def perturb_targets(
     from sagefm.tl._run import open_slide
 
     n_controls = check_controls(n_controls)
+    check_choice("controls", controls, ("matched", "random"))
     if control_spots is not None:
         control_spots = check_whole("control_spots", control_spots, 1)
     pairs = _read_targets(targets)
@@ -155,19 +165,26 @@ def perturb_targets(
     )
     libraries = find_libraries(run.adata, library_key, connectivity_key)
     ends = read_levels(levels, run.model.vocabulary)
-    screen = Screen(run.engine, resolve(pairs, run), run.alignment.measured, n_controls=n_controls, ends=ends)
+    screen = Screen(
+        *(run.engine, resolve(pairs, run), run.alignment.measured),
+        n_controls=n_controls,
+        draw=generator if controls == "random" else None,
+        ends=ends,
+    )
     counts, moments = screen.run(libraries), screen.observed(libraries)
     results = tables.expand(screen, tables.describe(counts.total(), moments.total()), "gene", "target")
     recorded: dict[str, Any] = {"results": results}
     if libraries.key is not None:
         recorded["libraries"] = tables.by_library(screen, counts, moments, libraries, "gene", "target")
     if n_controls and screen.pairs:
-        recorded |= _compare(screen, screen.read_controls(control_spots, generator), run.model.vocabulary.symbols)
+        grid = screen.read_controls(control_spots, generator, libraries)
+        recorded |= _compare(screen, grid, run.model.vocabulary.symbols, libraries)
     logger.info(
         "Perturbed %d spots with %s; wrote uns['%s']: %d genes and targets, of which %d could be run.",
         *(run.adata.n_obs, run.model.name, key_added, len(pairs), int((results["status"] == OK).sum())),
     )
     params = {
+        "controls": controls,
         "n_controls": n_controls,
         "control_spots": control_spots,
         "similar": similar,
@@ -198,10 +215,11 @@ def _read_targets(targets: Targets | None) -> list[tuple[str, str]]:
     return read_interactions(list(targets[["gene", "target"]].itertuples(index=False, name=None)))
 
 
-def _compare(screen: Screen, grid: Grid, symbols: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _compare(screen: Screen, grid: Grid, symbols: Sequence[str], libraries: Libraries) -> dict[str, pd.DataFrame]:
     """Controls of the targets, and tests of each gene against them and against genes in its place."""
     import pandas as pd
 
+    from sagefm.tl._perturb.replicates import compare_replicates
     from sagefm.tl._perturb.tables import text_index
 
     by_source: dict[Genes, list[Pair]] = {}
@@ -211,7 +229,7 @@ def _compare(screen: Screen, grid: Grid, symbols: Sequence[str]) -> dict[str, pd
     for source, pairs in by_source.items():  # a gene that goes by several names is tested once, under the first
         targets = [pair.target_genes for pair in pairs]
         controls = [screen.controls_of(pair) for pair in pairs]
-        sources = controls[0][0]
+        sources = controls[0][0]  # control genes of the source
         drawn = list(zip(*(found for _, found in controls), strict=True))  # by replicate and target
         under_source = grid.at([source], [genes for replicate in drawn for genes in replicate])
         under_others = grid.at([genes for genes in sources for _ in targets], targets * len(sources))
@@ -226,7 +244,15 @@ def _compare(screen: Screen, grid: Grid, symbols: Sequence[str]) -> dict[str, pd
     tests.insert(0, "gene", ["all", *(pairs[0].source for pairs in by_source.values())])
     tests["padj"] = np.append(np.nan, adjust_pvalues(tests["pval"].to_numpy(dtype=float)[1:]))  # over the genes
     controls_table = pd.DataFrame(rows, columns=["replicate", "gene", "target", "control", "effect"])
-    return {"controls": text_index(controls_table), "tests": text_index(tests)}
+    found = [(own, under_source) for own, under_source, _ in places]
+    # With one library its rows are those of all spots.
+    names, effects = (libraries.names, grid.effects) if len(libraries) > 1 else ([], grid.effects[:1])
+    replicates = compare_replicates(effects, found, names)
+    return {
+        "controls": text_index(controls_table),
+        "tests": text_index(tests),
+        "replicates": text_index(replicates),
+    }
 
 
 def _test(grid: Grid, own: Ints, under_source: Ints, under_others: Ints) -> dict[str, Any]:
