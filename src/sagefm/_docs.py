@@ -66,6 +66,10 @@ TEXTS = {
     if there is only one group.""",
     "test_groups": """test_groups
     Groups that are held out together and scored one by one. By default, each group is held out in turn.""",
+    "pooled": """pooled
+    Score the spots of all ``test_groups`` as one group, named ``"pooled"``, as the paper does.""",
+    "n_folds": """n_folds
+    Parts that the groups of training are split into for cross-validation, which chooses the settings.""",
     "n_epochs": """n_epochs
     Number of passes over the spots.""",
     "rng": """rng

@@ -193,6 +193,50 @@ def test_default_representations_are_the_papers_and_the_baselines():
     ]
 
 
+def test_presets_are_the_papers_tasks(folder_of_slides):
+    from sagefm.benchmark._protocol.config import read
+
+    sections = {"sections": str(folder_of_slides), "test": ["slide2"], "seed": 7}
+    oscc = read(sections, "oscc")
+    assert [entry.name for entry in oscc.representations] == ["sage-fm-hest1k", "MOFA", "expression"]
+    assert (oscc.tasks, oscc.n_folds, oscc.n_bootstraps, oscc.pooled, oscc.seed) == (("annotation",), 2, 30, True, 7)
+    assert (oscc.merge["Keratin"], oscc.merge["Fold"]) == ("tumor", None)
+    assert set(oscc.param_grid["forest"]) == {"n_estimators", "max_depth"}  # what the paper tuned
+    assert set(oscc.param_grid["mlp"]) == {"hidden_layer_sizes", "max_iter"}
+    gbm = read(sections | {"target_key": "share", "n_bootstraps": 3}, "gbm")
+    assert (gbm.tasks, gbm.n_folds, gbm.n_bootstraps, gbm.group_key) == (("composition",), 4, 3, "sample")
+    assert len(gbm.n_units) > 1
+    assert read(sections, "clustering").tasks == ("clustering", "heterogeneity")
+    with pytest.raises(ValueError, match="pooled scores the sections in test as one: set test"):
+        read({"sections": str(folder_of_slides)}, "oscc")
+    with pytest.raises(ValueError, match="preset='lung'"):
+        read(sections, "lung")
+
+
+@pytest.mark.slow
+def test_a_preset_pools_the_test_and_compares_all_pairs(folder_of_slides, tmp_path, undrawn):
+    undrawn()
+    representations = [
+        {"name": "mini", "model": "sagefm-nano"},
+        {"name": "PCA", "expression": "log1p", "pca": 10},
+        {"name": "more", "expression": "log1p", "pca": 20},
+    ]
+    settings = {"sections": str(folder_of_slides), "group_key": "donor", "test": ["slide1", "slide2"]}
+    settings |= {"label_key": "domain", "target_key": "share", "merge": {}, "n_units": [4, 8]}
+    settings |= {"representations": representations, "n_bootstraps": 2, "classifiers": ["forest"]}
+    settings |= {"param_grid": {"forest": {"n_estimators": [5]}}, "tasks": ["annotation", "composition"]}
+    tables = sg.benchmark.run_protocol(settings, tmp_path / "out", preset="oscc")
+    for task in ("annotation", "dominant", "composition"):
+        assert set(tables[task]["group"]) == {"pooled"}
+    assert set(tables["annotation"]["settings"]) == {"n_estimators=5"}
+    tests = tables["annotation_tests"]
+    assert len(tests) == 3 * 5  # pairs of representations, metrics
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "slide1, slide2, held out together and scored as one" in page
+    assert "Tests of representations against each other" in page
+    assert "accuracy 0.81" in page  # the paper's, as the task is its own
+
+
 def leak_by_split(sections, tmp_path):
     adata = ad.read_h5ad(sections / "slide0.h5ad")
     adata.obs["donor"] = "donor1"
@@ -275,6 +319,9 @@ def test_other_slides_of_a_tested_donor_are_no_training_data(folder_of_slides, t
         ({"exclude": "slide0"}, TypeError, "exclude has to be a list"),
         ({"title": 3}, TypeError, "has to be text"),
         ({"device": "tpu"}, ValueError, "tpu"),
+        ({"n_units": ["8"]}, TypeError, "list of whole numbers"),
+        ({"pooled": True}, ValueError, "set test"),
+        ({"param_grid": {"forest": {"trees": [1]}}}, ValueError, "trees"),
         ({"merge": "abc"}, TypeError, "table of labels"),
         ({"representations": [{"name": "a", "obsm": "X", "allow_seen": "false"}]}, TypeError, "true or false"),
         ({"sections": "nowhere.h5ad"}, FileNotFoundError, "nowhere"),

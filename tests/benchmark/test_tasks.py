@@ -129,6 +129,49 @@ def test_signed_rank_tests_are_scipys():
     assert row["n_ahead"] == (whole["new"] > whole["old"]).sum()
 
 
+def test_settings_come_from_the_grid_and_from_as_many_folds(monkeypatch):
+    from sagefm.tl._labels import classifiers
+
+    adata, asked, folds = blobs(groups="ABCD"), [], classifiers.folds
+    monkeypatch.setattr(classifiers, "folds", lambda groups, n: asked.append(n) or folds(groups, n))
+    # Stumps can't tell three classes apart.
+    grid = {"forest": {"max_depth": [1, 4], "n_estimators": [1]}}
+    options = {"classifier": "forest", "n_bootstraps": 0, "scale": "none", "test_groups": ["A"]}
+    (row,) = sg.benchmark.evaluate_annotation(adata, "label", "good", param_grid=grid, n_folds=2, **options).to_dict(
+        orient="records"
+    )
+    assert row["settings"] == "max_depth=4, n_estimators=1"
+    assert asked == [2]
+    with pytest.raises(ValueError, match="param_grid of 'forest'.*trees"):
+        sg.benchmark.evaluate_annotation(adata, "label", "good", param_grid={"forest": {"trees": [1]}}, **options)
+    with pytest.raises(ValueError, match="param_grid='tree'"):
+        sg.benchmark.evaluate_annotation(adata, "label", "good", param_grid={"tree": {}}, **options)
+
+
+def test_all_pairs_are_compared_without_a_baseline():
+    index = pd.MultiIndex.from_product([["a", "b", "c"], list("ABC"), range(2)])
+    scores = index.to_frame(index=False, name=["representation", "group", "bootstrap"]).assign(classifier="forest")
+    scores["accuracy"] = np.random.default_rng(0).random(len(scores))
+    table = sg.benchmark.compare_representations(scores, metrics="accuracy")
+    assert table[["representation", "baseline"]].to_numpy().tolist() == [["a", "b"], ["a", "c"], ["b", "c"]]
+    one = sg.benchmark.compare_representations(scores, "c", metrics="accuracy")
+    pd.testing.assert_frame_equal(table[1:].reset_index(drop=True), one)
+
+
+@pytest.mark.slow
+def test_units_are_chosen_where_groups_are_held_out():
+    adata = blobs(groups="ABCD")
+    adata.obsm["share"] = pd.get_dummies(adata.obs["label"], dtype=float)
+    options = {"n_layers": 2, "n_epochs": 15, "scale": "none", "test_groups": ["A", "B"], "pooled": True}
+    both = sg.benchmark.evaluate_composition(adata, "share", "good", n_units=[1, 64], n_folds=2, **options)
+    assert both["group"].tolist() == ["pooled", "pooled"]
+    assert both["n_units"].iloc[1] == 64
+    one = sg.benchmark.evaluate_composition(adata, "share", "good", n_units=64, **options)
+    assert both["bce"].tolist() == pytest.approx(one["bce"].tolist())
+    few = sg.benchmark.evaluate_composition(adata, "share", "good", n_units=1, **options)
+    assert few["bce"].iloc[1] > both["bce"].iloc[1]
+
+
 @pytest.mark.slow
 def test_composition_of_held_out_donors_beats_their_mean():
     adata = blobs()

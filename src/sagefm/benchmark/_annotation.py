@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,8 @@ def evaluate_annotation(
     merge: Mapping[str, str | None] | None = None,
     classifier: classifiers.Kind | Sequence[classifiers.Kind] = ("forest", "mlp"),
     scale: classifiers.Scale = "auto",
+    param_grid: Mapping[str, classifiers.Grid] | None = None,
+    n_folds: int = classifiers.MAX_FOLDS,
     test_groups: Sequence[str] | None = None,
     pooled: bool = False,
     n_bootstraps: int = 30,
@@ -60,9 +63,12 @@ def evaluate_annotation(
     classifier
         ``"forest"``, ``"mlp"``, or both.
     {scale}
+    param_grid
+        Settings to choose from, by classifier: ``{{"forest": {{"max_depth": [10, None]}}}}``, as scikit-learn's
+        ``GridSearchCV`` takes them. By default, two of each.
+    {n_folds}
     {test_groups}
-    pooled
-        Score the spots of all ``test_groups`` as one group, named ``"pooled"``, as the paper does.
+    {pooled}
     n_bootstraps
         How many times to fit again on training spots drawn with replacement.
     {seed}
@@ -79,7 +85,8 @@ def evaluate_annotation(
     KeyError
         If the labels, a representation, or a column is missing.
     ValueError
-        If there are fewer than two groups with labels, or two classes, or ``pooled`` lacks ``test_groups``.
+        If there are fewer than two groups with labels, or two classes, ``pooled`` lacks ``test_groups``, or the
+        estimator has no such setting.
 
     Notes
     -----
@@ -102,6 +109,11 @@ def evaluate_annotation(
     for kind in kinds:
         check_choice("classifier", kind, classifiers.KINDS)
     check_choice("scale", scale, classifiers.SCALES)
+    grids = dict(param_grid or {})
+    for kind in grids:
+        check_choice("param_grid", kind, classifiers.KINDS)
+        classifiers.list_settings(kind, grids[kind])
+    n_folds = check_whole("n_folds", n_folds, 2)
     check_whole("n_bootstraps", n_bootstraps, 0)
     seed = check_whole("rng", rng, 0)
     adata = get_anndata(adata, table_key)
@@ -118,7 +130,9 @@ def evaluate_annotation(
         if len(np.unique(truth[train])) < 2:
             raise ValueError(f"without {group!r} there are no two classes in obs[{label_key!r}] to learn.")
         seen = {name: view[train] for name, view in views.items()}
-        choice = classifiers.choose(seen, truth[train], groups[train], kind, seed, show=False)
+        choice = classifiers.choose(
+            *(seen, truth[train], groups[train], kind, seed), grid=grids.get(kind), n_folds=n_folds, show=False
+        )
         generator = np.random.default_rng(seed)
         for bootstrap in range(n_bootstraps + 1):
             drawn = train if bootstrap == 0 else generator.choice(train, len(train))
@@ -142,16 +156,16 @@ def evaluate_annotation(
 
 
 def compare_representations(
-    scores: pd.DataFrame, baseline: str, *, metrics: str | Sequence[str] = ("accuracy", "f1_macro")
+    scores: pd.DataFrame, baseline: str | None = None, *, metrics: str | Sequence[str] = ("accuracy", "f1_macro")
 ) -> pd.DataFrame:
-    """Test whether representations predict better than one of them.
+    """Test whether representations predict better than one of them, or than each other.
 
     Parameters
     ----------
     scores
         What :func:`evaluate_annotation` returned.
     baseline
-        Representation to compare the others with.
+        Representation to compare the others with. By default, all pairs are compared.
     metrics
         Columns to compare.
 
@@ -188,27 +202,28 @@ def compare_representations(
     1
     """
     names = list(scores["representation"].unique())
-    if baseline not in names:
+    if baseline is not None and baseline not in names:
         raise KeyError(f"no representation {baseline!r}; there are {names}.")
     metrics = as_names(metrics)
     if missing := [metric for metric in metrics if metric not in scores]:
         raise KeyError(f"no metric {missing[0]!r}; there are {[name for name in METRICS if name in scores]}.")
+    pairs = list(combinations(names, 2)) if baseline is None else [(name, baseline) for name in names]
     rows = []
     for kind in scores["classifier"].unique():
         for metric in metrics:
             table = scores[scores["classifier"] == kind].pivot_table(
                 index=["group", "bootstrap"], columns="representation", values=metric
             )
-            for name in names:
-                if name == baseline or name not in table or baseline not in table:
+            for name, other in pairs:
+                if name == other or name not in table or other not in table:
                     continue
-                difference = (table[name] - table[baseline]).dropna()
+                difference = (table[name] - table[other]).dropna()
                 whole = difference[difference.index.get_level_values("bootstrap") == 0].to_numpy()
                 drawn = difference[difference.index.get_level_values("bootstrap") > 0].to_numpy()
                 rows.append(
                     {
                         "representation": name,
-                        "baseline": baseline,
+                        "baseline": other,
                         "classifier": kind,
                         "metric": metric,
                         "difference": float(whole.mean()),

@@ -17,7 +17,7 @@ from sagefm.benchmark._groups import get_slides, get_views, split_groups
 from sagefm.tl._labels import classifiers
 from sagefm.tl._labels import composition as compositions
 from sagefm.tl._labels.held_out import predict_held_out
-from sagefm.tl._labels.network import fit_network
+from sagefm.tl._labels.network import N_UNITS, fit_network
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,8 +33,11 @@ def evaluate_composition(
     group_key: str = "donor",
     library_key: str | None = None,
     n_layers: int | Sequence[int] = (2, 3),
+    n_units: int | Sequence[int] = N_UNITS,
     scale: classifiers.Scale = "auto",
+    n_folds: int = classifiers.MAX_FOLDS,
     test_groups: Sequence[str] | None = None,
+    pooled: bool = False,
     n_epochs: int = 30,
     device: str = "auto",
     rng: int = 0,
@@ -55,8 +58,12 @@ def evaluate_composition(
         Column of ``obs`` with the slide of each spot. By default, ``group_key``.
     n_layers
         Layers of the network; 2, 3, or both.
+    n_units
+        Units of its hidden layers, one number or several to choose from.
     {scale}
+    {n_folds}
     {test_groups}
+    {pooled}
     {n_epochs}
     {device}
     {seed}
@@ -65,15 +72,15 @@ def evaluate_composition(
     Returns
     -------
     Table with a row for each representation, depth and held-out group. Columns are ``representation``, ``n_layers``,
-    ``group``, the scores of :func:`sagefm.tl.composition`, and the chosen ``scale``. ``n_layers`` 0 is the mean of the
-    training spots, which reads nothing of the spot.
+    ``group``, the scores of :func:`sagefm.tl.composition`, and the chosen ``scale`` and ``n_units``. ``n_layers`` 0 is
+    the mean of the training spots, which reads nothing of the spot.
 
     Raises
     ------
     KeyError
         If the likelihoods, a representation, or a column is missing.
     ValueError
-        If there are fewer than two groups, or the targets are no likelihoods.
+        If there are fewer than two groups, the targets are no likelihoods, or ``pooled`` lacks ``test_groups``.
 
     Notes
     -----
@@ -93,15 +100,19 @@ def evaluate_composition(
     [0, 2, 0, 2]
     """
     depths = [check_whole("n_layers", n, 2) for n in (n_layers if isinstance(n_layers, Sequence) else [n_layers])]
+    widths = [check_whole("n_units", n, 1) for n in (n_units if isinstance(n_units, Sequence) else [n_units])]
+    n_folds = check_whole("n_folds", n_folds, 2)
     if not depths or max(depths) > 3:
         raise ValueError(f"n_layers={n_layers} has to be 2, 3 or both.")
+    if not widths:
+        raise ValueError("n_units is empty.")
     n_epochs = check_whole("n_epochs", n_epochs, 1)
     check_choice("scale", scale, classifiers.SCALES)
     adata = get_anndata(adata, table_key)
     targets = compositions.get_targets(adata, target_key)
     known = targets.notna().all(axis=1).to_numpy()
     truth = targets[known].to_numpy()
-    groups, folds = split_groups(adata, group_key, known, test_groups)
+    groups, folds = split_groups(adata, group_key, known, test_groups, pooled=pooled)
     slides = get_slides(adata, group_key, library_key)
     rows = []
     tasks = [(rep, group) for rep in as_names(use_reps) for group in folds]
@@ -111,13 +122,20 @@ def evaluate_composition(
         mean = np.broadcast_to(truth[train].mean(axis=0), truth[test].shape)
         start = {"representation": rep, "group": group}
         rows.append({**start, "n_layers": 0, **compositions.score_composition(truth[test], mean), "scale": "none"})
+        seen = {name: view[train] for name, view in views.items()}
         for depth in depths:
             fit = partial(fit_network, n_layers=depth, n_epochs=n_epochs, device=get_device(device), seed=rng)
-            seen = {name: view[train] for name, view in views.items()}
-            chosen = list(seen)[-1]
-            if len(seen) > 1 and (tried := predict_held_out(seen, truth[train], groups[train], fit)):
-                chosen = compositions.best_scale(truth[train], tried)
-            found = fit(views[chosen][train], truth[train])(views[chosen][test])
+            scale_used, width = list(seen)[-1], widths[0]
+            if len(seen) * len(widths) > 1:
+                tried = {
+                    (name, width): predicted
+                    for width in widths
+                    for name, predicted in predict_held_out(
+                        seen, truth[train], groups[train], partial(fit, n_units=width), n_folds
+                    ).items()
+                }
+                scale_used, width = compositions.lowest_cross_entropy(truth[train], tried) or (scale_used, width)
+            found = fit(seen[scale_used], truth[train], n_units=width)(views[scale_used][test])
             scores = compositions.score_composition(truth[test], found)
-            rows.append({**start, "n_layers": depth, **scores, "scale": chosen})
+            rows.append({**start, "n_layers": depth, **scores, "scale": scale_used, "n_units": width})
     return pd.DataFrame(rows)

@@ -95,6 +95,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("config", type=Path, help="settings, .toml, or a folder of sections for the defaults")
     add_output(evaluate, "folder to write; a run there is resumed")
     evaluate.add_argument("--model", help="with a folder: name or path (default: sage-fm-hest1k)")
+    evaluate.add_argument("--preset", choices=["oscc", "gbm", "clustering"], help="a task of the paper")
     evaluate.add_argument("--overwrite", action="store_true", help="start again over a run with other settings")
     evaluate.set_defaults(run=_evaluate, interrupted="what is done is kept, and the same command goes on from there.")
 
@@ -112,7 +113,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError("--model goes with a folder of sections; a configuration names its models itself.")
         config = {"sections": str(arguments.config), "model": arguments.model}
     with headless():
-        sg.benchmark.run_protocol(config, arguments.out, overwrite=arguments.overwrite)
+        sg.benchmark.run_protocol(config, arguments.out, preset=arguments.preset, overwrite=arguments.overwrite)
     print(f"report: {arguments.out / 'report.html'}")
 
 

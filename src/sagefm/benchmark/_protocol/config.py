@@ -9,7 +9,9 @@ from typing import Any
 
 from sagefm._slides import SUFFIXES, find_sections, is_visium, list_sections, section_name
 from sagefm._utils import check_choice, check_whole, get_device, shorten
-from sagefm.tl._labels.classifiers import KINDS, SCALES
+from sagefm.datasets._oscc import LEFT_OUT, oscc_classes
+from sagefm.tl._labels.classifiers import KINDS, MAX_FOLDS, PAPER_GRIDS, SCALES, list_settings
+from sagefm.tl._labels.network import N_UNITS
 
 TASKS = ("clustering", "heterogeneity", "annotation", "composition", "imputation")
 # What has to be asked for: it takes a model as long as all other tasks together.
@@ -21,8 +23,23 @@ WORDS = {
     "int": "a whole number",
     "bool": "true or false",
     "tuple[str, ...]": 'a list of names, such as ["a", "b"]',
+    "tuple[int, ...]": "a list of whole numbers, such as [1, 2]",
 }
 EMBEDDINGS = ("nichepca", "mofa", "mofa_by_slide")
+# The paper's tasks: 8 + 4 sections of OSCC, 15 + 4 of glioblastoma, and HEST-1k. Settings of the user come first.
+HELD_OUT = {"group_key": "sample", "pooled": True, "param_grid": PAPER_GRIDS, "n_bootstraps": 30}
+PRESETS: dict[str, dict[str, Any]] = {
+    "oscc": HELD_OUT
+    | {
+        "tasks": ["annotation"],
+        "label_key": "pathologist",
+        "merge": oscc_classes() | dict.fromkeys(LEFT_OUT, ""),
+        "n_folds": 2,
+        "published": "oscc",
+    },
+    "gbm": HELD_OUT | {"tasks": ["composition"], "n_folds": 4, "n_units": [64, 128, 256], "classifiers": ["forest"]},
+    "clustering": {"tasks": ["clustering", "heterogeneity"]},
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,11 @@ class Config:
     train: tuple[str, ...] = ()  # sections or groups; all others than those tested by default
     test: tuple[str, ...] = ()  # sections or groups; each group in turn by default
     baseline: str | None = None  # representation that others are tested against
+    pooled: bool = False  # score the tested groups as one
     classifiers: tuple[str, ...] = ("forest", "mlp")
+    param_grid: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by classifier; our own by default
+    n_folds: int = MAX_FOLDS  # of cross-validation among the groups of training
+    n_units: tuple[int, ...] = (N_UNITS,)  # of the networks for composition, to choose from
     n_bootstraps: int = 30
     n_repeats: int = 5
     n_clusters: int | None = None
@@ -89,11 +110,16 @@ class Config:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"representations need different names, and one at least: {names}.")
         known = {"tasks": TASKS, "classifiers": KINDS, "published": ("oscc",), "baseline": names}
-        least = {"n_bootstraps": 0, "n_repeats": 1, "n_clusters": 2, "seed": 0}
+        least = {"n_bootstraps": 0, "n_repeats": 1, "n_clusters": 2, "n_folds": 2, "seed": 0}
         _check_values(self, "", known, least)
         get_device(self.device)
         if not self.tasks or not self.classifiers:
             raise ValueError("tasks and classifiers have to name one at least.")
+        for kind, grid in self.param_grid.items():
+            check_choice("param_grid", kind, KINDS)
+            list_settings(kind, grid)
+        if self.pooled and (not self.test or any(entry.by_group for entry in self.representations)):
+            raise ValueError("pooled scores the sections in test as one: set test, and take one model for all of them.")
         for task, key in (("annotation", "label_key"), ("composition", "target_key")):
             if task in self.tasks and getattr(self, key) is None:
                 raise ValueError(f"the task {task!r} needs {key}. Set it, or leave the task out of tasks.")
@@ -117,29 +143,40 @@ def default_representations(model: str) -> list[dict[str, Any]]:
     ]
 
 
-def read(config: str | Path | Mapping[str, Any]) -> Config:
+def paper_representations(model: str) -> list[dict[str, Any]]:
+    """The three that the paper compares."""
+    return [
+        {"name": Path(model).stem, "model": model},
+        {"name": "MOFA", "embedding": "mofa"},
+        {"name": "expression", "expression": "log1p"},
+    ]
+
+
+def read(config: str | Path | Mapping[str, Any], preset: str | None = None) -> Config:
     """Settings of a TOML file, of a folder of sections (with defaults), or of a mapping.
 
-    Paths in a file count from the file's folder.
+    Paths in a file count from the file's folder. What the settings leave out comes from the preset.
     """
     import tomllib
 
+    if preset is not None:
+        check_choice("preset", preset, tuple(PRESETS))
     if isinstance(config, Mapping):
-        return _build(dict(config), Path())
+        return _build(dict(config), Path(), preset)
     path = Path(config)
     if path.is_dir():
-        return _build({"sections": str(path.absolute())}, Path())
+        return _build({"sections": str(path.absolute())}, Path(), preset)
     if not path.exists():
         raise FileNotFoundError(f"no configuration at {path}.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
-    return _build(values, path.absolute().parent)
+    return _build(values, path.absolute().parent, preset)
 
 
-def _build(values: dict[str, Any], folder: Path) -> Config:
-    values = dict(values)
+def _build(values: dict[str, Any], folder: Path, preset: str | None) -> Config:
+    values = (PRESETS[preset] if preset else {}) | values
     sections = _sections(values.pop("sections", None), folder, values.pop("exclude", ()))
     model = _located(str(values.pop("model", "sage-fm-hest1k")), folder)
     if "tasks" not in values:  # those that the data allow
@@ -148,7 +185,7 @@ def _build(values: dict[str, Any], folder: Path) -> Config:
         values["tasks"] = [task for task in possible if task not in ON_REQUEST]
     representations = values.pop("representations", None)
     if representations is None:
-        representations = default_representations(model)
+        representations = paper_representations(model) if preset else default_representations(model)
     if not isinstance(representations, list) or not all(isinstance(entry, Mapping) for entry in representations):
         raise TypeError("representations has to be a list of tables, [[representations]].")
     made = []
@@ -181,8 +218,9 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
     kind = annotation.removesuffix(" | None")
     if kind not in WORDS or (value is None and kind != annotation):
         return
-    if kind == "tuple[str, ...]":
-        is_right = isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+    if kind.startswith("tuple"):
+        of = kind.removeprefix("tuple[").removesuffix(", ...]")
+        is_right = isinstance(value, list | tuple) and all(type(entry).__name__ == of for entry in value)
     else:
         is_right = type(value).__name__ == kind
     if not is_right:

@@ -15,6 +15,7 @@ from sagefm import pl
 from sagefm._utils import shorten
 from sagefm.benchmark._protocol.config import Config
 from sagefm.benchmark._protocol.html import embed_figure, embed_image, make_page, make_ranked_table, make_table
+from sagefm.tl._labels.labels import METRICS
 
 # What the paper's abstract states (arXiv 2601.15504); the tasks are held against it only where they are the same.
 PUBLISHED = {"oscc": "accuracy 0.81, SAGE-FM on pathologist-defined spots of oral squamous cell carcinoma"}
@@ -169,36 +170,48 @@ class Report:
         scores = self.tables["annotation"]
         whole = scores[scores["bootstrap"] == 0]
         lines = [
-            f"<p>Labels of {whole['group'].nunique()} held-out groups, each in turn. Cross-validation among the other "
-            "groups chooses the classifier's settings, and whether the representation is standardised within slides. "
-            "Mean over groups, fits on all training spots.</p>"
+            f"<p>Labels of {self._held_out(whole)}. Cross-validation among the other groups chooses the classifier's "
+            "settings, and whether the representation is standardised within slides. Mean over groups, fits on all "
+            "training spots.</p>"
         ]
-        metrics = ["accuracy", "f1_macro", "f1_micro", "recall_macro", "precision_macro"]
+        metrics = list(METRICS)
         for kind, part in whole.groupby("classifier", sort=False):
             table = spell(part.groupby("representation", sort=False)[metrics].mean())
             lines += [f"<h3>{CLASSIFIERS[str(kind)]}</h3>", make_ranked_table(table)]
-        lines += [
-            embed_figure(pl.benchmark_violin(scores, metric, return_fig=True)) for metric in ("f1_macro", "accuracy")
-        ]
+        lines += [embed_figure(pl.benchmark_violin(scores, metric, return_fig=True)) for metric in metrics]
         kind = whole["classifier"].iloc[0]
         lines += [
             "<p>Violins show all fits, with training spots drawn anew; dots show groups; bars show their mean.</p>",
             f"<p>Macro-F1 by group, {escape(str(kind))}:</p>",
             make_ranked_table(wide(whole[whole["classifier"] == kind], "group", "f1_macro")),
         ]
-        if "annotation_tests" in self.tables:
-            lines += [
-                f"<h3>Against {escape(str(self.config.baseline))}</h3>",
-                "<p>Wilcoxon signed-rank tests over groups, and over bootstraps as in the paper. Bootstraps draw the "
-                "same spots again, so they are not independent and their p-value is too small.</p>",
-                make_table(self.tables["annotation_tests"].drop(columns="baseline")),
-            ]
+        lines += self._tests("annotation")
         if self.config.published is not None:
             lines.append(f"<p>The paper reports for this task: {escape(PUBLISHED[self.config.published])}.</p>")
         else:
             published = escape("; ".join(PUBLISHED.values()))
             lines.append(f"<p>The paper reports for another task, so not comparable: {published}.</p>")
         return chapter("Annotation", [*lines, *self._images("annotation", "Labels")])
+
+    def _held_out(self, scores: pd.DataFrame) -> str:
+        """Which groups are held out, in words."""
+        if not self.config.test:
+            return f"{scores['group'].nunique()} held-out groups, each in turn"
+        how = "scored as one" if self.config.pooled else "scored one by one"
+        return f"{escape(', '.join(self.config.test))}, held out together and {how}"
+
+    def _tests(self, task: str) -> list[str]:
+        """Signed-rank tests of a task, folded."""
+        if f"{task}_tests" not in self.tables:
+            return []
+        against = "each other" if self.config.baseline is None else escape(self.config.baseline)
+        return [
+            f"<details><summary>Tests of representations against {against}</summary>",
+            "<p>Wilcoxon signed-rank tests over groups, and over bootstraps as in the paper. Bootstraps draw the "
+            "same spots again, so they are not independent and their p-value is too small.</p>",
+            make_table(self.tables[f"{task}_tests"]),
+            "</details>",
+        ]
 
     def composition(self) -> str:
         """Likelihoods of classes in held-out groups."""
@@ -220,6 +233,7 @@ class Report:
             whole = self.tables["dominant"][self.tables["dominant"]["bootstrap"] == 0]
             table = whole.groupby("representation", sort=False)[["accuracy", "f1_macro", "recall_macro"]].mean()
             lines += ["<h3>Likeliest class by random forest</h3>", make_ranked_table(spell(table))]
+            lines += self._tests("dominant")
         return chapter("Composition", [*lines, *self._images("likeliest", "Likeliest class")])
 
     def imputation(self) -> str:

@@ -55,6 +55,7 @@ class Tasks:
         self.config, self.table, self.name = collection.config, collection.table, representation.name
         self._is_model = representation.model is not None
         self._by_slide: dict[str, Any] = {"group_key": GROUP, "library_key": SAMPLE, "scale": representation.scale}
+        self._held_out: dict[str, Any] = {"pooled": self.config.pooled, "n_folds": self.config.n_folds}
         self._repeats: dict[str, Any] = {"n_repeats": self.config.n_repeats, "rng": self.config.seed}
 
     def run(self) -> None:
@@ -211,9 +212,11 @@ class Tasks:
             key_of(self.representation),
             classifier=kind,
             test_groups=self._test_groups(part, label),
+            param_grid=self.config.param_grid,
             n_bootstraps=self.config.n_bootstraps if own is None else own,
             rng=self.config.seed,
             **self._by_slide,
+            **self._held_out,
         )
 
     def _evaluate_composition(self, part: AnnData, target: str) -> pd.DataFrame:
@@ -222,9 +225,11 @@ class Tasks:
             target,
             key_of(self.representation),
             test_groups=self._test_groups(part, DOMINANT),
+            n_units=self.config.n_units,
             device=self.config.device,
             rng=self.config.seed,
             **self._by_slide,
+            **self._held_out,
         )
 
     def _evaluate_imputation(self, group: str) -> pd.DataFrame:

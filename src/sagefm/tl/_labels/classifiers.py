@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 Kind = Literal["forest", "mlp"]
 Scale = Literal["auto", "slide", "none"]
 KINDS, SCALES = ("forest", "mlp"), ("auto", "slide", "none")
-GRIDS: dict[str, list[dict[str, Any]]] = {
-    "forest": [{"min_samples_leaf": 1}, {"min_samples_leaf": 5}],
-    "mlp": [{"alpha": 1e-3}, {"alpha": 1.0}],
+Grid = Mapping[str, Sequence[Any]]
+"""Settings of scikit-learn's estimator to try, as ``ParameterGrid`` takes them."""
+GRIDS: dict[str, Grid] = {"forest": {"min_samples_leaf": [1, 5]}, "mlp": {"alpha": [1e-3, 1.0]}}
+# The paper says what it tuned (trees and depth; units and epochs), and not which values.
+PAPER_GRIDS: dict[str, Grid] = {
+    "forest": {"n_estimators": [100, 300], "max_depth": [10, 20, None]},
+    "mlp": {"hidden_layer_sizes": [[64, 64], [128, 128], [256, 256]], "max_iter": [20, 50]},
 }
 MAX_FOLDS = 5
 N_TREES = 100
@@ -47,9 +51,22 @@ def make(kind: str, params: dict[str, Any], seed: int, n_trees: int | None = Non
     from sklearn.preprocessing import StandardScaler
 
     if kind == "forest":
-        return RandomForestClassifier(n_trees or N_TREES, random_state=seed, n_jobs=-1, **params)
-    network = MLPClassifier((128, 64), max_iter=30, random_state=seed, **params)
-    return make_pipeline(StandardScaler(), network)
+        return RandomForestClassifier(**{"n_estimators": n_trees or N_TREES} | params, random_state=seed, n_jobs=-1)
+    settings = {"hidden_layer_sizes": (128, 64), "max_iter": 30} | params
+    return make_pipeline(StandardScaler(), MLPClassifier(**settings, random_state=seed))
+
+
+def list_settings(kind: str, grid: Grid | None = None) -> list[dict[str, Any]]:
+    """All combinations of a grid, or of our own one; checked."""
+    from sklearn.model_selection import ParameterGrid
+
+    try:
+        found = list(ParameterGrid(dict(GRIDS[kind] if grid is None else grid)))
+        for params in found:
+            make(kind, params, 0)
+    except (TypeError, ValueError) as error:  # scikit-learn's own words name the setting
+        raise ValueError(f"param_grid of {kind!r}: {error}") from error
+    return found
 
 
 def fit(estimator: BaseEstimator, points: Array, labels: Strings) -> BaseEstimator:
@@ -113,14 +130,14 @@ def views(points: Array, slides: Array, scale: str) -> dict[str, Array]:
     return found if scale == "none" else {**found, "slide": standardize(points, slides)}
 
 
-def folds(groups: Strings) -> list[tuple[Ints, Ints]]:
-    """Training and held-out spots, at most five times, by whole groups."""
+def folds(groups: Strings, n_folds: int = MAX_FOLDS) -> list[tuple[Ints, Ints]]:
+    """Training and held-out spots, at most so many times, by whole groups."""
     from sklearn.model_selection import GroupKFold
 
     n_groups = len(np.unique(groups))
     if n_groups < 2:
         return []
-    return list(GroupKFold(min(n_groups, MAX_FOLDS)).split(groups, groups=groups))
+    return list(GroupKFold(min(n_groups, n_folds)).split(groups, groups=groups))
 
 
 def choose(
@@ -130,17 +147,20 @@ def choose(
     kind: str,
     seed: int,
     *,
+    grid: Grid | None = None,
+    n_folds: int = MAX_FOLDS,
     show: bool = True,
 ) -> ChosenSettings:
     """Take what has the best macro-F1 on held-out groups; without two groups the first of the grid.
 
     ``points`` holds the representation under the name of each scaling to try.
     """
-    splits = folds(groups)
+    settings = list_settings(kind, grid)
+    splits = folds(groups, n_folds)
     if not splits:
         scale = "slide" if "slide" in points else "none"
-        return ChosenSettings(scale, GRIDS[kind][0], pd.DataFrame(columns=["scale", "params", "f1_macro", "accuracy"]))
-    candidates = [(scale, params) for scale in points for params in GRIDS[kind]]
+        return ChosenSettings(scale, settings[0], pd.DataFrame(columns=["scale", "params", "f1_macro", "accuracy"]))
+    candidates = [(scale, params) for scale in points for params in settings]
     rows = []
     for scale, params in progress(candidates, "Choosing", unit="setting") if show else candidates:
         scores = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from sagefm.tl._labels.network import fit_network
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+T = TypeVar("T")
 
 
 @fill_docstring
@@ -124,7 +127,7 @@ def composition(
     seed = int(np.random.default_rng(rng).integers(2**31))
     fit = partial(fit_network, n_layers=n_layers, n_epochs=n_epochs, device=get_device(device), seed=seed)
     held_out = predict_held_out(task.views, task.truth, task.groups, fit)
-    scale_used = best_scale(task.truth, held_out) if held_out else list(task.views)[-1]
+    scale_used = lowest_cross_entropy(task.truth, held_out) or list(task.views)[-1]
     predicted, scored = task.predict(fit, scale_used, held_out.get(scale_used), own)
     scores, text = record_scores(scored, score_composition, "bce", "cross-entropy")
     params = {
@@ -162,9 +165,9 @@ def get_targets(adata: AnnData, target_key: str) -> pd.DataFrame:
     return found
 
 
-def best_scale(target: Floats, held_out: dict[str, Floats]) -> str:
-    """Scaling with the lowest cross-entropy where groups are held out."""
-    return min(held_out, key=lambda name: cross_entropy(target, held_out[name]))
+def lowest_cross_entropy(target: Floats, held_out: Mapping[T, Floats]) -> T | None:
+    """What predicts best where groups are held out; None if nothing was tried."""
+    return min(held_out, key=lambda name: cross_entropy(target, held_out[name]), default=None)
 
 
 def cross_entropy(truth: Floats, predicted: Floats) -> float:

@@ -135,9 +135,11 @@ def is_known(truth: pd.Series | pd.DataFrame) -> Bools:
     return known
 
 
-def predict_held_out(views: Mapping[str, Array], truth: Array, groups: Strings, fit: Fit) -> dict[str, Floats]:
+def predict_held_out(
+    views: Mapping[str, Array], truth: Array, groups: Strings, fit: Fit, n_folds: int = classifiers.MAX_FOLDS
+) -> dict[str, Floats]:
     """Predictions of every spot by a fit that hasn't seen its group, by scaling; none of a single group."""
-    splits = classifiers.folds(groups)
+    splits = classifiers.folds(groups, n_folds)
     found: dict[str, Floats] = {}
     tasks = [(name, *split) for name in views for split in splits]
     for name, train, test in progress(tasks, "Held out", unit="fit"):

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 
     from sagefm.tl._labels.held_out import Predict
 
-WIDTH, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 128, 128, 1e-3, 1e-4
+N_UNITS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 128, 128, 1e-3, 1e-4
 
 
 def fit_network(
-    points: Array, target: Floats, *, n_layers: int, n_epochs: int, device: torch.device, seed: int
+    points: Array,
+    target: Floats,
+    *,
+    n_layers: int,
+    n_epochs: int,
+    device: torch.device,
+    seed: int,
+    n_units: int = N_UNITS,
 ) -> Predict:
     """Fit a network of sigmoid outputs by binary cross-entropy on standardised points."""
     import torch
@@ -34,7 +41,7 @@ def fit_network(
     y = torch.tensor(target, dtype=torch.float32, device=device)  # a copy: pandas' arrays may be read-only
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        widths = [points.shape[1], *[WIDTH] * (n_layers - 1)]
+        widths = [points.shape[1], *[n_units] * (n_layers - 1)]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
             layers += [nn.Linear(width, following), nn.ReLU()]
