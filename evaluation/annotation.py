@@ -3,7 +3,7 @@
     python evaluation/annotation.py SECTIONS_DIR [--out docs/evaluation]
 
 Pathologists' labels of her2st (6 donors) and of synovium (3 donors), embedded by sagefm-mini, which was trained on
-her2st's counts but on no label, and never saw synovium. Each donor is predicted from the others. Writes
+their counts but on no label. Each donor is predicted from the others. Writes
 ``annotation.csv``. Three minutes on 2 CPU cores.
 """
 

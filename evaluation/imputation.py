@@ -62,7 +62,7 @@ def main() -> None:
             append(table, out / "nulls.csv")
     curve = pd.read_csv(out / "missingness.csv")
     first = curve[(curve["donor"] == CURVES[0]) & (curve["mask_by"] == "slide")]
-    shown = [name for name in dict.fromkeys(first["predictor"]) if name != "zeros"]
+    shown = ["model", "gene mean", "depth alone", "depth-scaled neighbor mean", "depth-scaled diffusion"]
     sg.pl.missingness_curve(first, predictors=shown, show=False, save=arguments.figure)
     write_view(curve, out / "missingness_view.csv")
     write_donors(pd.read_csv(out / "reliability.csv"), out / "reliability_view.csv")
@@ -144,7 +144,7 @@ def missingness(donor: str, sections: dict[str, ad.AnnData], model: sg.models.Mo
         sg.benchmark.missingness_curve(sections.values(), model, mask_by=mask_by).assign(donor=donor, mask_by=mask_by)
         for mask_by in ("slide", "spot")
     ]
-    return pd.concat(curves).round(4)
+    return pd.concat(curves).replace({"predictor": {model.name: "model"}}).round(4)
 
 
 MEASURES = {"predictors": predictors, "reliability": reliability, "missingness": missingness}
@@ -206,7 +206,9 @@ def draw_depth(table: pd.DataFrame, file: Path) -> None:
 
 def write_view(curve: pd.DataFrame, file: Path) -> None:
     """Mean R² of a spot and mean r of a gene as the docs show them."""
-    shown = curve[curve["predictor"].isin(["mini", "neighbor mean", "depth-scaled neighbor mean"])]
+    shown = curve[
+        curve["predictor"].isin(["model", "gene mean", "depth-scaled neighbor mean", "depth-scaled diffusion"])
+    ]
     center, everywhere = (shown[shown["task"] == task] for task in ("center", "everywhere"))
     index = ["donor", "mask_by", "predictor"]
     parts = []
