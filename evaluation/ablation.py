@@ -43,7 +43,7 @@ class ByVariance(MaskedCenter):
 class BeyondDepth(MaskedCenter):
     """What is left of the error beyond the depth of the spot counts again.
 
-    The spots of a batch are of one section, so a regression on their depth takes its trend out of each gene's error.
+    A regression on the depths of the batch's spots takes the trend out of each gene's error.
     """
 
     def loss(self, prediction: torch.Tensor, spots: Spots) -> torch.Tensor:

@@ -48,7 +48,7 @@ def test_distances_between_samples_by_hand():
     adata = blobs(groups="ABCD")
     adata.obs["tissue"] = adata.obs["donor"].map({"A": "one", "B": "one", "C": "two", "D": "two"})
     pairs = sg.benchmark.centroid_distances(adata, ["good", "bad"], "donor", kind_key="tissue")
-    assert len(pairs) == 2 * 12
+    assert len(pairs) == 3 * 12
     bad = pairs[pairs["representation"] == "bad"].set_index(["sample", "other"])
     centers = {name: adata.obsm["bad"][adata.obs["donor"] == name].mean(axis=0) for name in "ABCD"}
     log = np.log1p(adata.X)

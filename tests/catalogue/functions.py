@@ -256,4 +256,5 @@ PLOTS: dict[str, Function] = {
     "pl.target_controls": _function(lambda a, k: sg.pl.target_controls(a), reads="tables"),
     "pl.target_replicates": _function(lambda a, k: sg.pl.target_replicates(a), reads="tables"),
     "pl.target_effects": _function(lambda a, k: sg.pl.target_effects(a), reads="tables"),
+    "pl.tsne": _function(lambda a, k: sg.pl.tsne(a, color="domain", n_spots=20, show=False), reads="embedding labels"),
 }

@@ -100,6 +100,16 @@ def test_markers(done):
         sg.get.markers(done, "bone")
 
 
+def test_markers_as_gene_sets(done):
+    sets = sg.get.marker_sets(done, n_genes=3)
+    assert sets.columns.tolist() == ["source", "target", "weight"]  # decoupler's names
+    assert sets["source"].value_counts().max() <= 3
+    first = sg.get.markers(done, "immune").iloc[0]
+    own = sets[sets["source"] == "immune"].iloc[0]
+    assert own[["target", "weight"]].tolist() == [first["gene"], first["score"]]
+    assert len(sg.get.marker_sets(done, n_genes=None)) == len(sg.get.markers(done))
+
+
 @pytest.mark.parametrize("name", sg.get.__all__)
 def test_what_was_not_run_is_asked_for(slide, name):
     with pytest.raises(KeyError, match=r"Run sg\.(tl|pp)\.\w+\(adata"):

@@ -35,7 +35,7 @@ CLASSES = {
 ON_A_TABLE = {"pl.missingness_curve", "pl.centroid_distances", "pl.distance_error", "pl.benchmark_violin"}
 PLOTS = {name: function for name, function in FUNCTIONS.items() if name.startswith("pl.")}
 HAS_PANELS = {"pl.annotation", "pl.composition", "pl.histology_patches", "pl.imputation"}
-HAS_PANELS |= {"pl.predicted_expression", "pl.superresolved_expression"}
+HAS_PANELS |= {"pl.predicted_expression", "pl.superresolved_expression", "pl.tsne"}
 HAS_A_FIGURE = HAS_PANELS | {"pl.centroid_distances"}  # of its own, so no axes can be given
 MAKES_ANOTHER = {"pp.pseudospots", "tl.superresolve_expression"}
 ON_FILES = {"tl.embed_sections", "tl.ligand_levels", "tl.perturb_sections"}
@@ -191,7 +191,7 @@ LAYERS = {
     "datasets": {"", "_io", "models", "pp", "read"},
     "tl": {"", "_io", "models", "pp", "datasets", "read"},
     "pl": {"", "_io", "models", "pp"},
-    "benchmark": {"", "_io", "models", "pp", "tl", "pl", "read"},
+    "benchmark": {"", "_io", "models", "pp", "datasets", "tl", "pl", "read"},
     "train": {"", "_io", "models", "pp", "tl", "benchmark", "read"},
     "histology": {"", "_io", "models", "pp", "tl", "pl", "train"},
     "cli": {"", "_io", "models", "pp", "datasets", "tl", "pl", "benchmark", "train", "histology", "read"},

@@ -44,8 +44,39 @@ def test_distance_error_gives_means_and_the_reference_a_line(pairs):
     ax = sg.pl.distance_error(pairs)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     mean = pairs[pairs["representation"] == "first"]["error"].mean()
-    assert labels == [f"first ({mean:.3f})", "second (0.000)"]
+    assert labels == [f"first ({mean:.3f})", "second (0.000)", "expression (0.000)"]
     assert np.isclose(ax.lines[1].get_xdata()[0], mean)
+
+
+def test_tsne_has_a_row_for_each_representation_and_a_column_for_each_color():
+    import anndata as ad
+    import scanpy as sc
+
+    generator, group = np.random.default_rng(0), np.repeat(list("ab"), 40)
+    adata = ad.AnnData(np.ones((80, 2), dtype=np.float32))
+    adata.obs["group"], adata.obs["depth"] = pd.Categorical(group), np.arange(80.0)
+    adata.obsm["apart"] = generator.normal(size=(80, 3)) + 30 * (group == "b")[:, None]
+    adata.obsm["wide"] = generator.normal(size=(80, 70))
+    before = adata.copy()
+    axes = sg.pl.tsne(adata, ["apart", "wide"], ["group", "depth"])
+    panels = ["apart: group", "apart: depth", "wide: group", "wide: depth"]
+    assert [ax.get_title() for ax in axes] == panels
+    assert list(adata.obsm) == list(before.obsm)
+    assert not adata.uns
+    shown = [np.asarray(ax.collections[0].get_offsets()) for ax in axes]
+    np.testing.assert_array_equal(shown[0], shown[1])
+    distance = np.linalg.norm(shown[0][:, None] - shown[0], axis=2) + np.diag(np.full(80, np.inf))
+    assert (group[distance.argmin(axis=1)] == group).all()
+    sc.tl.tsne(adata, use_rep="apart", perplexity=79 / 3, learning_rate=50, random_state=0)
+    np.testing.assert_allclose(shown[0], adata.obsm["X_tsne"], rtol=1e-4)
+    (ax,) = sg.pl.tsne(adata, "wide", n_spots=20)
+    assert len(ax.collections[0].get_offsets()) == 20
+    for bad in ({"use_reps": "none"}, {"use_reps": "wide", "color": "none"}):
+        with pytest.raises(KeyError, match="no 'none'"):
+            sg.pl.tsne(adata, **bad)
+    adata.obsm["wide"][3] = np.nan
+    with pytest.raises(ValueError, match="'wide'.* has missing values"):
+        sg.pl.tsne(adata, "wide")
 
 
 def test_violins_have_a_dot_for_each_group():
@@ -75,6 +106,11 @@ def test_missingness_shows_each_predictor(slide, tiny, tmp_path):
     part = curve[(curve["predictor"] == tiny.name) & (curve["task"] == "everywhere")]
     assert lines[tiny.name].get_ydata().tolist() == part["r2_spot"].tolist()
     assert (tmp_path / "curve.png").exists()
+    # Two models in one figure: each with its own level, the baselines once.
+    other = curve.assign(predictor=curve["predictor"].replace(tiny.name, "other"))
+    shown = [tiny.name, "other", "slide mean"]
+    lines = {line.get_label() for line in sg.pl.missingness_curve(pd.concat([curve, other]), predictors=shown).lines}
+    assert {*shown, f"{tiny.name}, center alone hidden", "other, center alone hidden"} <= lines
     for bad in ({"metric": "speed"}, {"predictors": ["nobody"]}):
         with pytest.raises(KeyError, match="no "):
             sg.pl.missingness_curve(curve, **bad)

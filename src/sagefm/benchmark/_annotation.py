@@ -64,8 +64,8 @@ def evaluate_annotation(
         ``"forest"``, ``"mlp"``, or both.
     {scale}
     param_grid
-        Settings to choose from, by classifier: ``{{"forest": {{"max_depth": [10, None]}}}}``, as scikit-learn's
-        ``GridSearchCV`` takes them. By default, two of each.
+        Settings to choose from, as scikit-learn's ``GridSearchCV`` takes them, by classifier, such as
+        ``dict(forest={{"max_depth": [10, None]}})``. By default, two of each.
     {n_folds}
     {test_groups}
     {pooled}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+EXPRESSION = "expression"
+
 
 @fill_docstring
 def centroid_distances(
@@ -53,7 +55,8 @@ def centroid_distances(
 
     Returns
     -------
-    Table with a row for each representation and ordered pair of samples. Columns are ``representation``, ``sample``,
+    Table with a row for each representation, then ``base_rep`` (or ``"expression"``), and ordered pair of samples.
+    Columns are ``representation``, ``sample``,
     ``other``, ``kind``, ``other_kind``, ``distance``, ``scaled``, ``base_scaled`` (the same of ``base_rep``), ``error``
     (absolute difference of the two), and ``rank``, that of ``other`` among all others by distance from ``sample``, from
     1, ties averaged.
@@ -77,7 +80,7 @@ def centroid_distances(
     >>> sg.tl.sage_embed(adata, "sagefm-mini")
     >>> pairs = sg.benchmark.centroid_distances(adata, "X_sage", "domain")
     >>> len(pairs)
-    12
+    24
     """
     adata = get_anndata(adata, table_key)
     samples = get_column(adata, "groupby", groupby)
@@ -89,6 +92,7 @@ def centroid_distances(
         name = n_kinds.idxmax()
         raise ValueError(f"{name!r} of obs[{groupby!r}] has {n_kinds[name]} values in obs[{kind_key!r}].")
     kind_of = kinds.first().to_numpy(dtype=str)
+    base_name = base_rep or EXPRESSION
     if base_rep is None:
         if not adata.n_vars:
             raise ValueError("adata has no genes to compare with. Pass base_rep=..., a key of obsm.")
@@ -96,12 +100,13 @@ def centroid_distances(
         points: Any = Counts(adata, columns, layer).log1p(columns, ROWS_AT_A_TIME)
     else:
         points = get_points(adata, base_rep)
-    base = scale(distances(points, samples, names))
+    base_found = distances(points, samples, names)
+    base = scale(base_found)
     off = ~np.eye(len(names), dtype=bool)
     first, second = np.nonzero(off)
     tables = []
-    for rep in as_names(use_reps):
-        found = distances(get_points(adata, rep), samples, names)
+    for rep in dict.fromkeys([*as_names(use_reps), base_name]):
+        found = base_found if rep == base_name else distances(get_points(adata, rep), samples, names)
         scaled = scale(found)
         tables.append(
             pd.DataFrame(

@@ -10,7 +10,7 @@ import pandas as pd
 from sagefm import _keys
 from sagefm._anndata import get_anndata, get_result
 from sagefm._docs import fill_docstring
-from sagefm._utils import check_choice, shorten
+from sagefm._utils import check_choice, check_whole, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -277,6 +277,57 @@ def markers(
         table = table[table["cluster"].isin(_chosen(cluster, table["cluster"], "cluster", f"adata.uns[{key!r}]"))]
     kept = (table["padj"] <= max_padj) & (table["log2_fold_change"] > min_log2_fold_change)
     return table[kept].reset_index(drop=True)
+
+
+@fill_docstring
+def marker_sets(
+    adata: AnnData | SpatialData,
+    *,
+    n_genes: int | None = 100,
+    max_padj: float = 0.05,
+    min_log2_fold_change: float = 0.0,
+    key: str = _keys.CLUSTER_MARKERS,
+    table_key: str = "table",
+) -> pd.DataFrame:
+    """Return the markers of clusters as gene sets for decoupler and gseapy.
+
+    Parameters
+    ----------
+    adata
+        Slide after :func:`sagefm.tl.cluster_markers`.
+    n_genes
+        Number of genes of each cluster, best first; None for all.
+    max_padj
+        Highest adjusted p-value.
+    min_log2_fold_change
+        Lowest fold change.
+    {key}
+    {table_key}
+
+    Returns
+    -------
+    Table with the columns ``source`` (the cluster), ``target`` (the gene) and ``weight`` (the test's score), a network
+    as decoupler's methods take it. ``table.groupby("source")["target"].agg(list).to_dict()`` is what gseapy takes.
+
+    Raises
+    ------
+    KeyError
+        If there are no markers.
+
+    Examples
+    --------
+    >>> import sagefm as sg
+    >>> adata = sg.datasets.simulated_visium(n_rows=10, n_cols=10, n_genes=500)
+    >>> sg.tl.cluster_markers(adata, "domain")
+    >>> sets = sg.get.marker_sets(adata, n_genes=5)
+    >>> sets.columns.tolist(), len(sets)
+    (['source', 'target', 'weight'], 20)
+    """
+    found = markers(adata, max_padj=max_padj, min_log2_fold_change=min_log2_fold_change, key=key, table_key=table_key)
+    if n_genes is not None:
+        found = found.groupby("cluster", sort=False).head(check_whole("n_genes", n_genes, 1))
+    named = {"cluster": "source", "gene": "target", "score": "weight"}
+    return found[list(named)].rename(columns=named).astype({"source": str}).reset_index(drop=True)
 
 
 NAMES = {"pair": ("results", ""), "slide": ("libraries", "library_key=..."), "level": ("doses", "n_levels=5")}

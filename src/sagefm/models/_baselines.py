@@ -15,6 +15,7 @@ DEPTH = "depth alone"
 NEIGHBOR_MEAN = "neighbor mean"
 DEPTH_SCALED = "depth-scaled neighbor mean"
 DIFFUSION = "depth-scaled diffusion"
+PREDICTORS = (ZEROS, GENE_MEAN, SLIDE_MEAN, DEPTH, NEIGHBOR_MEAN, DEPTH_SCALED, DIFFUSION)
 
 
 def depth_scaled(center: Tensor, mean: Tensor, mask: Tensor) -> Tensor:

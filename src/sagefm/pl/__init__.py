@@ -15,6 +15,7 @@ from sagefm.pl._perturb.sensitivity import sensitivity_heatmap
 from sagefm.pl._perturb.spatial import perturbation_spatial
 from sagefm.pl._perturb.targets import target_controls, target_effects, target_replicates
 from sagefm.pl._reliability import reliability
+from sagefm.pl._tsne import tsne
 
 if TYPE_CHECKING:
     from sagefm.histology.plot_expression import predicted_expression, superresolved_expression
@@ -45,6 +46,7 @@ __all__ = [
     "target_controls",
     "target_effects",
     "target_replicates",
+    "tsne",
 ]
 
 __getattr__ = _lazy.attach(

@@ -137,7 +137,8 @@ def missingness_curve(
     Parameters
     ----------
     curve
-        What :func:`sagefm.benchmark.missingness_curve` returns.
+        What :func:`sagefm.benchmark.missingness_curve` returns, of one model, or of several with
+        :func:`pandas.concat`.
     {metric}
     predictors
         Which predictors to show; all by default.
@@ -150,9 +151,9 @@ def missingness_curve(
 
     Returns
     -------
-    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A dashed line is the
-    metric in pretraining's task, where only the center's genes are hidden, of the first predictor; for the mean R²
-    of a spot a dotted line is at 80 % of it, and an arrow at the critical share.
+    ``None`` if the figure is shown; else the axes, or the figure with ``return_fig=True``. A dashed line is a model's
+    metric in pretraining's task, where only the center's genes are hidden; for the mean R² of a spot an arrow shows
+    the critical share, where the curve falls under 80 % of it, and a dotted line that level.
 
     Raises
     ------
@@ -161,7 +162,7 @@ def missingness_curve(
 
     Notes
     -----
-    SAGE-FM (arXiv 2601.15504), Figure S2.
+    SAGE-FM (arXiv 2601.15504), Figure S2, which compares models trained with 20 and 30 % of the genes masked.
 
     Examples
     --------
@@ -171,19 +172,24 @@ def missingness_curve(
     >>> curve = sg.benchmark.missingness_curve(adata, "sagefm-mini", fractions=[0.1, 0.5, 0.9])
     >>> ax = sg.pl.missingness_curve(curve, predictors=["sagefm-mini", "neighbor mean"], show=False)
     """
+    from sagefm.models._baselines import PREDICTORS  # brings torch
+
     choose(metric, [name for name in ERRORS if name in curve], "metric", "the table")
     names = choose(predictors, curve["predictor"], "predictor", "the table")
+    curve = curve.drop_duplicates(["predictor", "task", "fraction"])  # several models come with the same baselines
+    models = [name for name in names if name not in PREDICTORS] or names[:1]
     ax, show = open_axes(ax, figsize or (6.4, 3.8), show)
     colors = palette_of(len(names))
     for number, name in enumerate(names):
         part = curve[(curve["predictor"] == name) & (curve["task"] == "everywhere")].sort_values("fraction")
         marker = MARKERS[number % len(MARKERS)]
         ax.plot(100 * part["fraction"], part[metric], color=colors[number], marker=marker, markersize=5, label=name)
-    first = curve[curve["predictor"] == names[0]]
-    center = float(first.loc[first["task"] == "center", metric].iloc[0])
-    ax.axhline(center, color=colors[0], linestyle="--", linewidth=1, label=f"{names[0]}, center alone hidden")
-    if metric == "r2_spot" and center > 0:
-        _mark_critical(ax, first, 0.8 * center)
+    for name in models:
+        own, color = curve[curve["predictor"] == name], colors[names.index(name)]
+        center = float(own.loc[own["task"] == "center", metric].iloc[0])
+        ax.axhline(center, color=color, linestyle="--", linewidth=1, label=f"{name}, center alone hidden")
+        if metric == "r2_spot" and center > 0:
+            _mark_critical(ax, own, 0.8 * center, color, "80 % of that" if name == models[-1] else None)
     ax.set(xlabel="genes missing, %", ylabel=ERRORS[metric], xlim=(0, 100))
     legend_beside(ax)
     tidy(ax, grid="y")
@@ -205,11 +211,11 @@ def _draw_violin(ax: Axes, part: pd.DataFrame, metric: str, y: float, height: fl
     ax.plot([dots.mean()] * 2, [y - 0.4 * height, y + 0.4 * height], color=color, linewidth=2.5)
 
 
-def _mark_critical(ax: Axes, curve: pd.DataFrame, level: float) -> None:
+def _mark_critical(ax: Axes, curve: pd.DataFrame, level: float, color: str, label: str | None) -> None:
     """Draw 80 % of the metric without missing genes, and the share of them from which it is below."""
-    ax.axhline(level, color="0.3", linestyle=":", linewidth=1, label="80 % of that")
+    ax.axhline(level, color=color, linestyle=":", linewidth=1, label=label)
     critical = float(curve["critical_fraction"].iloc[0])
     if np.isfinite(critical):
         text = f"{'≤ ' if critical <= curve['fraction'].min() else ''}{critical:.0%}"
-        arrow = {"arrowstyle": "->", "color": "0.3"}
+        arrow = {"arrowstyle": "->", "color": color}
         ax.annotate(text, (100 * critical, level), (0, 28), textcoords="offset points", ha="center", arrowprops=arrow)

@@ -133,7 +133,7 @@ class Report:
                 "and Davies–Bouldin describe the clusters, not their agreement with anything, and favour spaces of few "
                 "dimensions.</p>"
             )
-        return chapter("Clustering", lines)
+        return chapter("Clustering", [*lines, *self._images("tsne", "t-SNE")])
 
     def distances(self) -> str:
         """How well distances between samples are kept."""
@@ -257,7 +257,7 @@ class Report:
             table = spell(part.set_index("n_clusters").drop(columns="representation"))
             lines += [f"<h3>{escape(str(name))}</h3>", make_ranked_table(table, ("davies bouldin",))]
         if lines:
-            titles = {"tsne": "t-SNE", "cluster-proportions": "Clusters by tissue", "markers": "Markers"}
+            titles = {"cluster-proportions": "Clusters by tissue", "markers": "Markers"}
             lines += [image for kind, title in titles.items() for image in self._images(kind, title)]
         return chapter("Clusters of the model's embedding", lines)
 

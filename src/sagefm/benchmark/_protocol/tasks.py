@@ -24,12 +24,11 @@ from sagefm.benchmark._protocol.config import Representation
 from sagefm.benchmark._protocol.folder import Folder, slug
 from sagefm.benchmark._protocol.leakage import imputed_groups
 from sagefm.benchmark._protocol.representations import KEY, compute, key_of
-from sagefm.pl._axes import save_figure
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MIN_TSNE, MAX_TSNE = 100, 4_000
+MIN_TSNE = 100
 N_MARKERS, N_MARKER_MAPS = 50, 4
 DOMINANT = "dominant"
 
@@ -96,10 +95,10 @@ class Tasks:
             self._part("clustering", partial(evaluate_clustering, self.table, KEY, targets, **self._repeats))
         if self._is_model:
             self._part("clusters", self._describe_clusters)
-            if self.table.n_obs < MIN_TSNE:
-                logger.warning("Fewer than %d spots: no t-SNE.", MIN_TSNE)
-            else:
-                self.folder.figure("tsne", self.name, self._draw_tsne)
+        if self.table.n_obs < MIN_TSNE:
+            logger.warning("Fewer than %d spots: no t-SNE.", MIN_TSNE)
+        else:
+            self.folder.figure("tsne", self.name, self._draw_tsne)
 
     def _cluster_within_slides(self) -> pd.DataFrame:
         labelled = self.table.obs[LABEL].notna() & np.isfinite(self.table.obsm[KEY]).all(axis=1)
@@ -138,19 +137,10 @@ class Tasks:
         return scores
 
     def _draw_tsne(self, path: Path) -> None:
-        import anndata as ad
-        import matplotlib.pyplot as plt
-        import scanpy as sc
-
-        generator = np.random.default_rng(self.config.seed)
-        chosen = np.sort(generator.permutation(self.table.n_obs)[:MAX_TSNE])
-        part = ad.AnnData(obs=self.table.obs.iloc[chosen].copy(), obsm={"X": self.table.obsm[KEY][chosen]})
-        sc.tl.tsne(part, use_rep="X", random_state=self.config.seed)
-        color = self._tissue_or_sample
-        part.obs[color] = part.obs[color].astype("category")
-        figure = sc.pl.tsne(part, color=[color, GROUP], show=False, return_fig=True, wspace=0.5, frameon=False)
-        save_figure(figure, path, dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        self.table.obsm[self.name] = self.table.obsm[KEY]  # the name of a panel
+        color = [self._tissue_or_sample, GROUP]
+        _close(pl.tsne(self.table, self.name, color, rng=self.config.seed, return_fig=True, save=path))
+        del self.table.obsm[self.name]
 
     def _measure_distances(self) -> None:
         if self.table.obs[SAMPLE].nunique() > 2:
@@ -158,14 +148,18 @@ class Tasks:
         else:
             logger.warning("Distances between samples need three or more; left out.")
         if self.table.obs[TISSUE].nunique() > 2:
-            self._part("tissue-distances", partial(centroid_distances, self.table, KEY, TISSUE))
+            self._part("tissue-distances", partial(self._centroid_distances, TISSUE))
 
     def _distances(self) -> pd.DataFrame:
         kinds: list[str | None] = [kind for kind in (TISSUE, GROUP) if self.table.obs[kind].nunique() > 1]
         return pd.concat(
-            centroid_distances(self.table, KEY, SAMPLE, kind_key=kind).assign(kind_of=kind or "none")
-            for kind in kinds or [None]
+            self._centroid_distances(SAMPLE, kind_key=kind).assign(kind_of=kind or "none") for kind in kinds or [None]
         )
+
+    def _centroid_distances(self, groupby: str, *, kind_key: str | None = None) -> pd.DataFrame:
+        """Of the representation alone: expression is one of its own where it was asked for."""
+        found = centroid_distances(self.table, KEY, groupby, kind_key=kind_key)
+        return found[found["representation"] == KEY]
 
     def _annotate(self) -> None:
         part = self.table[self.rows].copy()
