@@ -167,7 +167,8 @@ def throughput(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     """Spots a second, from counts in memory to results in ``adata``, and the share of the bare product's rate."""
     sizes = (224,) if arguments.small else (3_000, 30_000, 300_000)
     models = (published(), sg.models.load("sagefm-mini"))
-    bare = {precision: seconds_of(product(224, precision)) / 224 for precision in PRECISIONS}
+    n = 300 if arguments.small else 16_384
+    bare = {precision: seconds_of(product(n, precision)) / n for precision in PRECISIONS}
     for n in sizes:
         adata = slide_of(n)
         for model in models:

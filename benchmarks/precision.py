@@ -1,9 +1,9 @@
-"""Error of reduced precision, and of a GPU beside the CPU.
+"""Error of reduced precision on the CPU; benchmarks/gpu.py has that of a GPU.
 
     python benchmarks/precision.py [--section FILE.h5ad]
 
 Largest difference of embeddings and imputed genes from float32 on the CPU, relative to the largest value; also the
-root mean square of the difference relative to that of the values. With CUDA every precision is tried there and timed.
+root mean square of the difference relative to that of the values.
 """
 
 import argparse
@@ -39,8 +39,6 @@ def main() -> None:
     errors: dict[str, dict[str, list[float]]] = {}
     milliseconds = {}
     runs = [("cpu", "bfloat16")]
-    if torch.cuda.is_available():
-        runs += [("cuda", dtype) for dtype in ("float32", "tf32", "bfloat16")]
     for name, model in (("sagefm-mini", sg.models.load("sagefm-mini")), ("published size, random", published)):
         expected, _ = run(adata, model, "cpu", "float32")
         for device, dtype in runs:

@@ -1,19 +1,17 @@
 """Speed of a training step at published size, against the literal PyG step.
 
-    python benchmarks/training.py [--section FILE.h5ad] [--runs 5] [--batch-size 64] [--device cuda]
+    python benchmarks/training.py [--section FILE.h5ad] [--runs 5] [--batch-size 64]
 
 Each run times the two in turn on the same spots, from counts to updated weights, both with the same fused Adam:
 the literal step makes a complete graph of 15 nodes a spot, masks the center, runs the network on all nodes and
 steps; ours runs the library's stream, objective and optimizer. Medians of the times and of the ratios are in the line
 that is printed.
-With ``--device cuda`` ours is also timed on the GPU, alone, for a while: spots a second and memory.
 """
 
 import argparse
 import sys
 import tempfile
-import time
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import anndata as ad
@@ -41,9 +39,6 @@ def main() -> None:
     parser.add_argument("--section", type=Path, help="section to train on; by default a simulated slide")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
-    parser.add_argument("--gpu-batch-size", type=int, default=4096)
     args = parser.parse_args()
 
     sg.settings.verbosity, sg.settings.progress_bars = "error", False
@@ -55,9 +50,6 @@ def main() -> None:
     recipe = sg.train.PRESETS["paper"]
     with tempfile.TemporaryDirectory() as folder:
         corpus = sg.train.prepare_corpus(adata, Path(folder) / "corpus.zarr", split={})
-        if args.device == "cuda":
-            gpu(network, corpus, recipe, args)
-            return
         module, optimizer = MaskedCenter(network, corpus, recipe), adam(network)
         stream = Stream(corpus, "train", batch_size=args.batch_size, mask_fraction=MASK_FRACTION)
 
@@ -107,33 +99,6 @@ def main() -> None:
         milliseconds_a_spot={name: float(np.median(values)) * 1e3 for name, values in times.items()},
         faster_than_literal=ratio(times, "literal PyG", "ours"),
     )
-
-
-def gpu(network: torch.nn.Module, corpus: sg.train.Corpus, recipe: sg.train.Recipe, args: argparse.Namespace) -> None:
-    """Spots a second of the library's step on a GPU that holds the corpus."""
-    device = torch.device("cuda")
-    torch.set_float32_matmul_precision("highest" if args.precision == "float32" else "high")
-    network.to(device)
-    module, optimizer = MaskedCenter(network, corpus, recipe), adam(network)
-    stream = Stream(corpus, "train", batch_size=args.gpu_batch_size, mask_fraction=MASK_FRACTION, device=device)
-    n_spots, seconds = 0, 0.0
-    for epoch in range(40):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _, spots in islice(stream, None):
-            with torch.autocast("cuda", torch.bfloat16, enabled=args.precision == "bfloat16"):
-                prediction = module(spots)[0]
-            loss = masked_squared_error(prediction.float(), spots.center, spots.mask) / spots.mask.sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            n_spots += len(spots.center) if epoch else 0
-        torch.cuda.synchronize()
-        seconds += time.perf_counter() - start if epoch else 0
-    speed = n_spots / seconds
-    print(f"{torch.cuda.get_device_name()}, {args.precision}, batches of {args.gpu_batch_size}: {speed:,.0f} spots/s")
-    print(f"an epoch of 776,000 spots: {776_000 / speed:.0f} s; 126 epochs: {776_000 * 126 / speed / 3600:.2f} h")
-    print(f"memory at most: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":
