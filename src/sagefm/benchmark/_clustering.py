@@ -13,7 +13,7 @@ from sagefm._docs import fill_docstring
 from sagefm._types import Floats32, Strings
 from sagefm._utils import check_whole, progress
 from sagefm.tl._labels.labels import get_labels
-from sagefm.tl._points import get_column, get_points, silhouette
+from sagefm.tl._points import get_column, get_points, sample_distances, silhouette
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,7 +126,7 @@ def _compare(points: Floats32, labels: Strings, n_repeats: int, seed: int) -> di
             {
                 "ari": adjusted_rand_score(labels, found),
                 "nmi": normalized_mutual_info_score(labels, found),
-                "silhouette": silhouette(points, found, MAX_SILHOUETTE, repeat),
+                "silhouette": silhouette(sample_distances(points, MAX_SILHOUETTE, repeat), found),
                 "davies_bouldin": davies_bouldin_score(points, found) if several else np.nan,
             }
         )

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from sagefm import _keys
 from sagefm._slides import split_libraries
-from sagefm._types import Array, Bools, Floats32, Strings
+from sagefm._types import Array, Bools, Floats32, Ints, Strings
 from sagefm._utils import check_key
 
 if TYPE_CHECKING:
@@ -57,12 +57,18 @@ def standardize_like(points: Array, others: Array) -> Floats32:
     return np.asarray((points.astype(np.float64) - others.mean(axis=0)) / spread, dtype=np.float32)
 
 
-def silhouette(points: Array, clusters: Array, n_spots: int, seed: int) -> float:
-    """Mean silhouette of at most ``n_spots`` spots; NaN where these are all of one cluster, or each of its own."""
+def sample_distances(points: Array, n_spots: int, seed: int) -> tuple[Ints, Array]:
+    """Row numbers of at most ``n_spots`` spots drawn at random, and the distances between them."""
+    from sklearn.metrics import pairwise_distances
+
+    chosen = np.random.default_rng(seed).permutation(len(points))[:n_spots]
+    return chosen, pairwise_distances(points[chosen])
+
+
+def silhouette(sample: tuple[Ints, Array], clusters: Array) -> float:
+    """Mean silhouette of a sample; NaN where its spots are all of one cluster, or each of its own."""
     from sklearn.metrics import silhouette_score
 
-    if len(points) > n_spots:
-        chosen = np.random.default_rng(seed).permutation(len(points))[:n_spots]
-        points, clusters = points[chosen], clusters[chosen]
-    several = 1 < len(np.unique(clusters)) < len(points)
-    return float(silhouette_score(points, clusters)) if several else float("nan")
+    chosen, distances = sample
+    several = 1 < len(np.unique(clusters[chosen])) < len(chosen)
+    return float(silhouette_score(distances, clusters[chosen], metric="precomputed")) if several else float("nan")

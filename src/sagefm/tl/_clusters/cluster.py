@@ -12,13 +12,14 @@ from sagefm._anndata import open_run
 from sagefm._docs import fill_docstring
 from sagefm._settings import logger
 from sagefm._utils import check_whole, progress
-from sagefm.tl._points import get_points, silhouette
+from sagefm.tl._points import get_points, sample_distances, silhouette
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 CANDIDATES = range(4, 11)
+MAX_SILHOUETTE = 5_000  # spots, whose distances take 100 MB
 
 
 @fill_docstring
@@ -54,7 +55,7 @@ def cluster(
     ``obs["sage_cluster"]``
         Cluster of each spot, categorical ``"0"``, ``"1"``, … by falling size.
     ``uns["sage_cluster"]``
-        ``params``, and ``scores``: a ``DataFrame`` with ``silhouette`` (of at most 10,000 spots),
+        ``params``, and ``scores``: a ``DataFrame`` with ``silhouette`` (of at most 5,000 spots),
         ``calinski_harabasz`` and ``davies_bouldin`` by ``n_clusters``.
 
     Raises
@@ -99,11 +100,12 @@ def cluster(
     candidates = [k for k in candidates if k < n_distinct]
     seed = int(np.random.default_rng(rng).integers(2**31))
 
+    sample = sample_distances(points, MAX_SILHOUETTE, seed)
     labels, scores = {}, {}
     for k in progress(candidates, "Clustering", unit="k"):
         labels[k] = KMeans(k, n_init=10, random_state=seed).fit_predict(points)
         scores[k] = {
-            "silhouette": silhouette(points, labels[k], 10_000, seed),
+            "silhouette": silhouette(sample, labels[k]),
             "calinski_harabasz": calinski_harabasz_score(points, labels[k]),
             "davies_bouldin": davies_bouldin_score(points, labels[k]),
         }
