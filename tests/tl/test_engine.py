@@ -90,6 +90,12 @@ def test_tf32_is_for_gpus(slide, tiny):
         sg.tl.sage_embed(slide, tiny, dtype="tf32", device="cpu")
 
 
+def test_slow_bfloat16_is_told(slide, tiny, log, monkeypatch):
+    monkeypatch.setattr("sagefm.tl._compute._multiplies_bfloat16", lambda: False)
+    sg.tl.sage_embed(slide, tiny, dtype="bfloat16", device="cpu")
+    assert "can't multiply bfloat16" in log.text
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
 def test_gpu_gives_what_the_cpu_gives(slide, sage, expected_of_sage, dtype):
