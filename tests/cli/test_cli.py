@@ -43,6 +43,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
         "imputed.png",
         "perturbed.png",
         "reliability.png",
+        "report.html",
     ]
     adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
     assert {"X_sage"} <= set(adata.obsm)

@@ -26,6 +26,7 @@ FUNCTIONS = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }
+FUNCTIONS["report"] = sg.report
 CLASSES = {
     f"{space}.{name}": getattr(module, name)
     for space, module in NAMESPACES.items()
@@ -176,7 +177,9 @@ def test_examples_run(name):
 def test_everything_public_is_in_the_docs():
     page = (ROOT / "docs" / "api.md").read_text()
     listed = set(
-        re.findall(r"^\s*((?:pp|tl|pl|read|get|models|datasets|benchmark|train)\.\w+|settings)\s*$", page, flags=re.M)
+        re.findall(
+            r"^\s*((?:pp|tl|pl|read|get|models|datasets|benchmark|train)\.\w+|report|settings)\s*$", page, flags=re.M
+        )
     )
     assert listed == {*FUNCTIONS, *CLASSES, "models.GCN", "models.SAGE", "settings"}
 
@@ -191,6 +194,7 @@ LAYERS = {
     "datasets": {"", "_io", "models", "pp", "read"},
     "tl": {"", "_io", "models", "pp", "datasets", "read"},
     "pl": {"", "_io", "models", "pp"},
+    "_report": {"", "_io", "models", "pp", "tl", "pl"},
     "benchmark": {"", "_io", "models", "pp", "datasets", "tl", "pl", "read"},
     "train": {"", "_io", "models", "pp", "tl", "benchmark", "read"},
     "histology": {"", "_io", "models", "pp", "tl", "pl", "train"},

@@ -1,4 +1,4 @@
-"""``sagefm demo | assess | embed | impute | perturb | histology | evaluate | models | prepare | pretrain``.
+"""``sagefm demo | assess | report | embed | impute | perturb | histology | evaluate | models | prepare | pretrain``.
 
 Exit codes: 0 done, 1 refused or failed with a message, 2 wrong arguments, 130 interrupted.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagefm import _keys, datasets, pl, pp, tl
+from sagefm import _keys, datasets, pl, pp, report, tl
 from sagefm._io.files import check_writable
 from sagefm.cli._files import headless, write_slide
 
@@ -28,13 +28,14 @@ def run(out: Path) -> None:
     tl.sage_embed(adata, MODEL)
     tl.cluster(adata)
     tl.impute(adata, None, MODEL)
-    tl.perturb_lr(adata, "paper", MODEL)
+    tl.perturb_lr(adata, "paper", MODEL, store_spots=True)
     with headless():
         pl.assessment(adata, save=out / "assessment.png")
         pl.cluster(adata, show=False, save=out / "clusters.png")
         pl.imputation(adata, GENES, show=False, save=out / "imputed.png")
         pl.reliability(adata, save=out / "reliability.png")
         pl.perturbation_lollipop(adata, save=out / "perturbed.png")
+    report(adata, out / "report.html", MODEL, title="The demo's simulated slide")
     write_slide(adata, out / "demo.h5ad")
     print(_summary(adata), _comparison(adata), _files(out), sep="\n")
 
@@ -86,6 +87,7 @@ def _files(out: Path) -> str:
     """What was written, and how to go on."""
     return f"""Written to {out}/:
 
+  report.html     all of it as one page: open it in a browser
   demo.h5ad       the slide with all results; open it with anndata.read_h5ad
   assessment.png  the trust card: does the model suit this slide?
   clusters.png    clusters of the embedding, on the tissue

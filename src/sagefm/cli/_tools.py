@@ -39,6 +39,14 @@ def add(commands: Any) -> None:
     many.add_argument("--scheduler", help="address of a dask cluster to do the work, such as tcp://host:8786")
     embed.set_defaults(run=_embed)
 
+    report = commands.add_parser("report", parents=[reading], help="write what is known of a slide into one HTML file")
+    add_output(report, "page to write, .html")
+    report.add_argument("--genes", nargs="+", help="genes to show (default: 500 with the highest attainable r)")
+    report.add_argument("--color", nargs="+", default=[], help="more columns of obs to color by")
+    report.add_argument("--interactions", default="paper", help="as of perturb, or none (default: %(default)s)")
+    report.add_argument("--title", help="title of the page")
+    report.set_defaults(run=_report)
+
     impute = commands.add_parser("impute", parents=[reading], help="predict genes: layers['sage_imputed']")
     add_output(impute, "slide to write, .h5ad or .zarr")
     impute.add_argument("--genes", nargs="+", help="genes to predict (default: all that were measured)")
@@ -123,12 +131,23 @@ def _impute(arguments: argparse.Namespace) -> None:
     write_slide(adata, arguments.out)
 
 
-def _perturb(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> None:
+    interactions = None if arguments.interactions == "none" else _interactions(arguments.interactions)
+    adata = _read(arguments, writes=[".html"])
+    options = take(arguments, "genes", "color", "title", "layer", "library_key", "device")
+    sg.report(adata, arguments.out, arguments.model, interactions=interactions, **options)
+    print(f"report: {arguments.out}")
+
+
+def _interactions(name: str) -> str | pd.DataFrame:
+    """Table of a CSV file, or the name of a resource."""
     import pandas as pd
 
-    interactions = arguments.interactions
-    if interactions.endswith(".csv"):
-        interactions = pd.read_csv(interactions)
+    return pd.read_csv(name) if name.endswith(".csv") else name
+
+
+def _perturb(arguments: argparse.Namespace) -> None:
+    interactions = _interactions(arguments.interactions)
     if arguments.plot is not None:
         check_writable(arguments.plot)
     adata = _read(arguments, writes=[".csv"])

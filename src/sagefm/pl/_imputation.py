@@ -166,7 +166,7 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, Floats | None, Fl
     if "reliability" in recorded:
         run, shown = "sg.tl.impute(adata, ...)", ["r", "r_beyond_depth", "attainable_r", "testable", "reliable"]
         get_result(adata, (key, "reliability"), pd.DataFrame, shown, run, may_be_empty=True)
-    symbol, columns = _find_gene(adata, gene)
+    symbol, columns = find_gene(adata, gene)
     if len(columns) and key in adata.layers:
         predicted = np.asarray(adata.layers[key][:, columns[0]], dtype=float)
         if np.isfinite(predicted).all():
@@ -178,7 +178,7 @@ def _values(adata: AnnData, gene: str, key: str) -> tuple[str, Floats | None, Fl
     raise KeyError(f"no prediction of {gene!r} under {key!r}. {mend}")
 
 
-def _find_gene(adata: AnnData, gene: str) -> tuple[str, Ints]:
+def find_gene(adata: AnnData, gene: str) -> tuple[str, Ints]:
     """Symbol of a gene and the columns that hold it."""
     index = adata.var[_keys.GENE_INDEX].to_numpy()
     found = index[adata.var_names == gene]

@@ -25,29 +25,33 @@ def to_text(found: dict[str, Any]) -> str:
 
 def to_html(found: dict[str, Any]) -> str:
     """Card as a page of its own."""
-    rows = "\n".join(
-        f"<tr><th>{escape(str(name))}</th>"
-        f'<td style="color:{COLORS[row["verdict"]]}">{escape(row["verdict"])}</td><td>{escape(row["text"])}.</td></tr>'
-        for name, row in found["checks"].iterrows()
-    )
-    lines = "\n".join(f"<p>{escape(line)}</p>" for line in remarks(found))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Trust card</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-h1 {{ font-size: 1.3rem; border-left: .5rem solid {COLORS[found["verdict"]]}; padding-left: .8rem }}
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #ddd }}
-td:nth-child(2) {{ font-weight: 600 }}
 </style></head><body>
-<h1>{escape(headline(found))}</h1>
+{to_fragment(found)}
+</body></html>
+"""
+
+
+def to_fragment(found: dict[str, Any]) -> str:
+    """Card as a part of a page."""
+    rows = "\n".join(
+        f'<tr><th>{escape(str(name))}</th><td style="font-weight:600;color:{COLORS[row["verdict"]]}">'
+        f"{escape(row['verdict'])}</td><td>{escape(row['text'])}.</td></tr>"
+        for name, row in found["checks"].iterrows()
+    )
+    lines = "\n".join(f"<p>{escape(line)}</p>" for line in remarks(found))
+    style = f"font-size:1.3rem;border:0;border-left:.5rem solid {COLORS[found['verdict']]};padding-left:.8rem"
+    return f"""<h2 style="{style}">{escape(headline(found))}</h2>
 <table>
 {rows}
 </table>
-{lines}
-</body></html>
-"""
+{lines}"""
 
 
 def headline(found: dict[str, Any]) -> str:
