@@ -98,23 +98,24 @@ function options(select, entries) {
 }
 
 // The tissue.
-function frame(slide, number, count) {
+// Panels lie side by side, on a phone one above the other.
+function frame(slide, number, count, stacked) {
   const suffix = number ? number + 1 : "";
-  const gap = 0.04;
-  const width = (1 - gap * (count - 1)) / count;
-  const start = number * (width + gap);
+  const gap = 0.06;
+  const size = (1 - gap * (count - 1)) / count;
+  const start = (stacked ? count - 1 - number : number) * (size + gap);
+  const domains = stacked ? [[0, 1], [start, start + size]] : [[start, start + size], [0, 1]];
   const margin = slide.pitch;
   return {
-    [`xaxis${suffix}`]: { domain: [start, start + width], range: [slide.low[0] - margin, slide.high[0] + margin], visible: false, constrain: "domain" },
-    [`yaxis${suffix}`]: { anchor: `x${suffix}`, scaleanchor: `x${suffix}`, range: [slide.high[1] + margin, slide.low[1] - margin], visible: false, constrain: "domain" },
+    [`xaxis${suffix}`]: { anchor: `y${suffix}`, domain: domains[0], range: [slide.low[0] - margin, slide.high[0] + margin], visible: false, constrain: "domain" },
+    [`yaxis${suffix}`]: { anchor: `x${suffix}`, domain: domains[1], scaleanchor: `x${suffix}`, range: [slide.high[1] + margin, slide.low[1] - margin], visible: false, constrain: "domain" },
   };
 }
 
-function markerSize(slide, count) {
+function markerSize(slide, columns, rows) {
   const box = $("tissue").getBoundingClientRect();
-  const across = (slide.high[0] - slide.low[0] + 2 * slide.pitch) / slide.pitch;
-  const down = (slide.high[1] - slide.low[1] + 2 * slide.pitch) / slide.pitch;
-  const room = Math.min((0.8 * box.width) / count / across, (0.9 * box.height) / down);
+  const [across, down] = [0, 1].map((axis) => (slide.high[axis] - slide.low[axis] + 2 * slide.pitch) / slide.pitch);
+  const room = Math.min((0.8 * box.width) / columns / across, (0.85 * box.height) / rows / down);
   return Math.max(2, 0.85 * room);
 }
 
@@ -170,11 +171,16 @@ function drawTissue() {
     }
     note = `${codes.length.toLocaleString("en")} spots.`;
   }
-  for (const trace of traces) trace.marker.size = markerSize(slide, panels);
+  const narrow = $("tissue").getBoundingClientRect().width < 600;
+  const stacked = narrow && panels > 1;
+  $("tissue").style.height = stacked ? "150vw" : "";
+  if (narrow && layout.coloraxis) Object.assign(layout.coloraxis.colorbar, { orientation: "h", y: -0.02, yanchor: "top", thickness: 12 });
+  if (narrow && layout.coloraxis) layout.margin.b = 60;
+  for (const trace of traces) trace.marker.size = markerSize(slide, stacked ? 1 : panels, stacked ? panels : 1);
   for (let number = 0; number < panels; number += 1) {
-    Object.assign(layout, frame(slide, number, panels));
+    Object.assign(layout, frame(slide, number, panels, stacked));
     const suffix = number ? number + 1 : "";
-    if (panels > 1) layout.annotations.push({ text: traces[number].name, showarrow: false, xref: `x${suffix} domain`, yref: "paper", x: 0.5, y: 1.06 });
+    if (panels > 1) layout.annotations.push({ text: traces[number].name, showarrow: false, xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom" });
     if (slide.image) {
       layout.images.push({ source: slide.image.source, xref: `x${suffix}`, yref: `y${suffix}`, x: 0, y: 0, sizex: slide.image.width, sizey: slide.image.height, sizing: "stretch", layer: "below", opacity: 0.5, yanchor: "top" });
     }
@@ -182,7 +188,8 @@ function drawTissue() {
   $("note").textContent = note;
   for (const part of document.querySelectorAll(".for-gene")) part.hidden = kind !== "gene";
   for (const part of document.querySelectorAll(".for-pair")) part.hidden = kind !== "pair";
-  Plotly.react("tissue", traces, layout, { responsive: true, displaylogo: false });
+  Plotly.react("tissue", traces, layout, { responsive: true, displaylogo: false, displayModeBar: !narrow });
+  Plotly.Plots.resize("tissue"); // its height may have changed
 }
 
 function drawLollipop() {
