@@ -270,3 +270,48 @@ def test_interrupt(path, tmp_path, monkeypatch, log):
     monkeypatch.setattr("sagefm.tl.sage_embed", stop)
     assert main(["embed", str(path), "-o", str(tmp_path / "out.h5ad")]) == 130
     assert "nothing was written" in log.text
+
+
+def test_json_is_one_object_with_what_came_of_it(path, tmp_path, capsys):
+    import json
+
+    out = tmp_path / "card.html"
+    assert main(["assess", str(path), "--model", "sagefm-nano", "-o", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["command"], found["exit_code"], found["written"]) == ("assess", 0, [str(out)])
+    adata = ad.read_h5ad(path)
+    sg.pp.neighborhood_graph(adata)
+    sg.pp.assess(adata, "sagefm-nano")
+    checks = adata.uns["sage_assessment"]["checks"]
+    assert found["verdict"] == adata.uns["sage_assessment"]["verdict"]
+    assert {name: check["verdict"] for name, check in found["checks"].items()} == checks["verdict"].to_dict()
+    assert main(["embed", str(path), "-o", str(tmp_path / "out.h5ad"), "--model", "sagefm-nano", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["spots"], found["dimensions"], found["warnings"]) == (adata.n_obs, 48, [])
+    # An error is an object too, and its text is on standard error as well.
+    assert main(["embed", str(path), "-o", str(tmp_path / "out.h5ad"), "--model", "sagefm-nano", "--json"]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["exit_code"] == 1
+    assert "--overwrite replaces it" in found["error"]
+    assert found["error"] in printed.err
+    assert main(["models", "--json"]) == 0
+    assert "sagefm-mini" in {model["name"] for model in json.loads(capsys.readouterr().out)["models"]}
+
+
+@pytest.mark.slow
+def test_json_of_tables(path, tmp_path, capsys):
+    import json
+
+    pairs = pd.DataFrame({"ligand": ["CXCL12", "CSF1"], "receptor": ["CXCR4", "CSF1R"]})
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    options = ["--model", "sagefm-nano", "--json", "-o"]
+    command = ["perturb", str(path), "--interactions", str(tmp_path / "pairs.csv"), "--n-controls", "5", *options]
+    assert main([*command, str(tmp_path / "out.csv")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert found["verdicts"] == table["verdict"].value_counts().to_dict()
+    assert main(["impute", str(path), *options, str(tmp_path / "imputed.h5ad")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    table = ad.read_h5ad(tmp_path / "imputed.h5ad").uns["sage_imputed"]["reliability"]
+    assert (found["genes"], found["reliable"]) == (len(table), table["reliable"].sum())

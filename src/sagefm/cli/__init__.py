@@ -19,6 +19,7 @@ from sagefm._settings import logger, settings
 from sagefm.cli import _histology, _tools, _training
 from sagefm.cli._files import headless
 from sagefm.cli._options import add_output
+from sagefm.cli._result import Result, Warnings
 
 # Advice in messages, as a command says it.
 COMMANDS = {'model="sagefm-mini"': "--model sagefm-mini", 'sg.models.install("FILE")': "sagefm models --install FILE"}
@@ -30,8 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.quiet:
         settings.verbosity, settings.progress_bars = "ERROR", False
+    warnings = Warnings()
+    logger.addHandler(warnings)
+    about: dict[str, Any] = {"command": arguments.command, "warnings": warnings.texts}
     try:
-        arguments.run(arguments)
+        result = arguments.run(arguments)
+        if text := result.to_json(exit_code=0, **about) if arguments.json else result.text:
+            print(text)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has enough, as in: sagefm models | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
@@ -42,8 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        logger.error("error: %s", _say(error, arguments.interrupted))
+        text = _say(error, arguments.interrupted)
+        logger.error("error: %s", text)
+        if arguments.json:
+            print(Result(facts={"error": text}).to_json(exit_code=1, **about))
         return 1
+    finally:
+        logger.removeHandler(warnings)
     return 0
 
 
@@ -71,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(interrupted="nothing was written to the output.")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("--quiet", action="store_true", help="errors only, no progress bars")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     demo = commands.add_parser("demo", help="run the main job on a simulated slide, offline")
     demo.add_argument(
         "--out",
@@ -87,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
     _histology.add(commands)
     _training.add(commands)
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="say what came of it as one JSON object")
     return parser
 
 
@@ -100,26 +113,31 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.set_defaults(run=_evaluate, interrupted="what is done is kept, and the same command goes on from there.")
 
 
-def _demo(arguments: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace) -> Result:
     from sagefm.cli._demo import run
 
-    run(arguments.out)
+    return run(arguments.out)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace) -> Result:
     config: Path | dict[str, str] = arguments.config
     if arguments.model is not None:
         if not arguments.config.is_dir():
             raise ValueError("--model goes with a folder of sections; a configuration names its models itself.")
         config = {"sections": str(arguments.config), "model": arguments.model}
     with headless():
-        sg.benchmark.run_protocol(config, arguments.out, preset=arguments.preset, overwrite=arguments.overwrite)
-    print(f"report: {arguments.out / 'report.html'}")
+        tables = sg.benchmark.run_protocol(
+            config, arguments.out, preset=arguments.preset, overwrite=arguments.overwrite
+        )
+    page = arguments.out / "report.html"
+    return Result(f"report: {page}", (page,), {"tables": list(tables)})
 
 
-def _models(arguments: argparse.Namespace) -> None:
+def _models(arguments: argparse.Namespace) -> Result:
     if arguments.install is not None:
         sg.models.install(arguments.install)
-    for name, entry in sg.models.available().iterrows():
+    lines, known = [], sg.models.available()
+    for name, entry in known.iterrows():
         where = "ready" if entry["local"] else f"downloaded on first use, {entry['size_mb']} MB"
-        print(f"{name:16s} {entry['description']}\n{'':16s} licence: {entry['licence']}; {where}")
+        lines.append(f"{name:16s} {entry['description']}\n{'':16s} licence: {entry['licence']}; {where}")
+    return Result("\n".join(lines), facts={"models": known.rename_axis("name").reset_index().to_dict("records")})

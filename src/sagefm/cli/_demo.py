@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sagefm import _keys, datasets, pl, pp, report, tl
 from sagefm._io.files import check_writable
 from sagefm.cli._files import headless, write_slide
+from sagefm.cli._result import Result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -16,7 +17,7 @@ MODEL = "sagefm-mini"
 GENES = ["CD74", "COL1A1"]
 
 
-def run(out: Path) -> None:
+def run(out: Path) -> Result:
     """Do the main job on a simulated slide, write slide and figures into a folder, and say what came of it."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; --out takes a folder.")
@@ -37,7 +38,8 @@ def run(out: Path) -> None:
         pl.perturbation_lollipop(adata, save=out / "perturbed.png")
     report(adata, out / "report.html", MODEL, title="The demo's simulated slide")
     write_slide(adata, out / "demo.h5ad")
-    print(_summary(adata), _comparison(adata), _files(out), sep="\n")
+    text = "\n".join([_summary(adata), _comparison(adata), _files(out)])
+    return Result(text, tuple(sorted(out.iterdir())), {"verdict": adata.uns[_keys.ASSESSMENT]["verdict"]})
 
 
 def _summary(adata: AnnData) -> str:

@@ -10,6 +10,7 @@ import sagefm as sg
 from sagefm import _keys
 from sagefm.cli._files import read_slide, write_slide
 from sagefm.cli._options import add_options, add_output, take
+from sagefm.cli._result import Result
 
 
 def add(commands: Any) -> None:
@@ -34,7 +35,8 @@ def add(commands: Any) -> None:
     histology.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> Result:
+    text, facts = "", {}
     reference = None
     if arguments.reference is not None:
         reference = read_slide(arguments.reference, None, overwrite=False)
@@ -47,5 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
         sg.tl.predict_expression(adata, arguments.genes, reference=reference, **options)
         scores = adata.uns[_keys.HISTOLOGY_EXPRESSION].get("scores")
         if scores is not None:
-            print(scores[["r", "r2"]].describe().loc[["25%", "50%", "75%"]].round(3).to_string())
+            quartiles = scores[["r", "r2"]].describe().loc[["25%", "50%", "75%"]].round(3)
+            text, facts = quartiles.to_string(), {"scores": quartiles.to_dict()}
     write_slide(adata, arguments.out)
+    return Result(text, (arguments.out,), {"spots": adata.n_obs, **facts})

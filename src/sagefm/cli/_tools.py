@@ -14,6 +14,7 @@ from sagefm._settings import logger, settings
 from sagefm._slides import SUFFIXES, is_visium
 from sagefm.cli._files import headless, read_slide, write_slide
 from sagefm.cli._options import OPTIONS, add_options, add_output, take
+from sagefm.cli._result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def add(commands: Any) -> None:
     perturb.set_defaults(run=_perturb)
 
 
-def _assess(arguments: argparse.Namespace) -> None:
+def _assess(arguments: argparse.Namespace) -> Result:
     if arguments.gene_symbols is not None and arguments.min_coverage is None:
         arguments.min_coverage = 0.0  # panels are judged, not refused
     adata = _read(arguments, writes=[".html", ".txt"])
@@ -82,23 +83,26 @@ def _assess(arguments: argparse.Namespace) -> None:
         sg.pp.assess(adata, arguments.model, layer=arguments.layer, save=arguments.out)
     finally:
         settings.verbosity = verbosity
-    print(adata.uns[_keys.ASSESSMENT]["text"])
+    found = adata.uns[_keys.ASSESSMENT]
     if arguments.out is not None:
         logger.info("Wrote %s.", arguments.out)
+    facts = _verdicts(adata) | {"checks": found["checks"][["verdict", "text"]].to_dict("index")}
+    return Result(found["text"], () if arguments.out is None else (arguments.out,), facts)
 
 
-def _embed(arguments: argparse.Namespace) -> None:
+def _embed(arguments: argparse.Namespace) -> Result:
     if arguments.input.is_dir() and arguments.input.suffix not in SUFFIXES and not is_visium(arguments.input):
-        _embed_folder(arguments)
-        return
+        return _embed_folder(arguments)
     if arguments.jobs != 1 or arguments.scheduler is not None:
         raise ValueError("--jobs and --scheduler go with a folder of slides.")
     adata = _read(arguments)
     sg.tl.sage_embed(adata, arguments.model, **take(arguments, "layer", "device", "batch_size"))
     write_slide(adata, arguments.out)
+    spots, dimensions = adata.obsm[_keys.EMBEDDING].shape
+    return Result("", (arguments.out,), {"spots": spots, "dimensions": dimensions})
 
 
-def _embed_folder(arguments: argparse.Namespace) -> None:
+def _embed_folder(arguments: argparse.Namespace) -> Result:
     arguments.interrupted = "slides that are done are kept, and the same command goes on from there."
     client = None
     if arguments.scheduler is not None:
@@ -119,24 +123,30 @@ def _embed_folder(arguments: argparse.Namespace) -> None:
     finally:
         if client is not None:
             client.close()
-    _print_counts(table["status"])
-    if n_failed := (table["status"] == "failed").sum():
+    counts = table["status"].value_counts()
+    if n_failed := counts.get("failed", 0):
+        if not arguments.json:
+            print(_counted(counts))
         raise RuntimeError(f"{n_failed} of {len(table)} slides failed; see {arguments.out / 'sections.csv'}.")
+    return Result(_counted(counts), (arguments.out,), {"status": counts.to_dict()})
 
 
-def _impute(arguments: argparse.Namespace) -> None:
+def _impute(arguments: argparse.Namespace) -> Result:
     adata = _read(arguments)
     options = take(arguments, "mask", "intervals", "layer", "device", "batch_size")
     sg.tl.impute(adata, arguments.genes, arguments.model, **options)
     write_slide(adata, arguments.out)
+    table = adata.uns[_keys.IMPUTED].get("reliability")
+    counts = {} if table is None else {"genes": len(table), "reliable": int(table["reliable"].sum())}
+    return Result("", (arguments.out,), {"spots": adata.n_obs, **counts})
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> Result:
     interactions = None if arguments.interactions == "none" else _interactions(arguments.interactions)
     adata = _read(arguments, writes=[".html"])
     options = take(arguments, "genes", "color", "title", "layer", "library_key", "device")
     sg.report(adata, arguments.out, arguments.model, interactions=interactions, **options)
-    print(f"report: {arguments.out}")
+    return Result(f"report: {arguments.out}", (arguments.out,), {"spots": adata.n_obs})
 
 
 def _interactions(name: str) -> str | pd.DataFrame:
@@ -146,7 +156,7 @@ def _interactions(name: str) -> str | pd.DataFrame:
     return pd.read_csv(name) if name.endswith(".csv") else name
 
 
-def _perturb(arguments: argparse.Namespace) -> None:
+def _perturb(arguments: argparse.Namespace) -> Result:
     interactions = _interactions(arguments.interactions)
     if arguments.plot is not None:
         check_writable(arguments.plot)
@@ -161,11 +171,20 @@ def _perturb(arguments: argparse.Namespace) -> None:
         with headless():
             sg.pl.perturbation_lollipop(adata, show=False, save=arguments.plot)
         logger.info("Wrote %s.", arguments.plot)
-    _print_counts(results["verdict"])
+    counts = results["verdict"].value_counts()
+    written = [path for path in (arguments.out, arguments.plot) if path is not None]
+    responding = results.index[results["verdict"] == "responds"].tolist()
+    return Result(_counted(counts), tuple(written), {"verdicts": counts.to_dict(), "respond": responding})
 
 
-def _print_counts(values: pd.Series) -> None:
-    print("\n".join(f"{number:6d}  {value}" for value, number in values.value_counts().items()))
+def _verdicts(adata: AnnData) -> dict[str, Any]:
+    """Verdict of the trust card, on all slides and on each."""
+    found = adata.uns[_keys.ASSESSMENT]
+    return {"verdict": found["verdict"], "slides": found["slides"]["verdict"].to_dict()}
+
+
+def _counted(counts: pd.Series) -> str:
+    return "\n".join(f"{number:6d}  {value}" for value, number in counts.items())
 
 
 def _read(arguments: argparse.Namespace, writes: Sequence[str] = SUFFIXES) -> AnnData:

@@ -10,6 +10,7 @@ from typing import Any
 import sagefm as sg
 from sagefm._slides import find_sections
 from sagefm.cli._options import add_options, add_output, take
+from sagefm.cli._result import Result
 
 
 def add(commands: Any) -> None:
@@ -62,7 +63,7 @@ def _add_pretrain(commands: Any) -> None:
     pretrain.set_defaults(run=_pretrain, interrupted="--resume goes on from the last checkpoint.")
 
 
-def _prepare(arguments: argparse.Namespace) -> None:
+def _prepare(arguments: argparse.Namespace) -> Result:
     sections = find_sections(arguments.sections)
     if unknown := sorted(set(arguments.exclude) - set(sections)):
         raise ValueError(f"--exclude names {unknown}, which are not in {arguments.sections}.")
@@ -79,16 +80,19 @@ def _prepare(arguments: argparse.Namespace) -> None:
         **take(arguments, "split_by", "layer", "library_key", "gene_symbols", "min_coverage"),
         **take(arguments, "table_key", "overwrite"),
     )
-    print(corpus.sections[["split", "group", "n_spots", "coverage"]].round(3).to_string())
+    table = corpus.sections[["split", "group", "n_spots", "coverage"]].round(3)
+    return Result(
+        table.to_string(), (arguments.out,), {"sections": table.rename_axis("name").reset_index().to_dict("records")}
+    )
 
 
-def _pretrain(arguments: argparse.Namespace) -> None:
+def _pretrain(arguments: argparse.Namespace) -> Result:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     changes = {field.name: given[field.name] for field in fields(sg.train.Recipe) if field.name in given}
     if "hidden" in changes:
         changes["hidden"] = tuple(changes["hidden"])
     optional = {name: given[name] for name in ("shuffle_spots", "checkpoint_steps") if name in given}
-    sg.train.pretrain(
+    model = sg.train.pretrain(
         arguments.corpus,
         replace(sg.train.PRESETS[arguments.preset], **changes),
         devices=arguments.devices if arguments.devices == "auto" else int(arguments.devices),
@@ -97,3 +101,5 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         **take(arguments, "accelerator", "num_nodes", "strategy", "precision", "accumulate"),
         **optional,
     )
+    metrics = model.card.get("validation", {}).get("metrics", {})
+    return Result("", (arguments.out,), {"model": model.name, "validation": metrics})
