@@ -98,6 +98,12 @@ ASSESSMENT = "sage_assessment"
 """
 uns : the trust card: ``verdict``, ``text``, ``checks``, ``slides``, ``expected_r``, ``markers_missing``
 """
+QUALITY = "sage_quality"
+"""
+obs : ``"fine"``, or why a spot stands out among its neighbors, categorical
+obsm : counts, genes and mitochondrial share of each spot, and how they differ from the neighbors', a data frame
+uns : ``params``, and ``slides``, one row each
+"""
 EMBEDDING = "X_sage"
 """
 obsm : the model's embedding, float32 (spots, dimensions); a dask array with ``store=``

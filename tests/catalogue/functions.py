@@ -120,6 +120,9 @@ FUNCTIONS: dict[str, Function] = {
         "coordinates library spots",
     ),
     "pp.align_genes": _function(lambda a, k: sg.pp.align_genes(a, k.model), "var/sage_gene uns/sage_genes", "genes"),
+    "pp.quality_control": _function(
+        lambda a, k: sg.pp.quality_control(a), "obs/sage_quality obsm/sage_quality uns/sage_quality", "counts graph"
+    ),
     "pp.assess": _function(
         lambda a, k: sg.pp.assess(a, k.model), "uns/sage_assessment", "counts genes graph distances spots"
     ),

@@ -103,6 +103,7 @@ FEW_SPOTS = {"tl.join_representations": FINE}
 FEW_GENES = {
     "pp.assess": FINE,
     "pp.pseudospots": FINE,
+    "pp.quality_control": FINE,
     "tl.cluster_markers": FINE,
     "benchmark.centroid_distances": FINE,
     "pl.imputation": FINE,

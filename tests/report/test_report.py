@@ -90,8 +90,8 @@ def test_what_the_slides_hold_is_on_the_page(done, tmp_path):
     assert {row["pair"]: row["verdict"] for row in data["interactions"]} == results["verdict"].to_dict()
     counts = np.asarray(done.X.sum(axis=1)).ravel()
     medians = [float(np.median(counts[done.obs["slide"] == slide])) for slide in ("down", "up")]
-    assert [row["counts_of_a_spot_(median)"] for row in data["quality"]] == pytest.approx(medians, rel=1e-3)
-    assert "Computed for this page: nothing" in path.read_text()
+    assert [row["total_counts"] for row in data["quality"]] == pytest.approx(medians, rel=1e-3)
+    assert "Computed for this page: quality control." in path.read_text()
 
 
 def test_default_genes_are_those_with_most_to_reach(done, tmp_path):
@@ -108,7 +108,10 @@ def test_what_is_missing_is_computed_on_a_copy(tmp_path):
     path = sg.report(adata, tmp_path / "report.html", "sagefm-nano", genes=GENES, interactions=[("CXCL12", "CXCR4")])
     assert list(adata.uns) == list(before.uns)
     assert list(adata.obsm) == list(before.obsm)
-    assert "neighborhoods, trust card, embedding, clusters, predicted genes, responses to ligands" in path.read_text()
+    assert (
+        "neighborhoods, trust card, quality control, embedding, clusters, predicted genes, responses to ligands"
+        in path.read_text()
+    )
     assert len(data_of(path)["interactions"]) == 1
     plain = sg.report(adata, tmp_path / "plain.html", "sagefm-nano", genes=GENES, interactions=None)
     assert data_of(plain)["interactions"] == []

@@ -17,7 +17,6 @@ from sagefm.pl._axes import palette_of
 from sagefm.pl._imputation import find_gene
 from sagefm.pl._spatial import Slide, get_slides, stored_colors
 from sagefm.pp._counts import Counts
-from sagefm.pp._normalize import read_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,7 +33,6 @@ def make_content(
     *,
     spatial_key: str,
     library_key: str | None,
-    layer: str | None,
 ) -> dict[str, Any]:
     """Slides, genes, pairs and the quality of the counts, ready for JSON."""
     slides = get_slides(adata, spatial_key, library_key, None)
@@ -67,7 +65,7 @@ def make_content(
         "slides": described,
         "genes": _gene_table(adata, genes),
         "interactions": _pair_table(adata),
-        "quality": quality(adata, slides, layer),
+        "quality": to_records(adata.uns[_keys.QUALITY]["slides"]),
     }
 
 
@@ -155,23 +153,6 @@ def _pair_table(adata: AnnData) -> list[dict[str, Any]]:
         return []
     table = adata.uns[_keys.PERTURB_LR]["results"].rename_axis("pair").reset_index()
     return to_records(table.drop_duplicates("pair").reindex(columns=PAIR_COLUMNS))
-
-
-def quality(adata: AnnData, slides: Sequence[Slide], layer: str | None) -> list[dict[str, Any]]:
-    """Counts and genes of a spot, by slide."""
-    matrix = read_counts(adata, layer).X
-    totals, seen = np.asarray(matrix.sum(axis=1)).ravel(), matrix.getnnz(axis=1)
-    rows = [
-        {
-            "slide": slide.name or "slide",
-            "spots": len(slide.rows),
-            "counts_of_a_spot_(median)": float(np.median(totals[slide.rows])),
-            "lowest_tenth": float(np.quantile(totals[slide.rows], 0.1)),
-            "genes_of_a_spot_(median)": float(np.median(seen[slide.rows])),
-        }
-        for slide in slides
-    ]
-    return to_records(pd.DataFrame(rows))
 
 
 def to_records(table: pd.DataFrame) -> list[dict[str, Any]]:

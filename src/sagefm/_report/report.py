@@ -118,12 +118,11 @@ def report(
     if genes is None:
         known = table[table["testable"] & table["share"].notna()]
         genes = list(known["attainable_r"].sort_values(ascending=False, kind="stable").index[:n_genes])
-    groupings = [name for name in (_keys.CLUSTER, _keys.ANNOTATION, *color) if name in adata.obs]
+    groupings = [name for name in (_keys.CLUSTER, _keys.ANNOTATION, _keys.QUALITY, *color) if name in adata.obs]
     content = make_content(
         *(adata, list(genes), dict.fromkeys(groupings)),
         spatial_key=spatial_key,
         library_key=find_library_key(adata, library_key),
-        layer=layer,
     )
     text = _page(adata, content, loaded, title or _title(adata.n_obs, len(content["slides"])), made)
     with atomic(path) as partial:
@@ -153,6 +152,9 @@ def _complete(
     if _keys.ASSESSMENT not in adata.uns:
         pp.assess(adata, model, layer=options["layer"])
         made.append("trust card")
+    if _keys.QUALITY not in adata.uns:
+        pp.quality_control(adata, layer=options["layer"])
+        made.append("quality control")
     if _keys.CLUSTER not in adata.obs:
         if _keys.EMBEDDING not in adata.obsm:
             tl.sage_embed(adata, model, **options)
