@@ -29,6 +29,15 @@ def test_recipes_are_compared_and_kept(corpus, tmp_path):
         sg.train.sweep(corpus, RECIPES, tmp_path, rng=1)
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_processes_give_the_same(corpus, tmp_path):
+    one = sg.train.sweep(corpus, RECIPES, tmp_path / "one", accelerator="cpu")
+    two = sg.train.sweep(corpus, RECIPES, tmp_path / "two", accelerator="cpu", n_jobs=2)
+    assert two.index.tolist() == one.index.tolist()
+    assert two["rmse"].tolist() == pytest.approx(one["rmse"].tolist(), rel=1e-6)
+
+
 def test_refusals(corpus, tmp_path):
     with pytest.raises(ValueError, match="recipes is empty"):
         sg.train.sweep(corpus, {}, tmp_path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from sagefm import models
 from sagefm._docs import fill_docstring
@@ -25,7 +29,13 @@ METRICS = ("rmse", "r_within", "r_pooled", "r2_spot")
 
 @fill_docstring
 def sweep(
-    corpus: Corpus | str | Path, recipes: Mapping[str, Recipe], out: str | Path, *, rng: int = 0, **options: Any
+    corpus: Corpus | str | Path,
+    recipes: Mapping[str, Recipe],
+    out: str | Path,
+    *,
+    n_jobs: int = 1,
+    rng: int = 0,
+    **options: Any,
 ) -> pd.DataFrame:
     """Train a model by each recipe and compare them on the validation split.
 
@@ -40,6 +50,9 @@ def sweep(
         Recipes by name.
     out
         Folder to write: ``NAME.safetensors`` and a folder of checkpoints and logs for each.
+    n_jobs
+        Recipes at a time, each in a process of its own; on a machine with GPUs, each on its own one. In a script, the
+        call then belongs under ``if __name__ == "__main__":``.
     {seed}
     options
         Of :func:`pretrain`, such as ``accelerator``.
@@ -52,7 +65,7 @@ def sweep(
     Raises
     ------
     ValueError
-        If there are no recipes, or the corpus has no validation split.
+        If there are no recipes, the corpus has no validation split, or there are fewer GPUs than ``n_jobs``.
     FileExistsError
         If ``out`` holds a model of that name by another recipe, seed or split.
 
@@ -79,7 +92,7 @@ def sweep(
     ['4', '8']
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    seed = check_whole("rng", rng, 0)
+    seed, n_jobs = check_whole("rng", rng, 0), check_whole("n_jobs", n_jobs, 1)
     if not recipes:
         raise ValueError("recipes is empty: name at least one.")
     if not corpus.names(VALIDATE):
@@ -90,13 +103,13 @@ def sweep(
     for name, model in done.items():
         if _made_with(model) != _asked(recipes[name], seed, corpus):
             raise FileExistsError(f"{files[name]} was trained by another recipe, seed or split. Choose another folder.")
+    todo = [(corpus, recipes[name], files[name], seed, options) for name in recipes if name not in done]
+    trained = _train_in_processes(todo, n_jobs) if n_jobs > 1 and len(todo) > 1 else map(_train, todo)
+    for file in progress(trained, "Recipes", total=len(todo), unit="recipe"):
+        done[file.stem] = models.load(file)
     rows = {}
-    for name, recipe in progress(recipes.items(), "Recipes", total=len(recipes), unit="recipe"):
-        file = files[name]
-        if name not in done:
-            resume = last_checkpoint(file.with_suffix("")).exists()
-            done[name] = pretrain(corpus, recipe, out=file, rng=seed, resume=resume, **options)
-        model = done[name]
+    for name in recipes:
+        file, model = files[name], done[name]
         metrics = model.card["validation"]["metrics"][model.name]
         rows[name] = {metric: metrics[metric] for metric in METRICS}
         rows[name] |= {"parameters": model.n_parameters, "epochs": model.card["training"]["epochs"], "path": str(file)}
@@ -106,6 +119,31 @@ def sweep(
         "%s has the lowest validation error of %d recipes (%.4f).", table.index[0], len(table), table["rmse"].iloc[0]
     )
     return table
+
+
+def _train(task: tuple[Corpus, Recipe, Path, int, dict[str, Any]]) -> Path:
+    corpus, recipe, file, seed, options = task
+    pretrain(corpus, recipe, out=file, rng=seed, resume=last_checkpoint(file.with_suffix("")).exists(), **options)
+    return file
+
+
+def _train_in_processes(tasks: list[Any], n_jobs: int) -> Iterator[Path]:
+    """Train several at a time; a process keeps the GPU that it took first."""
+    n_jobs, context = min(n_jobs, len(tasks)), get_context("spawn")  # a copy of a process with threads can hang
+    gpus, free = torch.cuda.device_count(), context.SimpleQueue()
+    if 0 < gpus < n_jobs:
+        raise ValueError(f"n_jobs={n_jobs} needs as many GPUs; there are {gpus}.")
+    for number in range(n_jobs):
+        free.put(number if gpus else None)
+    with ProcessPoolExecutor(n_jobs, context, _take_gpu, (free,)) as pool:
+        yield from pool.map(_train, tasks)
+
+
+def _take_gpu(free: Any) -> None:
+    """Let a process see one GPU alone."""
+    number = free.get()
+    if number is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
 
 
 def _asked(recipe: Recipe, seed: int, corpus: Corpus) -> dict[str, Any]:
