@@ -1,4 +1,4 @@
-"""Everything that a GPU can be asked, in under eight minutes: exactness, speed, full memory, training.
+"""Everything that a GPU can be asked, meant to take under eight minutes: exactness, speed, full memory, training.
 
     python benchmarks/gpu.py OUT_DIR [--sections FILE.h5ad ...] [--small] [--parts NAME ...]
     python benchmarks/gpu.py OUT_DIR --table docs/evaluation/gpu.csv

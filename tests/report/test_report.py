@@ -101,6 +101,13 @@ def test_default_genes_are_those_with_most_to_reach(done, tmp_path):
     assert genes == table["attainable_r"].sort_values(ascending=False, kind="stable").index[:5].tolist()
 
 
+def test_genes_that_were_not_predicted_are(done, tmp_path):
+    sg.tl.impute(done, ["KRT8"], "sagefm-nano")  # the other genes' predictions are NaN now
+    data = data_of(sg.report(done, tmp_path / "a.html", "sagefm-nano", genes=GENES))
+    assert all(np.isfinite(unpack(data["slides"][0]["values"][gene]["predicted"])).all() for gene in GENES)
+    assert np.isnan(done[:, "COL1A1"].layers["sage_imputed"]).all()
+
+
 @pytest.mark.slow
 def test_what_is_missing_is_computed_on_a_copy(tmp_path):
     adata = sg.datasets.simulated_visium(10, 10, n_genes=9_000)
@@ -136,7 +143,7 @@ def test_what_cannot_be_reported_is_refused(done, tmp_path):
         report(done, tmp_path / "report.pdf", "sagefm-nano")
     with pytest.raises(KeyError, match="color='nothing'"):
         report(done, tmp_path / "report.html", "sagefm-nano", color=["nothing"])
-    with pytest.raises(KeyError, match="no prediction of 'XYZ'"):
+    with pytest.raises((KeyError, ValueError), match="XYZ"):
         report(done, tmp_path / "report.html", "sagefm-nano", genes=["XYZ"])
     done.obs["many"] = np.arange(done.n_obs).astype(str)
     with pytest.raises(ValueError, match="obs\\['many'\\] has 144 values"):

@@ -73,9 +73,11 @@ def gene_values(adata: AnnData, gene: str) -> tuple[np.ndarray, np.ndarray]:
     """Columns that measure a gene, none where the slide lacks it, and its prediction at every spot."""
     symbol, columns = find_gene(adata, gene)
     if len(columns) and _keys.IMPUTED in adata.layers:
-        return columns, np.asarray(adata.layers[_keys.IMPUTED][:, columns[0]], dtype=float).ravel()
+        predicted = np.asarray(adata.layers[_keys.IMPUTED][:, columns[0]], dtype=float).ravel()
+        if np.isfinite(predicted).all():  # NaN stands for genes that weren't asked for
+            return columns, predicted
     table = adata.obsm.get(_keys.IMPUTED)
-    if table is not None:
+    if not len(columns) and table is not None:
         for name in (gene, symbol):
             if name in table:
                 return columns, table[name].to_numpy(dtype=float)
@@ -96,11 +98,13 @@ def measured_genes(adata: AnnData, columns: Sequence[np.ndarray]) -> list[np.nda
 
 def _describe(slide: Slide) -> dict[str, Any]:
     """Where the spots of a slide are, and its image."""
-    from sklearn.neighbors import NearestNeighbors
-
     at = np.asarray(slide.coordinates, dtype=float)
-    pitch = float(np.median(NearestNeighbors(n_neighbors=2).fit(at).kneighbors(at)[0][:, 1]))
-    found = {"name": slide.name or "slide", "x": pack_floats(at[:, 0]), "y": pack_floats(at[:, 1]), "pitch": pitch}
+    found = {
+        "name": slide.name or "slide",
+        "x": pack_floats(at[:, 0]),
+        "y": pack_floats(at[:, 1]),
+        "pitch": slide.pitch,
+    }
     return found | {"low": at.min(axis=0).tolist(), "high": at.max(axis=0).tolist(), "image": _image(slide)}
 
 

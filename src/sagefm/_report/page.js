@@ -193,7 +193,7 @@ function drawTissue() {
 }
 
 function drawLollipop() {
-  const rows = data.interactions.filter((row) => row.effect !== null);
+  const rows = data.interactions.filter((row) => row.effect !== null).slice(0, 60);
   $("ligands").hidden = !data.interactions.length;
   if (!rows.length) return;
   const colors = rows.map((row) => (row.verdict === "responds" ? "#b35806" : "#888"));

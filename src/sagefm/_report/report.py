@@ -90,7 +90,8 @@ def report(
 
     Notes
     -----
-    Values are stored in 254 steps between their lowest and highest. 5,000 spots and 500 genes take 12 MB.
+    Values are stored in 254 steps between their lowest and highest. The plot shows the first 60 pairs that were run,
+    and the first 100 have a map.
 
     Examples
     --------
@@ -153,7 +154,7 @@ def _complete(
         pp.assess(adata, model, layer=options["layer"])
         made.append("trust card")
     if _keys.QUALITY not in adata.uns:
-        pp.quality_control(adata, layer=options["layer"])
+        pp.quality_control(adata, layer=options["layer"], library_key=library_key)
         made.append("quality control")
     if _keys.CLUSTER not in adata.obs:
         if _keys.EMBEDDING not in adata.obsm:
@@ -161,13 +162,27 @@ def _complete(
             made.append("embedding")
         tl.cluster(adata)
         made.append("clusters")
-    if "reliability" not in adata.uns.get(_keys.IMPUTED, {}):
+    if not _has_predicted(adata, genes):
         tl.impute(adata, genes if genes is None else list(genes), model, **options)
         made.append("predicted genes")
     if interactions is not None and _keys.PERTURB_LR not in adata.uns:
         tl.perturb_lr(adata, interactions, model, store_spots=True, **options)
         made.append("responses to ligands")
     return made
+
+
+def _has_predicted(adata: AnnData, genes: Sequence[str] | None) -> bool:
+    """Whether the slide holds predictions of these genes, or of all measured ones."""
+    from sagefm._report.content import gene_values
+
+    if "reliability" not in adata.uns.get(_keys.IMPUTED, {}):
+        return False
+    try:
+        for gene in adata.uns[_keys.IMPUTED]["reliability"].index[:1] if genes is None else genes:
+            gene_values(adata, gene)
+    except KeyError:
+        return False
+    return True
 
 
 def _page(adata: AnnData, content: dict[str, Any], model: Model, title: str, made: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ CLASSES = {
     "stroma": ("Lymphocyte Negative Stroma", "Lymphocyte Positive Stroma", "Glandular Stroma"),
     "muscle": ("Muscle", "Lymphocyte Positive Muscles"),
 }
-# Labels of neither class: artifacts and rare tissues.
+# Labels of none of these classes: artifacts and rare tissues.
 LEFT_OUT = ("Artifact", "Fold", "Cautery", "Edge Effects", "Non-cancerous Mucosa", "Artery/Vein")
 # Of the four sections that the paper holds out.
 TEST_SPOTS = {"tumor": 5_148, "stroma": 2_347, "muscle": 249}

@@ -47,6 +47,8 @@ class Slide:
         touch.
     scale
         µm per unit of the coordinates, where known.
+    pitch
+        Distance between neighboring spots, in that unit.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Slide:
     coordinates: Floats
     entry: Mapping[str, Any]
     scale: float | None
+    pitch: float
 
     def title(self, text: str) -> str:
         """Title of a panel, which names the slide."""
@@ -98,9 +101,9 @@ def _open_slide(name: str, rows: Ints, coordinates: Floats, entry: Any) -> Slide
     if isinstance(images, Mapping) and diameter:
         known = {size: image for size, image in images.items() if f"tissue_{size}_scalef" in factors}
         if known:
-            return Slide(name, rows, coordinates, {"images": known, _keys.SCALEFACTORS: factors}, scale)
+            return Slide(name, rows, coordinates, {"images": known, _keys.SCALEFACTORS: factors}, scale, pitch)
     factors = {_keys.SPOT_DIAMETER: 0.95 * pitch, "tissue_hires_scalef": 1.0}
-    return Slide(name, rows, coordinates, {"images": {}, _keys.SCALEFACTORS: factors}, scale)
+    return Slide(name, rows, coordinates, {"images": {}, _keys.SCALEFACTORS: factors}, scale, pitch)
 
 
 def stored_colors(adata: AnnData, key: str) -> list[str] | None:
